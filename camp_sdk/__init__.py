@@ -1,0 +1,38 @@
+"""camp-sdk: rank pictures by text and texts by picture with CAMP, without PyTorch.
+
+    from camp_sdk import Retriever
+
+    retriever = Retriever("bundle/")
+    gallery = retriever.encode_images(images)
+    for match in retriever.rank("two dogs run on a beach", gallery, top_k=5):
+        print(match.rank, match.corpus_id, match.score)
+"""
+
+from camp_sdk.data import Split, load_split
+from camp_sdk.evaluation import Evaluation, evaluate
+from camp_sdk.gallery import Gallery
+from camp_sdk.metrics import Direction, Metrics, evaluate_matrix
+from camp_sdk.results import Explanation, Match
+from camp_sdk.retriever import Retriever
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.errors import BackendError, BundleError, CampError, InputError, MissingExtraError
+
+__all__ = [
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "CampError",
+    "Direction",
+    "Evaluation",
+    "Explanation",
+    "Gallery",
+    "InputError",
+    "Match",
+    "Metrics",
+    "MissingExtraError",
+    "Retriever",
+    "Split",
+    "evaluate",
+    "evaluate_matrix",
+    "load_split",
+]

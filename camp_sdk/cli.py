@@ -1,0 +1,118 @@
+"""The `camp` command: `camp eval` and `camp rank`. Results on standard output, progress on standard error."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from camp_sdk.data import load_split
+from camp_sdk.evaluation import Evaluation, evaluate, pair_count
+from camp_sdk.metrics import Metrics
+from camp_sdk.pictures import find_pictures
+from camp_sdk.results import Match
+from camp_sdk.retriever import Retriever
+from camp_sdk.terminal import progress_bar, run_app
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help="Rank pictures by text with CAMP."
+)
+
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder made by export/to_onnx.py.")]
+BackendOption = Annotated[str, typer.Option(help="auto, onnxruntime or onnxruntime-cuda.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("camp-sdk"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@app.command("eval")
+def eval_command(
+    bundle: BundleArgument,
+    data: Annotated[Path, typer.Option(help="Data set: a folder of pictures or of precomputed features.")],
+    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    folds: Annotated[int, typer.Option(help="Average over this many equal parts of the images.", min=1)] = 1,
+    backend: BackendOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure recall on a split: network and global vectors, both directions."""
+    loaded = load_split(data, split)
+    with Retriever(bundle, backend) as retriever, progress_bar("scoring pairs", pair_count(loaded, folds)) as advance:
+        result = evaluate(retriever, loaded, folds, advance)
+    if as_json:
+        typer.echo(json.dumps(result.as_dict() | {"split": split, "backend": retriever.backend}, indent=2))
+    else:
+        Console().print(evaluation_table(result, f"{data} {split}: {result.protocol}"))
+
+
+@app.command("rank")
+def rank_command(
+    bundle: BundleArgument,
+    images: Annotated[Path, typer.Option(help="Folder of pictures.")],
+    query: Annotated[str, typer.Option(help="What to look for, in words.")],
+    top_k: Annotated[int, typer.Option(help="How many answers.", min=1)] = 5,
+    backend: BackendOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the pictures of a folder by a text."""
+    paths = find_pictures(images)
+    with Retriever(bundle, backend) as retriever:
+        with progress_bar("encoding pictures", len(paths)) as advance:
+            gallery = retriever.encode_images(paths, on_progress=advance)
+        matches = retriever.rank(query, gallery, top_k)
+    if as_json:
+        typer.echo(json.dumps({"query": query, "matches": [_as_dict(match) for match in matches]}, indent=2))
+    else:
+        Console().print(_ranking_table(query, matches))
+
+
+def evaluation_table(result: Evaluation, title: str) -> Table:
+    """The figures of an evaluation as a terminal table: one row for the network, one for the global vectors."""
+    table = Table(title=title)
+    table.add_column("")
+    for side in ("text to image", "image to text"):
+        for figure in ("R@1", "R@5", "R@10", "median"):
+            table.add_column(f"{side}\n{figure}", justify="right")
+    table.add_column("rsum", justify="right")
+    table.add_row("CAMP", *_figures(result.network))
+    if result.global_vectors:
+        table.add_row("global vectors alone", *_figures(result.global_vectors))
+    return table
+
+
+def _figures(metrics: Metrics) -> list[str]:
+    sides = (metrics.text_to_image, metrics.image_to_text)
+    values = [value for side in sides for value in (side.r1, side.r5, side.r10, side.median_rank)]
+    return [f"{value:.1f}" for value in (*values, metrics.rsum)]
+
+
+def _as_dict(match: Match) -> dict[str, Any]:
+    return {field: match[field] for field in ("rank", "document", "score", "logit", "corpus_id")}
+
+
+def _ranking_table(query: str, matches: list[Match]) -> Table:
+    table = Table("rank", "score", "picture", title=query)
+    for match in matches:
+        table.add_row(str(match.rank), f"{match.score:.4f}", match.document)
+    return table
+
+
+def main() -> None:
+    """Entry point of the `camp` command."""
+    run_app(app)

@@ -1,0 +1,132 @@
+"""Data sets on disk: folders of pictures with captions, and precomputed region features.
+
+Pictures: ``{split}/metadata.jsonl``, a line ``{"file_name": ..., "captions": [...]}`` a picture (the ImageFolder convention).
+Features: ``{split}_ims.npy`` float32 [images, R, D] and ``{split}_caps.txt``, one caption a line. Both layouts in circulation
+are read: five captions an image, and one feature row a caption with each image's row five times over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from camp_sdk.runtime.errors import BundleError
+
+CAPTIONS_PER_IMAGE = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set.
+
+    images: paths of pictures, or memory-mapped features [I, R, D]; captions: T strings; image_of_caption [T] int64:
+    which image each caption describes.
+    """
+
+    name: str
+    images: Sequence[Path] | NDArray[np.float32]
+    captions: list[str]
+    image_of_caption: NDArray[np.int64]
+
+    @property
+    def has_pictures(self) -> bool:
+        return not isinstance(self.images, np.ndarray)
+
+
+def load_split(data: str | Path, split: str) -> Split:
+    """Read one split, whichever of the two formats it is in. Raises BundleError naming the file and the line."""
+    folder = Path(data)
+    if (folder / split / "metadata.jsonl").is_file():
+        return _load_pictures(folder / split, split)
+    if (folder / f"{split}_ims.npy").is_file():
+        return _load_features(folder, split)
+    raise BundleError(
+        f"{folder} has no split {split!r}: expected {split}/metadata.jsonl (pictures) or {split}_ims.npy with "
+        f"{split}_caps.txt (features); make an example with: python export/scenes.py --output {folder}"
+    )
+
+
+def _load_pictures(folder: Path, split: str) -> Split:
+    metadata = folder / "metadata.jsonl"
+    images, captions, owners = [], [], []
+    with metadata.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            path, own = _parse_line(line, folder, f"{metadata}:{number}")
+            owners += [len(images)] * len(own)
+            captions += own
+            images.append(path)
+    if not captions:
+        raise BundleError(f"{metadata} describes no picture: expected a line a picture")
+    return Split(split, images, captions, np.array(owners, np.int64))
+
+
+def _parse_line(line: str, folder: Path, where: str) -> tuple[Path, list[str]]:
+    expected = 'expected {"file_name": "...", "captions": ["...", ...]}'
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where} is not JSON ({error}): {expected}") from None
+    name, captions = (row.get("file_name"), row.get("captions")) if isinstance(row, dict) else (None, None)
+    strings = isinstance(captions, list) and all(isinstance(c, str) and c.strip() for c in captions)
+    if not isinstance(name, str) or not captions or not strings:
+        raise BundleError(f"{where}: {expected}, with at least one caption and none of them empty")
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{where}: file_name {name!r} leaves the folder {folder}")
+    if not path.is_file():
+        raise BundleError(f"{where}: {path} is missing")
+    return path, captions
+
+
+def _load_features(folder: Path, split: str) -> Split:
+    features_file, captions_file = folder / f"{split}_ims.npy", folder / f"{split}_caps.txt"
+    features = _map_features(features_file)
+    captions = _read_captions(captions_file)
+    rows, count = len(features), len(captions)
+    if rows == count and rows % CAPTIONS_PER_IMAGE == 0 and _rows_repeat(features):
+        features = features[::CAPTIONS_PER_IMAGE]
+    if count % len(features) or count // len(features) not in (1, CAPTIONS_PER_IMAGE):
+        raise BundleError(
+            f"{captions_file} has {count} captions for the {rows} rows of {features_file}: "
+            f"expected one a row, or {CAPTIONS_PER_IMAGE}"
+        )
+    return Split(split, features, captions, np.repeat(np.arange(len(features)), count // len(features)))
+
+
+def _map_features(path: Path) -> NDArray[np.float32]:
+    try:
+        features: NDArray[Any] = open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be opened as a .npy file ({error}); copy it again") from None
+    if features.dtype != np.float32 or features.ndim != 3 or not len(features):
+        raise BundleError(f"{path} is {features.dtype} {features.shape}: expected float32 [images, regions, width]")
+    return features
+
+
+def _read_captions(path: Path) -> list[str]:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: expected one caption a line")
+    captions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    for number, caption in enumerate(captions, start=1):
+        if not caption:
+            raise BundleError(f"{path}:{number} is empty: expected a caption on every line")
+    return captions
+
+
+def _rows_repeat(features: NDArray[np.float32]) -> bool:
+    """Whether rows come in groups of five equal ones; reads a few groups, not the whole file."""
+    groups = len(features) // CAPTIONS_PER_IMAGE
+    for group in np.unique(np.linspace(0, groups - 1, 8).astype(int)):
+        rows = features[group * CAPTIONS_PER_IMAGE : (group + 1) * CAPTIONS_PER_IMAGE]
+        if (rows != rows[:1]).any():
+            return False
+    return True

@@ -1,0 +1,145 @@
+"""A gallery: images or texts encoded once, ready to be ranked many times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from camp_sdk.runtime.bundle import Bundle, Manifest, TensorSpec
+from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, Indices, words_axis
+from camp_sdk.runtime.engines import Arrays
+from camp_sdk.runtime.errors import BundleError, InputError
+from camp_sdk.runtime.files import write_aside
+
+FORMAT_VERSION = 1
+METADATA = "gallery.json"
+
+
+class Gallery:
+    """Encoded images or texts of one bundle, with the name of each (a path, a caption) where it has one.
+
+    Made by `Retriever.encode_images` and `Retriever.encode_texts`. `save` writes a folder of .npy files that `open` maps
+    into memory, so a gallery may be larger than memory.
+    """
+
+    def __init__(self, encoded: EncodedImages | EncodedTexts, documents: Sequence[str | None], bundle: Bundle) -> None:
+        self.encoded = encoded
+        self.documents = tuple(documents)
+        self._bundle = bundle
+
+    @property
+    def kind(self) -> str:
+        """ "image" or "text"."""
+        return "image" if isinstance(self.encoded, EncodedImages) else "text"
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the bundle that made it, by content."""
+        return self._bundle.fingerprint
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, in memory or mapped."""
+        return sum(array.nbytes for array in self.encoded.tensors.values())
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __repr__(self) -> str:
+        return f"<Gallery of {len(self)} {self.kind}s, {self.nbytes / 1e6:.1f} MB>"
+
+    def select(self, indices: Indices) -> Gallery:
+        """A gallery of some of its items; a slice of images copies nothing."""
+        chosen = np.arange(len(self))[indices]
+        return Gallery(self.encoded.select(indices), [self.documents[i] for i in chosen], self._bundle)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the gallery as a folder, whole or not at all; an older gallery of that name is replaced.
+
+        Raises InputError if the name is taken by something that is not a gallery.
+        """
+        target = Path(folder)
+        if target.exists() and not (target / METADATA).is_file():
+            raise InputError(f"{target} exists and is not a gallery: name another folder")
+        with write_aside(target) as aside:
+            aside.mkdir()
+            arrays = dict(self.encoded.tensors)
+            if isinstance(self.encoded, EncodedTexts):
+                arrays["lengths"] = self.encoded.lengths
+            for name, array in arrays.items():
+                np.save(aside / f"{name}.npy", array, allow_pickle=False)
+            about = {"format": FORMAT_VERSION, "kind": self.kind, "bundle": self.fingerprint, "documents": self.documents}
+            (aside / METADATA).write_text(json.dumps(about), encoding="utf-8")
+
+    @classmethod
+    def open(cls, folder: str | Path, bundle: Bundle) -> Gallery:
+        """Open a saved gallery, memory-mapped; `Retriever.open_gallery` does this for its own bundle.
+
+        Raises BundleError if it is no gallery, was made by another bundle, or a file does not fit the contract.
+        """
+        path = Path(folder)
+        about = _read_metadata(path / METADATA)
+        if about["bundle"] != bundle.fingerprint:
+            raise BundleError(
+                f"{path} was made by another bundle ({about['bundle'][:12]}, this one is {bundle.fingerprint[:12]}); "
+                "encode it again with this bundle"
+            )
+        encoded = _map_images(path, bundle.manifest) if about["kind"] == "image" else _map_texts(path, bundle.manifest)
+        if len(encoded) != len(about["documents"]):
+            raise BundleError(f"{path}: {len(encoded)} items but {len(about['documents'])} names; encode it again")
+        return cls(encoded, about["documents"], bundle)
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BundleError(f"{path} not found: expected a folder written by Gallery.save")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        valid = about["format"] == FORMAT_VERSION and about["kind"] in ("image", "text")
+        valid = valid and isinstance(about["bundle"], str) and isinstance(about["documents"], list)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is not a gallery's ({type(error).__name__}: {error}); encode it again") from None
+    if not valid:
+        raise BundleError(f"{path}: expected format {FORMAT_VERSION} of kind image or text; encode it again")
+    return dict(about)
+
+
+def _map(path: Path, name: str, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray[Any, np.dtype[Any]]:
+    file = path / f"{name}.npy"
+    try:
+        array = open_memmap(file, mode="r")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} cannot be opened ({error}); encode the gallery again") from None
+    fits = array.ndim == len(shape) and all(isinstance(s, str) or s == n for s, n in zip(shape, array.shape, strict=False))
+    if array.dtype != dtype or not fits:
+        raise BundleError(f"{file} is {array.dtype} {array.shape}, expected {dtype} {shape}; encode the gallery again")
+    return array
+
+
+def _map_all(path: Path, specs: Sequence[TensorSpec]) -> Arrays:
+    return {spec.name: _map(path, spec.name, spec.dtype, spec.shape) for spec in specs}
+
+
+def _map_images(path: Path, manifest: Manifest) -> EncodedImages:
+    arrays = _map_all(path, manifest.image_tensors)
+    regions = {array.shape[1] for s in manifest.image_tensors if "R" in s.shape for array in [arrays[s.name]]}
+    if len({len(array) for array in arrays.values()}) != 1 or len(regions) > 1:
+        raise BundleError(f"{path}: its tensors disagree on the number of images or regions; encode it again")
+    return EncodedImages(arrays)
+
+
+def _map_texts(path: Path, manifest: Manifest) -> EncodedTexts:
+    # Per-word tensors are stored with the words of all texts in a row: one axis where the contract has [T, N].
+    stored = [TensorSpec(s.name, s.dtype, s.shape[1:] if words_axis(s) else s.shape) for s in manifest.text_tensors]
+    per_word = frozenset(spec.name for spec in manifest.text_tensors if words_axis(spec))
+    arrays = _map_all(path, stored)
+    lengths = np.array(_map(path, "lengths", "int64", ("T",)))
+    total = int(lengths.sum())
+    if (lengths < 1).any() or any(len(a) != (total if n in per_word else len(lengths)) for n, a in arrays.items()):
+        raise BundleError(f"{path}: its tensors disagree on the number of texts or words; encode it again")
+    return EncodedTexts(arrays, lengths, per_word)

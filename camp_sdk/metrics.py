@@ -1,0 +1,97 @@
+"""Retrieval metrics: recall at K, median rank and rsum, in both directions; ties count against the model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camp_sdk.runtime.errors import InputError
+
+Ranks = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Metrics of one direction: recalls at 1, 5 and 10 in percent, higher is better; median_rank from 1, lower is better."""
+
+    r1: float
+    r5: float
+    r10: float
+    median_rank: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Both directions of a retrieval task; rsum is the sum of the six recalls, 600 at best."""
+
+    text_to_image: Direction
+    image_to_text: Direction
+
+    @property
+    def rsum(self) -> float:
+        both = (self.text_to_image, self.image_to_text)
+        return round(sum(d.r1 + d.r5 + d.r10 for d in both), 6)  # recalls are few digits: drop the sum's rounding error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers under text_to_image, image_to_text and rsum, as `camp eval --json` prints them."""
+        return asdict(self) | {"rsum": self.rsum}
+
+
+def evaluate_matrix(similarity: NDArray[np.floating[Any]], image_of_caption: NDArray[np.integer[Any]]) -> Metrics:
+    """Metrics of a similarity matrix [I, T] (logits, not saturated scores) where caption t describes image_of_caption[t].
+
+    Raises InputError if the shapes disagree, a similarity is NaN, or an image has no caption.
+    """
+    check_matrix(similarity, image_of_caption)
+    return Metrics(
+        direction(text_to_image_ranks(similarity, image_of_caption)),
+        direction(image_to_text_ranks(similarity, image_of_caption)),
+    )
+
+
+def check_matrix(similarity: NDArray[np.floating[Any]], image_of_caption: NDArray[np.integer[Any]]) -> None:
+    """InputError unless every caption has its image, every image a caption, and every similarity is a number."""
+    images, texts = similarity.shape
+    if len(image_of_caption) != texts:
+        raise InputError(f"similarity is {similarity.shape} but there are {len(image_of_caption)} captions")
+    if not np.array_equal(np.unique(image_of_caption), np.arange(images)):
+        raise InputError(f"image_of_caption must name each of the {images} images at least once, and no other")
+    if np.isnan(similarity).any():
+        raise InputError("similarity holds NaN: the model did not produce numbers")
+
+
+def text_to_image_ranks(similarity: NDArray[np.floating[Any]], image_of_caption: NDArray[np.integer[Any]]) -> Ranks:
+    """The rank of each caption's image among all images [T]: 1 + those above it + half of those tied with it."""
+    own = similarity[image_of_caption, np.arange(len(image_of_caption))]
+    above = (similarity > own).sum(0)
+    tied = (similarity == own).sum(0) - 1
+    return 1 + above + tied / 2
+
+
+def image_to_text_ranks(similarity: NDArray[np.floating[Any]], image_of_caption: NDArray[np.integer[Any]]) -> Ranks:
+    """The rank of the best of each image's captions among all others [I]; ties with others count half."""
+    ranks = np.empty(len(similarity))
+    for image, row in enumerate(similarity):  # row by row: a full mask of COCO 5K would cost another matrix
+        mine = image_of_caption == image
+        best, others = row[mine].max(), row[~mine]
+        ranks[image] = 1 + (others > best).sum() + (others == best).sum() / 2
+    return ranks
+
+
+def direction(ranks: Ranks) -> Direction:
+    """Recalls and median of ranks that start at 1; a rank of 1.5 (one tie) is a miss at 1."""
+    r1, r5, r10 = (100 * int((ranks <= k).sum()) / len(ranks) for k in (1, 5, 10))
+    return Direction(r1, r5, r10, float(np.median(ranks)))
+
+
+def mean_metrics(folds: list[Metrics]) -> Metrics:
+    """The mean of every figure over folds, as COCO 1K is reported."""
+
+    def mean(side: str) -> Direction:
+        rows = [asdict(getattr(fold, side)) for fold in folds]
+        return Direction(**{name: float(np.mean([row[name] for row in rows])) for name in rows[0]})
+
+    return Metrics(mean("text_to_image"), mean("image_to_text"))

@@ -1,0 +1,90 @@
+"""What rank and explain return: frozen results, plain numbers and arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camp_sdk.runtime.errors import InputError, MissingExtraError
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Match:
+    """One answer of a ranking.
+
+    corpus_id: index in the gallery; score: what the model says, 0..1 for sigmoid models, higher is better; logit: the
+    same before the activation, which is what the ranking sorts by; rank: from 1; document: the gallery's name for the
+    item (a path, a caption), or None. Fields also read as ``match["score"]``.
+    """
+
+    corpus_id: int
+    score: float
+    logit: float
+    rank: int
+    document: str | None = None
+
+    def __getitem__(self, field: str) -> Any:
+        if field not in self.__dataclass_fields__:
+            raise KeyError(field)
+        return getattr(self, field)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the network looked at when it scored one pair: R regions, N words (markers included), weights float32.
+
+    to_words [R, N]: for each word, a distribution over regions (columns sum to 1); to_regions [R, N]: for each region, a
+    distribution over words (rows sum to 1); region_gates [R] and word_gates [N]: 0..1, how much of each message was let
+    in; grid: rows and columns of the regions where they tile the picture, otherwise None.
+    """
+
+    words: tuple[str, ...]
+    score: float
+    to_words: FloatArray
+    to_regions: FloatArray
+    region_gates: FloatArray
+    word_gates: FloatArray
+    grid: tuple[int, int] | None
+
+    def word_map(self, word: int) -> FloatArray:
+        """Where one word looks, as a picture: [rows, columns], summing to 1.
+
+        Raises InputError if the regions do not tile the picture, or there is no such word.
+        """
+        if self.grid is None:
+            raise InputError("the regions of this model do not tile the picture: read to_words instead")
+        if not 0 <= word < len(self.words):
+            raise InputError(f"word {word}: expected 0 to {len(self.words) - 1}")
+        return self.to_words[:, word].reshape(self.grid)
+
+    def plot(self, path: str | Path, picture: Any = None) -> None:
+        """Draw every word's map over the picture (anything `PIL.Image.open` takes, or a PIL image) into an image file.
+
+        Raises MissingExtraError without matplotlib (extra `plot`).
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise MissingExtraError("matplotlib", "plot") from None
+        shown = [k for k, word in enumerate(self.words) if not word.startswith("<")]
+        figure = Figure(figsize=(1.5 * len(shown), 1.9), layout="constrained")
+        for k, axes in zip(shown, np.atleast_1d(figure.subplots(1, len(shown))), strict=True):
+            if picture is not None:
+                axes.imshow(_as_array(picture), extent=(0, 1, 0, 1))
+            axes.imshow(self.word_map(k), extent=(0, 1, 0, 1), alpha=0.6, cmap="magma", vmin=0, interpolation="bicubic")
+            axes.set_title(self.words[k], fontsize=9)
+            axes.axis("off")
+        figure.savefig(path, dpi=120)
+
+
+def _as_array(picture: Any) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    return np.asarray(opened.convert("RGB"))

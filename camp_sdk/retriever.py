@@ -1,0 +1,280 @@
+"""`Retriever`: what an app calls. Encode once, rank, score, explain; numpy and one inference engine, no PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camp_sdk.gallery import Gallery
+from camp_sdk.pictures import normalise, read_picture
+from camp_sdk.results import Explanation, FloatArray, Match
+from camp_sdk.runtime import scoring
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts
+from camp_sdk.runtime.engines import Engine, choose_backend, open_engine
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.tokenizer import Tokenizer
+
+Image = Any  # a path, a PIL image, a uint8 array [H, W, 3], or float features [R, D]
+ENCODE_IMAGES = 32
+
+
+def _silent(items: int) -> None:
+    """The default progress callback."""
+
+
+class Retriever:
+    """Ranks images by text and texts by image with the network of a bundle.
+
+    backend: "auto" (CUDA where it works, otherwise the CPU), "onnxruntime" or "onnxruntime-cuda"; `backend` tells which
+    is in use. threads: for the CPU, None takes every core. Graphs open when first needed. Use as a context manager, or
+    call `close`, to free the engines. Raises BundleError if the bundle is broken, BackendError if the backend is not
+    there.
+    """
+
+    def __init__(self, bundle: str | Path | Bundle, backend: str = "auto", threads: int | None = None) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        self.backend = choose_backend(self.bundle, backend)
+        self._threads = threads
+        self._engines: dict[str, Engine] = {}
+        self._tokenizer = Tokenizer(self.bundle.path("tokenizer.json"))
+        self._scorer_inputs = tuple(spec.name for spec in self.bundle.manifest.graphs["scorer"].inputs)
+
+    def __repr__(self) -> str:
+        return f"Retriever({str(self.bundle.folder)!r}, backend={self.backend!r})"
+
+    def __enter__(self) -> Retriever:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free every engine; the next call opens what it needs again."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def encode_images(
+        self, images: Iterable[Image], names: Sequence[str] | None = None, on_progress: Callable[[int], None] = _silent
+    ) -> Gallery:
+        """Encode images once, for any number of rankings.
+
+        images: features as one array [I, R, D] (memory-mapped is fine), or an iterable of paths, PIL images, uint8 arrays
+        [H, W, 3] or features [R, D]; R may differ between galleries, not inside one. names: what each is called, its path
+        by default. on_progress hears the number of images of each batch done. Raises InputError, naming the image, for
+        a picture that cannot be read, NaN, wrong sizes, or if there is no image at all.
+        """
+        documents: list[str | None] = []
+        total = len(images) if hasattr(images, "__len__") else None
+        batches = self._feature_batches(images, documents, on_progress)
+        first = next(batches, None)
+        if first is None:
+            raise InputError("there are no images to encode: expected at least one")
+        encoded = scoring.encode_features(self._engine("image"), itertools.chain([first], batches), total)
+        if names is not None and len(names) != len(encoded):
+            raise InputError(f"{len(names)} names for {len(encoded)} images: expected one each")
+        return Gallery(encoded, documents if names is None else names, self.bundle)
+
+    def encode_texts(self, texts: Sequence[str]) -> Gallery:
+        """Encode texts once, to rank them by image. Captions over the model's limit are cut; unknown words are `<unk>`.
+
+        Raises InputError, naming the text, if one is empty, or if there is none at all.
+        """
+        if isinstance(texts, str) or not len(texts):
+            raise InputError(f"texts is {texts!r}: expected a list of at least one string")
+        tokens = self._tokenizer.encode(texts)
+        return Gallery(scoring.encode_texts(self._engine("text"), self.bundle, tokens), texts, self.bundle)
+
+    def open_gallery(self, folder: str | Path) -> Gallery:
+        """A gallery saved by `Gallery.save`, memory-mapped. Raises BundleError if another bundle made it."""
+        return Gallery.open(folder, self.bundle)
+
+    @overload
+    def rank(self, query: list[str], corpus: Gallery | Iterable[Image], top_k: int = 5) -> list[list[Match]]: ...
+
+    @overload
+    def rank(self, query: Image, corpus: Gallery | Iterable[Image], top_k: int = 5) -> list[Match]: ...
+
+    def rank(self, query: Any, corpus: Gallery | Iterable[Any], top_k: int = 5) -> list[Match] | list[list[Match]]:
+        """The best matches of a query, best first; equal logits keep the gallery's order.
+
+        A text (or a list of texts, for a list of rankings) ranks images; an image ranks texts. The corpus is a gallery,
+        or what one is made of: pictures for a text query, a list of texts for an image query. A path as a query is an
+        image when the corpus is a gallery of texts, or when it is a `Path`. top_k above the size of the gallery returns
+        all of it. Raises InputError for an empty query, one without a single known word, or top_k below 1.
+        """
+        if top_k < 1:
+            raise InputError(f"top_k is {top_k}: expected 1 or more")
+        if self._is_text_query(query, corpus):
+            queries = [query] if isinstance(query, str) else list(query)
+            for text in queries:
+                self._tokenizer.check_query(text)
+            images, texts = self._as_gallery(corpus, "image"), self.encode_texts(queries)
+            rankings = [self._matches(row, images, top_k) for row in self._logits(images, texts).T]
+            return rankings[0] if isinstance(query, str) else rankings
+        texts = self._as_gallery(corpus, "text")
+        return self._matches(self._logits(self._as_gallery([query], "image"), texts)[0], texts, top_k)
+
+    def score(self, pairs: Sequence[tuple[Image, str]]) -> FloatArray:
+        """Scores [P] float32 of chosen (image, text) pairs; each distinct image and text is encoded once."""
+        if not len(pairs):
+            return np.empty(0, np.float32)
+        images, image_ids = _distinct([image for image, _ in pairs])
+        texts, text_ids = _distinct([text for _, text in pairs])
+        encoded_images = self._images_of(self.encode_images(images))
+        encoded_texts = self._texts_of(self.encode_texts(texts))
+        where = np.stack([image_ids, text_ids], axis=1)
+        logits = scoring.pair_logits(self._engine("scorer"), self._scorer_inputs, encoded_images, encoded_texts, where)
+        return self._activate(logits)
+
+    def score_matrix(
+        self,
+        images: Gallery | Iterable[Image],
+        texts: Gallery | Sequence[str],
+        logits: bool = False,
+        on_progress: Callable[[int], None] = _silent,
+    ) -> FloatArray:
+        """Scores [I, T] float32 of all images against all texts; with ``logits``, before the activation.
+
+        on_progress hears the number of pairs of each block scored.
+        """
+        image_gallery, text_gallery = self._as_gallery(images, "image"), self._as_gallery(texts, "text")
+        matrix = self._logits(image_gallery, text_gallery, on_progress)
+        return matrix if logits else self._activate(matrix)
+
+    def explain(self, text: str, image: Gallery | Image) -> Explanation:
+        """What the network looked at for one pair; the image may be a gallery of one, as ``gallery.select([3])``.
+
+        Raises BundleError if the bundle was exported without an explainer.
+        """
+        self._tokenizer.check_query(text)
+        gallery = self._as_gallery(image if isinstance(image, Gallery) else [image], "image")
+        if len(gallery) != 1:
+            raise InputError(f"explain takes one image, this gallery has {len(gallery)}: use gallery.select([index])")
+        texts = self.encode_texts([text])
+        tensors = self._images_of(gallery).take(slice(0, 1)) | self._texts_of(texts).take(slice(0, 1))
+        inputs = self.bundle.manifest.graphs["explainer"].inputs if "explainer" in self.bundle.manifest.graphs else ()
+        out = self._engine("explainer").run({spec.name: tensors[spec.name] for spec in inputs})
+        pixels = self.bundle.manifest.pixels
+        regions = out["attention.to_words"].shape[2]
+        return Explanation(
+            words=self._tokenizer.encode([text]).words[0],
+            score=float(self._activate(self._logits(gallery, texts))[0, 0]),
+            to_words=out["attention.to_words"][0, 0],
+            to_regions=out["attention.to_regions"][0, 0],
+            region_gates=out["gates.regions"][0, 0],
+            word_gates=out["gates.words"][0, 0],
+            grid=pixels.grid if pixels and pixels.grid[0] * pixels.grid[1] == regions else None,
+        )
+
+    def _engine(self, graph: str) -> Engine:
+        if graph not in self._engines:
+            self._engines[graph] = open_engine(self.bundle, graph, self.backend, self._threads)
+        return self._engines[graph]
+
+    def _activate(self, logits: FloatArray) -> FloatArray:
+        return scoring.activate(logits, self.bundle.manifest.activation)
+
+    def _logits(self, images: Gallery, texts: Gallery, on_progress: Callable[[int], None] = _silent) -> FloatArray:
+        encoded_images, encoded_texts = self._images_of(images), self._texts_of(texts)
+        scorer = self._engine("scorer")
+        return scoring.logit_matrix(scorer, self._scorer_inputs, encoded_images, encoded_texts, on_progress)
+
+    def _matches(self, logits: FloatArray, corpus: Gallery, top_k: int) -> list[Match]:
+        best = np.argsort(-logits, kind="stable")[:top_k]
+        scores = self._activate(logits[best])
+        return [
+            Match(int(index), float(score), float(logits[index]), rank, corpus.documents[index])
+            for rank, (index, score) in enumerate(zip(best, scores, strict=True), start=1)
+        ]
+
+    def _is_text_query(self, query: Any, corpus: Any) -> bool:
+        if isinstance(corpus, Gallery):
+            return corpus.kind == "image"
+        return isinstance(query, str) or (isinstance(query, list) and all(isinstance(text, str) for text in query))
+
+    def _as_gallery(self, corpus: Any, kind: str) -> Gallery:
+        if not isinstance(corpus, Gallery):
+            return self.encode_images(corpus) if kind == "image" else self.encode_texts(list(corpus))
+        if corpus.kind != kind:
+            raise InputError(f"this is a gallery of {corpus.kind}s: expected {kind}s here")
+        if corpus.fingerprint != self.bundle.fingerprint:
+            raise InputError("this gallery was made by another bundle: encode it again with this retriever")
+        return corpus
+
+    def _images_of(self, gallery: Gallery) -> EncodedImages:
+        if not isinstance(gallery.encoded, EncodedImages):
+            raise InputError("this is a gallery of texts: expected images here")
+        return gallery.encoded
+
+    def _texts_of(self, gallery: Gallery) -> EncodedTexts:
+        if not isinstance(gallery.encoded, EncodedTexts):
+            raise InputError("this is a gallery of images: expected texts here")
+        return gallery.encoded
+
+    def _feature_batches(
+        self, images: Iterable[Image], documents: list[str | None], on_progress: Callable[[int], None]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Features [b, R, D] of consecutive images, checked; the name of each goes to ``documents``."""
+        regions: int | None = None
+        walk = enumerate(images)
+        while batch := list(itertools.islice(walk, ENCODE_IMAGES)):
+            features = self._features(batch)
+            regions = regions or features.shape[1]
+            if features.shape[1] != regions:
+                raise InputError(f"image {batch[0][0]} has {features.shape[1]} regions, those before it {regions}")
+            documents += [str(image) if isinstance(image, (str, Path)) else None for _, image in batch]
+            yield features
+            on_progress(len(batch))
+
+    def _features(self, batch: list[tuple[int, Image]]) -> NDArray[np.float32]:
+        ready = [_is_features(image) for _, image in batch]
+        if all(ready):
+            return self._checked(batch)
+        if any(ready):
+            raise InputError(f"image {batch[ready.index(True)][0]} is ready features, others are pictures: encode them apart")
+        spec = self.bundle.manifest.pixels
+        if spec is None:
+            raise InputError(
+                f"image {batch[0][0]} is a picture, but this bundle takes region features, float32 [R, "
+                f"{self.bundle.manifest.feature_width}]; export a model trained on pictures"
+            )
+        names = [str(image) if isinstance(image, (str, Path)) else f"image {index}" for index, image in batch]
+        pixels = [read_picture(p, spec.height, spec.width, name) for (_, p), name in zip(batch, names, strict=True)]
+        return self._engine("vision").run({"pixels": normalise(np.stack(pixels), spec)})["features"]
+
+    def _checked(self, batch: list[tuple[int, NDArray[np.floating[Any]]]]) -> NDArray[np.float32]:
+        width = self.bundle.manifest.feature_width
+        regions = batch[0][1].shape[0]
+        for index, features in batch:
+            if features.shape[1] != width or not features.shape[0]:
+                raise InputError(f"image {index} has features {features.shape}: expected [R, {width}] with R above 0")
+            if features.shape[0] != regions:
+                raise InputError(f"image {index} has {features.shape[0]} regions, those before it {regions}")
+            if not np.isfinite(features).all():
+                raise InputError(f"image {index} has features that are NaN or infinite: expected finite numbers")
+        return np.stack([features for _, features in batch]).astype(np.float32, copy=False)
+
+
+def _is_features(image: Any) -> bool:
+    return isinstance(image, np.ndarray) and image.ndim == 2 and np.issubdtype(image.dtype, np.floating)
+
+
+def _distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.intp]]:
+    """Each distinct item once (strings and paths by value, arrays and pictures by identity), and where each one went."""
+    places: dict[Any, int] = {}
+    kept: list[Any] = []
+    where = np.empty(len(items), np.intp)
+    for index, item in enumerate(items):
+        key = item if isinstance(item, (str, Path)) else id(item)
+        if key not in places:
+            places[key] = len(kept)
+            kept.append(item)
+        where[index] = places[key]
+    return kept, where

@@ -1,0 +1,107 @@
+"""Training batches: decoded pictures or region features, with one caption each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from camp_sdk.data import Split
+from camp_sdk.pictures import normalise, read_picture
+from camp_sdk.runtime.bundle import PixelSpec
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.tokenizer import Tokenizer
+from camp_sdk.terminal import progress
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: pixels [B, 3, S, S] or features [B, R, D], float32; tokens [B, N] and lengths [B] int64; image_ids [B]."""
+
+    images: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    image_ids: Tensor
+
+    @property
+    def matches(self) -> Tensor:
+        """True [B, B] where an image and a caption belong together: captions of one image may meet in a batch."""
+        return self.image_ids[:, None] == self.image_ids[None, :]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device (Lightning calls this)."""
+        return Batch(*(t.to(device) for t in (self.images, self.tokens, self.lengths, self.image_ids)))
+
+
+class CaptionDataset(Dataset[tuple[int, int]]):
+    """One item a caption: (image index, caption index). `collate` makes a batch of them.
+
+    ``store`` is uint8 pictures [I, S, S, 3] or float32 features [I, R, D], memory-mapped.
+    """
+
+    def __init__(self, split: Split, store: NDArray[np.generic], tokenizer: Tokenizer, pixels: PixelSpec | None) -> None:
+        self.owner = split.image_of_caption
+        self.store, self.pixels = store, pixels
+        self.tokens = tokenizer.encode(split.captions)
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return int(self.owner[index]), index
+
+    def collate(self, items: list[tuple[int, int]]) -> Batch:
+        """Gather the images and captions of a batch, padded to its longest caption."""
+        images, captions = (np.array(column) for column in zip(*items, strict=True))
+        lengths = self.tokens.lengths[captions]
+        return Batch(
+            self.image_batch(images),
+            torch.from_numpy(self.tokens.ids[captions, : lengths.max()]),
+            torch.from_numpy(lengths),
+            torch.from_numpy(images),
+        )
+
+    def image_batch(self, indices: NDArray[np.integer]) -> Tensor:
+        """Some images as the network takes them: normalised pixels, or features; InputError names one with NaN."""
+        rows = np.asarray(self.store[indices])
+        if self.pixels:
+            return torch.from_numpy(normalise(rows, self.pixels))
+        finite = np.isfinite(rows).all(axis=(1, 2))
+        if not finite.all():
+            raise InputError(f"the features of image {indices[int(finite.argmin())]} are NaN or infinite")
+        return torch.from_numpy(rows)
+
+    def loader(self, batch_size: int, sampler: Sampler[int], workers: int = 0) -> DataLoader[Batch]:
+        """Batches in the sampler's order; the last, smaller one is dropped, since negatives come from the batch."""
+        return DataLoader(
+            self,  # type: ignore[arg-type]  # items are pairs of indices, collated into a Batch
+            batch_size,
+            sampler=sampler,
+            drop_last=True,
+            collate_fn=self.collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
+
+def decode_pictures(split: Split, size: int, cache: Path) -> NDArray[np.uint8]:
+    """Decode a split's pictures once into a memory-mapped file: uint8 [I, size, size, 3]."""
+    assert split.has_pictures
+    pixels = open_memmap(cache, mode="w+", dtype=np.uint8, shape=(len(split.images), size, size, 3))
+    for row, path in zip(pixels, progress(split.images, f"decoding {split.name}"), strict=True):
+        row[:] = read_picture(path, size, size, str(path))
+    return pixels
+
+
+def measure_pixels(pictures: NDArray[np.uint8], size: int, grid: int) -> PixelSpec:
+    """The preprocessing of a data set: mean and deviation a channel, of up to 256 of its pictures scaled to 0..1."""
+    sample = pictures[:: max(1, len(pictures) // 256)].astype(np.float64) / 255
+    mean, std = sample.mean((0, 1, 2)), np.maximum(sample.std((0, 1, 2)), 1e-3)
+    rounded = [tuple(round(float(v), 4) for v in values) for values in (mean, std)]
+    return PixelSpec(size, size, rounded[0], rounded[1], (grid, grid))  # type: ignore[arg-type]  # three channels

@@ -1,0 +1,76 @@
+"""The losses of CAMP: hardest-negative binary cross-entropy on pairs, and a contrastive loss on the global vectors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camp_sdk.export.networks import Scorer, Tensors
+
+CLAMP = math.log((1 - 1e-6) / 1e-6)  # the logit whose score is 1 - 1e-6: scores are clamped before the logarithm
+BLOCK_IMAGES = 4  # with 48 texts and d = 128, intermediates of 5 MB: four times this size takes half as long again
+
+
+def matching_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
+    """Equation of section 3.5, averaged over the batch, from the logits [B] of three pairs each: L = -[log m(I, T) +
+    log(1 - m(I, T'))] - [log m(I, T) + log(1 - m(I', T))]."""
+    matching, wrong_text, wrong_image = (x.clamp(-CLAMP, CLAMP) for x in (matching, wrong_text, wrong_image))
+    return (2 * F.softplus(-matching) + F.softplus(wrong_text) + F.softplus(wrong_image)).mean()
+
+
+def score_pairs(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
+    """Logits [P] of aligned pairs: image tensors [P, ...] against text tensors [P, ...], each only with its own."""
+    single = torch.vmap(scorer)  # the cross product of one image and one text, P times
+    return single(  # type: ignore[no-any-return]  # vmap is untyped
+        {name: tensor.unsqueeze(1) for name, tensor in image.items()},
+        {name: tensor.unsqueeze(1) for name, tensor in text.items()},
+    ).reshape(-1)
+
+
+@torch.no_grad()
+def score_blocks(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
+    """Logits [I, T] of all pairs, a few images at a time and without gradients, so that memory stays small."""
+    images = len(image["image.V"])
+    blocks = range(0, images, BLOCK_IMAGES)
+    return torch.cat([scorer(_take(image, slice(k, k + BLOCK_IMAGES)), text) for k in blocks])
+
+
+def choose_negatives(logits: Tensor, candidates: int) -> Tensor:
+    """For each row of logits [B, C], one column among its ``candidates`` highest, at random: [B] int64.
+
+    One candidate is the hardest negative; all of them is any negative of the batch. Pairs that match must hold -inf.
+    """
+    usable = int(torch.isfinite(logits).sum(1).min())
+    best = logits.topk(max(1, min(candidates, usable)), dim=1).indices
+    pick = torch.randint(best.shape[1], (len(best), 1), device=best.device)
+    return best.gather(1, pick).squeeze(1)
+
+
+def fusion_loss(scorer: Scorer, image: Tensors, text: Tensors, matches: Tensor, candidates: int = 1) -> Tensor:
+    """Hardest-negative loss of B aligned pairs, at the cost of 3 B gradients instead of B * B.
+
+    All pairs are scored without gradients to find the negatives; the positives and the chosen negatives are then scored
+    again with gradients. matches [B, B] is true where an image and a text of the batch belong together. candidates widens
+    the choice to the so many hardest (see `choose_negatives`).
+    """
+    logits = score_blocks(scorer, image, text).float().masked_fill(matches, -math.inf)
+    own = torch.arange(len(logits), device=logits.device)
+    wrong_text, wrong_image = choose_negatives(logits, candidates), choose_negatives(logits.T, candidates)
+    images, texts = torch.cat([own, own, wrong_image]), torch.cat([own, wrong_text, own])
+    chosen = score_pairs(scorer, _take(image, images), _take(text, texts)).float()
+    return matching_bce(*chosen.chunk(3))
+
+
+def contrastive_loss(image: Tensor, text: Tensor, matches: Tensor, log_scale: Tensor) -> Tensor:
+    """InfoNCE over the batch, both directions, of unit vectors [B, d]; other captions of the same image do not count."""
+    own = torch.eye(len(image), dtype=torch.bool, device=image.device)
+    logits = (log_scale.exp().clamp(max=100) * image.float() @ text.float().T).masked_fill(matches & ~own, -math.inf)
+    target = torch.arange(len(image), device=image.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def _take(tensors: Tensors, indices: slice | Tensor) -> Tensors:
+    return {name: tensor[indices] for name, tensor in tensors.items()}

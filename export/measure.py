@@ -1,0 +1,58 @@
+"""The same evaluation as `camp eval`, by PyTorch: what training watches, and what the bundle is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camp_sdk.export.batches import CaptionDataset
+from camp_sdk.export.losses import score_blocks
+from camp_sdk.export.networks import Camp, Tensors
+from camp_sdk.metrics import Metrics, evaluate_matrix
+
+IMAGES_AT_ONCE = 64
+TEXTS_AT_ONCE = 64
+
+
+@torch.no_grad()
+def measure_network(
+    model: Camp, data: CaptionDataset, on_progress: Callable[[int], None] = lambda pairs: None
+) -> tuple[Metrics, Metrics]:
+    """Metrics of the network and of its global vectors alone on a whole split; the model is left as it was found."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    image = _encode_images(model, data, device)
+    order = np.argsort(data.tokens.lengths, kind="stable")
+    logits = np.empty((len(data.store), len(data)), np.float32)
+    vectors = np.empty_like(logits)
+    for start in range(0, len(order), TEXTS_AT_ONCE):
+        chosen = order[start : start + TEXTS_AT_ONCE]
+        text = _encode_texts(model, data, chosen, device)
+        logits[:, chosen] = score_blocks(model.scorer, image, text).float().cpu().numpy()
+        vectors[:, chosen] = (image["image.global"] @ text["text.global"].T).float().cpu().numpy()
+        on_progress(logits.shape[0] * len(chosen))
+    model.train(was_training)
+    return evaluate_matrix(logits, data.owner), evaluate_matrix(vectors, data.owner)
+
+
+def _encode_images(model: Camp, data: CaptionDataset, device: torch.device) -> Tensors:
+    parts = []
+    for start in range(0, len(data.store), IMAGES_AT_ONCE):
+        rows = np.arange(start, min(start + IMAGES_AT_ONCE, len(data.store)))
+        parts.append(model.encode_images(features_of(model, data.image_batch(rows).to(device))))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _encode_texts(model: Camp, data: CaptionDataset, chosen: np.ndarray, device: torch.device) -> Tensors:  # type: ignore[type-arg]
+    lengths = data.tokens.lengths[chosen]
+    tokens = torch.from_numpy(data.tokens.ids[chosen, : lengths.max()])
+    return model.encode_texts(tokens.to(device), torch.from_numpy(lengths).to(device))
+
+
+def features_of(model: Camp, images: Tensor) -> Tensor:
+    """Region features [B, R, D] of a batch: by the vision network if there is one, otherwise the batch itself."""
+    return images if model.vision is None else model.vision(images)  # type: ignore[no-any-return]

@@ -1,0 +1,184 @@
+"""The training loop, by Lightning: checkpoints, resume, mixed precision, several devices, logs, early stopping."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from camp_sdk.data import Split, load_split
+from camp_sdk.export.batches import Batch, CaptionDataset, decode_pictures, measure_pixels
+from camp_sdk.export.checkpoint import KEY, Origin, open_tokenizer
+from camp_sdk.export.losses import contrastive_loss, fusion_loss
+from camp_sdk.export.measure import features_of, measure_network
+from camp_sdk.export.networks import Camp, ModelConfig, Tensors, VisionNet
+from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.vocabulary import build_tokenizer
+from camp_sdk.runtime.errors import InputError
+
+CLIP_NORM = 2.0
+EXAMPLES = 24
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The two splits of a run, as batches come from them."""
+
+    train: CaptionDataset
+    dev: CaptionDataset
+
+
+class CampTraining(lightning.LightningModule):
+    """CAMP with its losses and its optimiser; the checkpoint carries what `load_checkpoint` needs."""
+
+    def __init__(self, origin: Origin, config: TrainConfig, data: TrainingData) -> None:
+        super().__init__()
+        self.model = Camp(origin.model)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.origin, self.config, self.data = origin, config, data
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches in an order that depends on the seed and the epoch alone, so that a resumed run is the same run."""
+        sampler = DistributedSampler(
+            self.data.train,
+            num_replicas=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+            seed=self.config.seed,
+            drop_last=True,
+        )
+        return self.data.train.loader(self.config.batch_size, sampler, self.config.workers)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the choice of negatives by epoch, for the same reason."""
+        torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch)
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """One step: fusion loss on pairs, contrastive loss on the global vectors."""
+        image = self.model.encode_images(features_of(self.model, batch.images))
+        text = self.model.encode_texts(batch.tokens, batch.lengths)
+        vectors = contrastive_loss(image.pop("image.global"), text.pop("text.global"), batch.matches, self.log_scale)
+        pairs = fusion_loss(self.model.scorer, image, text, batch.matches, self._candidates(len(batch.lengths)))
+        self.log_dict({"pair_loss": pairs, "global_loss": vectors}, prog_bar=True, batch_size=len(batch.lengths))
+        return pairs + self.config.global_weight * vectors
+
+    def _candidates(self, batch_size: int) -> int:
+        """How many of the hardest negatives to choose among: all of the batch at first, one after `warm_epochs`.
+
+        Hardest-only from the first step does not converge: while scores are noise, the hardest is a random mistake.
+        """
+        steps = self.config.warm_epochs * self.trainer.num_training_batches
+        left = max(0.0, 1 - self.global_step / steps) if steps else 0.0
+        return max(1, round(batch_size * left**2))
+
+    def on_train_epoch_end(self) -> None:
+        """Log recall on the dev split; rsum decides which checkpoint is the best and when to stop."""
+        network, vectors = measure_network(self.model, self.data.dev)
+        self.log("rsum", network.rsum, prog_bar=True, sync_dist=True)
+        self.log("text_to_image_r1", network.text_to_image.r1, prog_bar=True, sync_dist=True)
+        self.log("image_to_text_r1", network.image_to_text.r1, sync_dist=True)
+        self.log("global_rsum", vectors.rsum, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW under a one-cycle learning rate."""
+        config = self.config
+        optimiser = torch.optim.AdamW(self.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, steps, pct_start=0.15)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the model without this class."""
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        training = self.origin.training | {"epoch": self.current_epoch, "dev": metrics}
+        checkpoint[KEY] = replace(self.origin, training=training).as_dict()
+
+
+def run_training(config: TrainConfig, cache: Path) -> Path:
+    """Train, and return the path of the best checkpoint. ``cache`` is a folder for decoded pictures.
+
+    Raises InputError for options no run can have or an output folder in use, BundleError for a broken data set.
+    """
+    train, dev = load_split(config.data, "train"), load_split(config.data, "dev")
+    if train.has_pictures != dev.has_pictures:
+        raise InputError(f"{config.data}: one of train and dev holds pictures, the other features")
+    config = config.with_defaults(train.has_pictures)
+    config.check()
+    if config.batch_size > len(train.captions):
+        raise InputError(f"--batch-size {config.batch_size} is more than the {len(train.captions)} training captions")
+    last = config.output / "last.ckpt"
+    if config.resume and not last.is_file():
+        raise InputError(f"--resume: {last} not found; start the run without --resume")
+    if not config.resume and config.output.exists() and any(config.output.iterdir()):
+        raise InputError(f"{config.output} is not empty: name a new folder, or go on with --resume")
+    lightning.seed_everything(config.seed, verbose=False)
+    data, origin = prepare(config, train, dev, cache)
+    best = ModelCheckpoint(config.output, "best", monitor="rsum", mode="max", save_last=True, enable_version_counter=False)
+    with quiet_lightning():
+        trainer = build_trainer(config, [best, RichProgressBar(leave=True)])
+        trainer.fit(CampTraining(origin, config, data), ckpt_path=last if config.resume else None, weights_only=True)
+    return Path(best.best_model_path)
+
+
+def prepare(config: TrainConfig, train: Split, dev: Split, cache: Path) -> tuple[TrainingData, Origin]:
+    """Tokenizer, decoded pictures and configuration of a run."""
+    tokenizer_text = build_tokenizer(train.captions, config.min_count).to_str()
+    tokenizer = open_tokenizer(tokenizer_text)
+    pixels = None
+    stores: list[Any] = [train.images, dev.images]
+    if train.has_pictures:
+        stores = [decode_pictures(split, config.picture_size, cache / f"{split.name}.npy") for split in (train, dev)]
+        pixels = measure_pixels(stores[0], config.picture_size, VisionNet.GRID)
+    sets = [CaptionDataset(split, store, tokenizer, pixels) for split, store in zip((train, dev), stores, strict=True)]
+    model = ModelConfig(
+        vocabulary_size=tokenizer.vocabulary_size,
+        variant=config.variant,
+        width=config.width,
+        feature_width=config.width if pixels else int(stores[0].shape[2]),
+        word_width=config.word_width,
+        picture_size=config.picture_size if pixels else 0,
+    )
+    examples = torch.from_numpy(np.array(stores[1][:EXAMPLES]))
+    origin = Origin(model, pixels, tokenizer_text, examples, dev.captions[: 5 * EXAMPLES], config.as_dict())
+    return TrainingData(*sets), origin
+
+
+def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> lightning.Trainer:
+    """A Lightning trainer that writes into the run's folder."""
+    if config.patience:
+        callbacks.append(EarlyStopping("rsum", patience=config.patience, mode="max", check_on_train_epoch_end=True))
+    return lightning.Trainer(
+        max_epochs=config.epochs,
+        precision=config.precision,  # type: ignore[arg-type]  # Lightning checks the string itself
+        devices=config.devices,
+        logger=[CSVLogger(config.output, "logs", ""), TensorBoardLogger(config.output, "logs", "")],
+        callbacks=callbacks,
+        gradient_clip_val=CLIP_NORM,
+        enable_model_summary=False,
+        log_every_n_steps=20,
+    )
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's tips off the terminal; its errors and its progress bar stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    os.environ.setdefault("TENSORBOARD_NO_TF", "1")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
+        warnings.filterwarnings("ignore", ".*Experiment logs directory.*exists.*")
+        yield

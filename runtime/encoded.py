@@ -1,0 +1,91 @@
+"""Encoded images and texts: the tensors the one-sided graphs made, kept as the scorer will want them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camp_sdk.runtime.bundle import TensorSpec
+from camp_sdk.runtime.engines import Arrays
+
+Indices = slice | Sequence[int] | NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Image tensors by name, each [I, ...] (R is the same for all); may be memory-mapped."""
+
+    tensors: Arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def take(self, indices: Indices) -> Arrays:
+        """The tensors of some images; a slice copies nothing."""
+        return {name: array[indices] for name, array in self.tensors.items()}
+
+    def select(self, indices: Indices) -> EncodedImages:
+        """A part of these images, as encoded images."""
+        return EncodedImages(self.take(indices))
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of the largest tensor of one image: what a pair costs on this side, about."""
+        return max(array[0].nbytes for array in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Text tensors by name and the number of words of each text, lengths [T].
+
+    A tensor with an axis N in the contract is kept without padding, the words of all texts in a row: [sum of lengths, ...];
+    the others are [T, ...].
+    """
+
+    tensors: Arrays
+    lengths: NDArray[np.int64]
+    per_word: frozenset[str]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def take(self, indices: Indices) -> Arrays:
+        """The tensors of some texts, padded with zeros (masks with false) to the longest of them."""
+        chosen = np.arange(len(self))[indices]
+        lengths = self.lengths[chosen]
+        starts = (np.cumsum(self.lengths) - self.lengths)[chosen]
+        return {
+            name: _padded(array, starts, lengths) if name in self.per_word else array[chosen]
+            for name, array in self.tensors.items()
+        }
+
+    def select(self, indices: Indices) -> EncodedTexts:
+        """A part of these texts, as encoded texts."""
+        chosen = np.arange(len(self))[indices]
+        starts = (np.cumsum(self.lengths) - self.lengths)[chosen]
+        rows = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, self.lengths[chosen], strict=True)])
+        tensors = {name: array[rows if name in self.per_word else chosen] for name, array in self.tensors.items()}
+        return EncodedTexts(tensors, self.lengths[chosen], self.per_word)
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of the largest tensor of the longest text: what a pair costs on this side, about."""
+        longest = int(self.lengths.max())
+        sizes = [(array[0].nbytes, name in self.per_word) for name, array in self.tensors.items()]
+        return max(size * (longest if per_word else 1) for size, per_word in sizes)
+
+
+def _padded(array: NDArray[Any], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[Any]:
+    out = np.zeros((len(starts), int(lengths.max()), *array.shape[1:]), array.dtype)
+    for row, start, length in zip(out, starts, lengths, strict=True):
+        row[:length] = array[start : start + length]
+    return out
+
+
+def words_axis(spec: TensorSpec) -> bool:
+    """Whether a text tensor has one entry a word: [T, N, ...] rather than [T, ...]."""
+    return len(spec.shape) > 1 and spec.shape[1] == "N"

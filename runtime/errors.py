@@ -1,0 +1,35 @@
+"""Every error camp-sdk raises on purpose.
+
+    CampError
+    +-- InputError            what the caller passed cannot be used (also a ValueError)
+    +-- BundleError           a bundle, gallery, checkpoint or data set on disk is broken or does not fit
+    +-- BackendError          an inference engine is not there or does not work on this machine
+        +-- MissingExtraError an optional package is not installed (also an ImportError)
+
+A message says what came, what was expected and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class CampError(Exception):
+    """Base of all errors of this package: catch it to catch them all."""
+
+
+class InputError(CampError, ValueError):
+    """The caller's input cannot be used: the message names the item, what came and what was expected."""
+
+
+class BundleError(CampError):
+    """A file of a bundle, gallery, checkpoint or data set is missing, altered, too new or of another kind."""
+
+
+class BackendError(CampError):
+    """An inference engine asked for is not available here, or failed to open a graph."""
+
+
+class MissingExtraError(BackendError, ImportError):
+    """An optional package is missing; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; install it with: pip install 'camp-sdk[{extra}]'")

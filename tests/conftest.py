@@ -1,0 +1,71 @@
+"""Fixtures shared by all tests. Bundles take a while to export, so each is made once a session; tests must not change one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from camp_sdk import Retriever
+from camp_sdk.export.scenes import write_scenes
+from camp_sdk.export.to_onnx import export_bundle
+from tests.tiny import FEATURE_WIDTH, save_tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def checkpoint(variant: str, pictures: bool) -> Path:
+        path = folder / f"{variant}-{pictures}.ckpt"
+        return path if path.is_file() else save_tiny_checkpoint(path, variant, pictures)
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def feature_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str, bool], Path]) -> Path:
+    """A bundle of the paper's variant that takes features [R, 12]. Read only: copy it (`bundle_copy`) to break it."""
+    return export_bundle(checkpoints("paper", False), tmp_path_factory.mktemp("bundles") / "features").folder
+
+
+@pytest.fixture(scope="session")
+def picture_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str, bool], Path]) -> Path:
+    """A bundle of the scalar variant that takes pictures. Read only."""
+    return export_bundle(checkpoints("scalar", True), tmp_path_factory.mktemp("bundles") / "pictures").folder
+
+
+@pytest.fixture
+def bundle_copy(feature_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of its own, for tests that break it."""
+    return Path(shutil.copytree(feature_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def feature_retriever(feature_bundle: Path) -> Iterator[Retriever]:
+    with Retriever(feature_bundle, "onnxruntime") as retriever:
+        yield retriever
+
+
+@pytest.fixture(scope="session")
+def picture_retriever(picture_bundle: Path) -> Iterator[Retriever]:
+    with Retriever(picture_bundle, "onnxruntime") as retriever:
+        yield retriever
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set of drawn scenes. Read only."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(folder, {"train": 24, "dev": 6, "test": 8}, seed=3)
+    return folder
+
+
+@pytest.fixture
+def features() -> NDArray[np.float32]:
+    """Features of ten images with five regions each: [10, 5, 12]."""
+    return np.random.default_rng(0).standard_normal((10, 5, FEATURE_WIDTH), dtype=np.float32)
