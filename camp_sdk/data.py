@@ -55,7 +55,9 @@ def load_split(data: str | Path, split: str) -> Split:
 
 def _load_pictures(folder: Path, split: str) -> Split:
     metadata = folder / "metadata.jsonl"
-    images, captions, owners = [], [], []
+    images: list[Path] = []
+    captions: list[str] = []
+    owners: list[int] = []
     with metadata.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

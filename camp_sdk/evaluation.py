@@ -58,9 +58,7 @@ def evaluate(
     if folds < 1 or images % folds:
         raise InputError(f"{images} images do not divide into {folds} equal folds")
     size = images // folds
-    measured = [
-        _evaluate_fold(retriever, split, slice(k * size, (k + 1) * size), on_progress) for k in range(folds)
-    ]
+    measured = [_evaluate_fold(retriever, split, slice(k * size, (k + 1) * size), on_progress) for k in range(folds)]
     beside = [vectors for _, vectors in measured if vectors]
     network = mean_metrics([metrics for metrics, _ in measured])
     return Evaluation(network, mean_metrics(beside) if beside else None, images, len(split.captions), folds)

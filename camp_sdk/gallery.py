@@ -73,7 +73,12 @@ class Gallery:
                 arrays["lengths"] = self.encoded.lengths
             for name, array in arrays.items():
                 np.save(aside / f"{name}.npy", array, allow_pickle=False)
-            about = {"format": FORMAT_VERSION, "kind": self.kind, "bundle": self.fingerprint, "documents": self.documents}
+            about = {
+                "format": FORMAT_VERSION,
+                "kind": self.kind,
+                "bundle": self.fingerprint,
+                "documents": self.documents,
+            }
             (aside / METADATA).write_text(json.dumps(about), encoding="utf-8")
 
     @classmethod
@@ -115,7 +120,9 @@ def _map(path: Path, name: str, dtype: str, shape: tuple[int | str, ...]) -> np.
         array = open_memmap(file, mode="r")
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} cannot be opened ({error}); encode the gallery again") from None
-    fits = array.ndim == len(shape) and all(isinstance(s, str) or s == n for s, n in zip(shape, array.shape, strict=False))
+    fits = array.ndim == len(shape) and all(
+        isinstance(s, str) or s == n for s, n in zip(shape, array.shape, strict=False)
+    )
     if array.dtype != dtype or not fits:
         raise BundleError(f"{file} is {array.dtype} {array.shape}, expected {dtype} {shape}; encode the gallery again")
     return array

@@ -68,7 +68,7 @@ def text_to_image_ranks(similarity: NDArray[np.floating[Any]], image_of_caption:
     own = similarity[image_of_caption, np.arange(len(image_of_caption))]
     above = (similarity > own).sum(0)
     tied = (similarity == own).sum(0) - 1
-    return 1 + above + tied / 2
+    return np.asarray(1 + above + tied / 2, np.float64)
 
 
 def image_to_text_ranks(similarity: NDArray[np.floating[Any]], image_of_caption: NDArray[np.integer[Any]]) -> Ranks:

@@ -40,7 +40,9 @@ def read_picture(picture: Any, height: int, width: int, name: str) -> NDArray[np
     try:
         with _open(picture, name) as opened:
             if opened.width * opened.height > MAX_PIXELS:
-                raise InputError(f"{name} has {opened.width} x {opened.height} pixels: at most {MAX_PIXELS // 10**6} million")
+                raise InputError(
+                    f"{name} has {opened.width} x {opened.height} pixels: at most {MAX_PIXELS // 10**6} million"
+                )
             upright = _flatten(ImageOps.exif_transpose(opened))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         if isinstance(error, InputError):
@@ -61,7 +63,9 @@ def _open(picture: Any, name: str) -> AbstractContextManager[Image.Image]:
     if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
         return Image.fromarray(picture)
     found = f"{picture.dtype} array {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
-    raise InputError(f"{name} is a {found}: expected a path, a PIL image, a uint8 array [H, W, 3] or float features [R, D]")
+    raise InputError(
+        f"{name} is a {found}: expected a path, a PIL image, a uint8 array [H, W, 3] or float features [R, D]"
+    )
 
 
 def _flatten(picture: Image.Image) -> Image.Image:

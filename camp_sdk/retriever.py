@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, overload
 
@@ -71,7 +71,7 @@ class Retriever:
         a picture that cannot be read, NaN, wrong sizes, or if there is no image at all.
         """
         documents: list[str | None] = []
-        total = len(images) if hasattr(images, "__len__") else None
+        total = len(images) if isinstance(images, Sized) else None
         batches = self._feature_batches(images, documents, on_progress)
         first = next(batches, None)
         if first is None:
@@ -238,7 +238,9 @@ class Retriever:
         if all(ready):
             return self._checked(batch)
         if any(ready):
-            raise InputError(f"image {batch[ready.index(True)][0]} is ready features, others are pictures: encode them apart")
+            raise InputError(
+                f"image {batch[ready.index(True)][0]} is ready features, others are pictures: encode them apart"
+            )
         spec = self.bundle.manifest.pixels
         if spec is None:
             raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,9 @@ class CaptionDataset(Dataset[tuple[int, int]]):
     ``store`` is uint8 pictures [I, S, S, 3] or float32 features [I, R, D], memory-mapped.
     """
 
-    def __init__(self, split: Split, store: NDArray[np.generic], tokenizer: Tokenizer, pixels: PixelSpec | None) -> None:
+    def __init__(
+        self, split: Split, store: NDArray[np.generic], tokenizer: Tokenizer, pixels: PixelSpec | None
+    ) -> None:
         self.owner = split.image_of_caption
         self.store, self.pixels = store, pixels
         self.tokens = tokenizer.encode(split.captions)
@@ -77,7 +80,7 @@ class CaptionDataset(Dataset[tuple[int, int]]):
             raise InputError(f"the features of image {indices[int(finite.argmin())]} are NaN or infinite")
         return torch.from_numpy(rows)
 
-    def loader(self, batch_size: int, sampler: Sampler[int], workers: int = 0) -> DataLoader[Batch]:
+    def loader(self, batch_size: int, sampler: Sampler[Any], workers: int = 0) -> DataLoader[Batch]:
         """Batches in the sampler's order; the last, smaller one is dropped, since negatives come from the batch."""
         return DataLoader(
             self,  # type: ignore[arg-type]  # items are pairs of indices, collated into a Batch

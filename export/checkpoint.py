@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from camp_sdk.export.networks import Camp, ModelConfig
-from camp_sdk.runtime.bundle import PixelSpec
+from camp_sdk.runtime.bundle import PixelSpec, parse_pixels
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.tokenizer import Tokenizer
 
@@ -39,7 +39,9 @@ class Origin:
     def as_dict(self) -> dict[str, Any]:
         """Plain values and tensors, which torch loads without running any code."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        pixels = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.pixels).items()} if self.pixels else None
+        pixels = (
+            {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.pixels).items()} if self.pixels else None
+        )
         return plain | {"format": FORMAT, "model": asdict(self.model), "pixels": pixels}
 
     def open_tokenizer(self) -> Tokenizer:
@@ -89,6 +91,6 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
 
 
 def _parse(raw: Mapping[str, Any]) -> Origin:
-    pixels = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["pixels"].items()} if raw["pixels"] else None
+    pixels = parse_pixels(raw["pixels"]) if raw["pixels"] else None
     rest = {name: raw[name] for name in ("tokenizer", "example_images", "example_captions", "training")}
-    return Origin(ModelConfig(**raw["model"]), PixelSpec(**pixels) if pixels else None, **rest)
+    return Origin(ModelConfig(**raw["model"]), pixels, **rest)

@@ -64,7 +64,7 @@ class _OnnxTextEncoder(TextEncoder):
     """A text encoder whose GRU is one ONNX operator with sequence lengths; packed sequences have no ONNX form."""
 
     def __init__(self, encoder: TextEncoder) -> None:
-        super().__init__(*encoder.embed.weight.shape, encoder.rnn.hidden_size)
+        super().__init__(encoder.embed.num_embeddings, encoder.embed.embedding_dim, encoder.rnn.hidden_size)
         self.load_state_dict(encoder.state_dict())
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             both = [self._onnx_gates(f"{name}_l0{suffix}") for suffix in ("", "_reverse")]
@@ -212,7 +212,9 @@ def check_graph(path: Path, graph: Graph) -> tuple[list[TensorSpec], list[Tensor
         found = next((spec for spec in inputs if spec.name == name), None)
         if found is None or name not in read:
             raise ExportError(f"the {graph.name} graph does not read its input {name}: it was lost in the export")
-        frozen = [letter for letter, size in zip(letters, found.shape, strict=True) if letter in DYNAMIC and size != letter]
+        frozen = [
+            letter for letter, size in zip(letters, found.shape, strict=True) if letter in DYNAMIC and size != letter
+        ]
         if frozen:
             raise ExportError(f"the {graph.name} graph froze axis {', '.join(frozen)} of {name}: {found.shape}")
     if [spec.name for spec in outputs] != list(graph.outputs):

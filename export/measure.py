@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from camp_sdk.export.batches import CaptionDataset
+from camp_sdk.data import load_split
+from camp_sdk.export.batches import CaptionDataset, decode_pictures
+from camp_sdk.export.checkpoint import load_checkpoint
 from camp_sdk.export.losses import score_blocks
 from camp_sdk.export.networks import Camp, Tensors
 from camp_sdk.metrics import Metrics, evaluate_matrix
 
 IMAGES_AT_ONCE = 64
 TEXTS_AT_ONCE = 64
+
+
+def measure_checkpoint(
+    checkpoint: Path, data: Path, split: str, on_progress: Callable[[int], None] = lambda pairs: None
+) -> tuple[Metrics, Metrics]:
+    """`measure_network` of a checkpoint on a split on disk, decoded as the checkpoint says. Raises BundleError."""
+    model, origin = load_checkpoint(checkpoint)
+    loaded = load_split(data, split)
+    with tempfile.TemporaryDirectory(prefix="camp-") as cache:
+        store: Any = loaded.images
+        if origin.pixels:
+            store = decode_pictures(loaded, origin.pixels.height, Path(cache) / f"{split}.npy")
+        return measure_network(
+            model, CaptionDataset(loaded, store, origin.open_tokenizer(), origin.pixels), on_progress
+        )
 
 
 @torch.no_grad()
@@ -47,7 +67,7 @@ def _encode_images(model: Camp, data: CaptionDataset, device: torch.device) -> T
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _encode_texts(model: Camp, data: CaptionDataset, chosen: np.ndarray, device: torch.device) -> Tensors:  # type: ignore[type-arg]
+def _encode_texts(model: Camp, data: CaptionDataset, chosen: np.ndarray, device: torch.device) -> Tensors:
     lengths = data.tokens.lengths[chosen]
     tokens = torch.from_numpy(data.tokens.ids[chosen, : lengths.max()])
     return model.encode_texts(tokens.to(device), torch.from_numpy(lengths).to(device))
@@ -55,4 +75,4 @@ def _encode_texts(model: Camp, data: CaptionDataset, chosen: np.ndarray, device:
 
 def features_of(model: Camp, images: Tensor) -> Tensor:
     """Region features [B, R, D] of a batch: by the vision network if there is one, otherwise the batch itself."""
-    return images if model.vision is None else model.vision(images)  # type: ignore[no-any-return]
+    return images if model.vision is None else model.vision(images)

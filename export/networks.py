@@ -10,6 +10,7 @@ tensors and returns the logits [I, T]. What depends on one side alone is therefo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class VisionNet(nn.Module):
             raise InputError(f"picture size {picture_size}: expected a multiple of {16 * self.GRID} pixels")
         widths = [3, 16, 48, 96, feature_width]
         layers: list[nn.Module] = []
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in itertools.pairwise(widths):
             layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.AvgPool2d(picture_size // (16 * self.GRID)))
         self.position = nn.Parameter(0.02 * torch.randn(self.GRID**2, feature_width))

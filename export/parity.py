@@ -96,7 +96,9 @@ def reference_outputs(model: Camp, case: Case) -> Arrays:
 
 def bundle_outputs(bundle: Bundle, graphs: dict[str, Any], case: Case) -> Arrays:
     """The same by the exported graphs, chained as the runtime chains them."""
-    features = graphs["vision"].run({"pixels": case.images.numpy()})["features"] if "vision" in graphs else case.images.numpy()
+    features = (
+        graphs["vision"].run({"pixels": case.images.numpy()})["features"] if "vision" in graphs else case.images.numpy()
+    )
     sides = graphs["image"].run({"features": features})
     sides |= graphs["text"].run({"tokens": case.tokens.numpy(), "lengths": case.lengths.numpy()})
     out: Arrays = {"features": features}
@@ -106,7 +108,9 @@ def bundle_outputs(bundle: Bundle, graphs: dict[str, Any], case: Case) -> Arrays
 
 
 def _compare(case: Case, expected: Arrays, found: Arrays) -> Check:
-    attention = [_difference(expected[name], found[name]) for name in expected if name.startswith(("attention", "gates"))]
+    attention = [
+        _difference(expected[name], found[name]) for name in expected if name.startswith(("attention", "gates"))
+    ]
     return Check(
         name=case.name,
         images=len(case.images),

@@ -140,7 +140,9 @@ def relation(first: SceneObject, second: SceneObject) -> str:
 def true_captions(objects: list[SceneObject]) -> list[str]:
     """Every caption of the grammar that is true of a scene: each ordered pair, by "and" and by its relation."""
     return [
-        f"{a.phrase} {word} {b.phrase}" for a, b in itertools.permutations(objects, 2) for word in ("and", relation(a, b))
+        f"{a.phrase} {word} {b.phrase}"
+        for a, b in itertools.permutations(objects, 2)
+        for word in ("and", relation(a, b))
     ]
 
 
@@ -178,6 +180,17 @@ def write_scenes(output: Path, counts: dict[str, int], seed: int = 0, size: int 
     with write_aside(output) as aside:
         for split, count in counts.items():
             write_split(aside / split, count, f"{seed}/{split}", size)
+
+
+def oracle_recalls(folder: Path) -> tuple[float, float]:
+    """R@1 in percent, text to image and image to text, of somebody who sees the drawn objects of a split and guesses
+    among equals: a caption may be true of several pictures, so no model that is right can be expected to do better."""
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    true = [set(true_captions([SceneObject(**item) for item in row["objects"]])) for row in rows]
+    to_image = [1 / sum(caption in scene for scene in true) for row in rows for caption in row["captions"]]
+    fitting = [sum(caption in scene for row in rows for caption in row["captions"]) for scene in true]
+    to_text = [len(row["captions"]) / count for row, count in zip(rows, fitting, strict=True)]
+    return 100 * sum(to_image) / len(to_image), 100 * sum(to_text) / len(to_text)
 
 
 def main(

@@ -1,6 +1,6 @@
 """Export a checkpoint as a bundle: ONNX graphs, tokenizer, manifest, golden examples; checked against PyTorch, or not made.
 
-    python export/to_onnx.py --checkpoint runs/paper/best.ckpt --output bundle/
+python export/to_onnx.py --checkpoint runs/paper/best.ckpt --output bundle/
 """
 
 from __future__ import annotations

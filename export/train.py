@@ -85,7 +85,9 @@ def _as_command() -> object:
     empty = inspect.Parameter.empty
     defaults = {name: p.default for name, p in inspect.signature(TrainConfig).parameters.items()}
     parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, empty), annotation=hints[name])
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, empty), annotation=hints[name]
+        )
         for name in defaults
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ from camp_sdk.export.batches import Batch, CaptionDataset, decode_pictures, meas
 from camp_sdk.export.checkpoint import KEY, Origin, open_tokenizer
 from camp_sdk.export.losses import contrastive_loss, fusion_loss
 from camp_sdk.export.measure import features_of, measure_network
-from camp_sdk.export.networks import Camp, ModelConfig, Tensors, VisionNet
+from camp_sdk.export.networks import Camp, ModelConfig, VisionNet
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.vocabulary import build_tokenizer
 from camp_sdk.runtime.errors import InputError
@@ -53,7 +53,7 @@ class CampTraining(lightning.LightningModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in an order that depends on the seed and the epoch alone, so that a resumed run is the same run."""
-        sampler = DistributedSampler(
+        sampler: DistributedSampler[tuple[int, int]] = DistributedSampler(
             self.data.train,
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
@@ -126,7 +126,9 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
         raise InputError(f"{config.output} is not empty: name a new folder, or go on with --resume")
     lightning.seed_everything(config.seed, verbose=False)
     data, origin = prepare(config, train, dev, cache)
-    best = ModelCheckpoint(config.output, "best", monitor="rsum", mode="max", save_last=True, enable_version_counter=False)
+    best = ModelCheckpoint(
+        config.output, "best", monitor="rsum", mode="max", save_last=True, enable_version_counter=False
+    )
     with quiet_lightning():
         trainer = build_trainer(config, [best, RichProgressBar(leave=True)])
         trainer.fit(CampTraining(origin, config, data), ckpt_path=last if config.resume else None, weights_only=True)
@@ -178,6 +180,7 @@ def quiet_lightning() -> Iterator[None]:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     os.environ.setdefault("TENSORBOARD_NO_TF", "1")
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
         warnings.filterwarnings("ignore", ".*Experiment logs directory.*exists.*")

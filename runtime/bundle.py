@@ -124,7 +124,9 @@ class Bundle:
             raise BundleError(f"{path} has {size} bytes, manifest.json says {entry['bytes']}; {EXPORT_AGAIN}")
         found = sha256_of(path)
         if found != entry["sha256"]:
-            raise BundleError(f"{path} was altered: SHA-256 {found}, manifest.json says {entry['sha256']}; {EXPORT_AGAIN}")
+            raise BundleError(
+                f"{path} was altered: SHA-256 {found}, manifest.json says {entry['sha256']}; {EXPORT_AGAIN}"
+            )
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -167,7 +169,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         graphs=graphs,
         files=files,
         max_words=int(raw["tokenizer"]["max_words"]),
-        pixels=_parse_pixels(raw["pixels"]) if "vision" in graphs else None,
+        pixels=parse_pixels(raw["pixels"]) if "vision" in graphs else None,
         raw=raw,
     )
 
@@ -197,10 +199,11 @@ def _parse_tensors(raw: dict[str, Any]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name, str(spec["dtype"]), tuple(spec["shape"])) for name, spec in raw.items())
 
 
-def _parse_pixels(raw: dict[str, Any]) -> PixelSpec:
+def parse_pixels(raw: dict[str, Any]) -> PixelSpec:
+    """A PixelSpec from plain values; KeyError, TypeError or ValueError if they are none."""
     mean, std = (tuple(float(v) for v in raw[key]) for key in ("mean", "std"))
     rows, columns = (int(v) for v in raw["grid"])
     height, width = int(raw["height"]), int(raw["width"])
     if not (len(mean) == len(std) == 3 and 0 < height <= 4096 and 0 < width <= 4096 and all(std)):
         raise ValueError(f"pixels {raw}")
-    return PixelSpec(height, width, mean, std, (rows, columns))  # type: ignore[arg-type]  # lengths checked above
+    return PixelSpec(height, width, mean, std, (rows, columns))

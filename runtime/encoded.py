@@ -35,7 +35,7 @@ class EncodedImages:
     @property
     def item_bytes(self) -> int:
         """Bytes of the largest tensor of one image: what a pair costs on this side, about."""
-        return max(array[0].nbytes for array in self.tensors.values())
+        return max(int(array[0].nbytes) for array in self.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class EncodedTexts:
     def item_bytes(self) -> int:
         """Bytes of the largest tensor of the longest text: what a pair costs on this side, about."""
         longest = int(self.lengths.max())
-        sizes = [(array[0].nbytes, name in self.per_word) for name, array in self.tensors.items()]
+        sizes = [(int(array[0].nbytes), name in self.per_word) for name, array in self.tensors.items()]
         return max(size * (longest if per_word else 1) for size, per_word in sizes)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.runtime.bundle import Bundle
@@ -16,19 +16,25 @@ from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError
 Arrays = dict[str, NDArray[Any]]
 
 
-class Engine(Protocol):
-    """What every backend offers: named numpy arrays in, named numpy arrays out."""
+class Engine(ABC):
+    """What every backend offers: named numpy arrays in, named numpy arrays out; a context manager that closes it."""
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays: ...
+    @abstractmethod
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run the graph once: every input by name, every output by name."""
 
-    def close(self) -> None: ...
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the engine holds; it cannot run again."""
 
-    def __enter__(self) -> Engine: ...
+    def __enter__(self) -> Engine:
+        return self
 
-    def __exit__(self, *exc: object) -> None: ...
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """ONNX Runtime on one graph file. ``device`` is "cpu" or "cuda"; ``threads`` None takes every core.
 
     Sessions are thread-safe. Raises BackendError if the provider asked for is not the one really in use.
@@ -52,19 +58,10 @@ class OnnxRuntimeEngine:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run the graph once: every input by name, every output by name."""
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
 
     def close(self) -> None:
         self._session = None
-
-    def __enter__(self) -> OnnxRuntimeEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _import_onnxruntime(device: str) -> Any:

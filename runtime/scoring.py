@@ -38,7 +38,9 @@ def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts
     return EncodedTexts({name: np.concatenate(slots) for name, slots in rows.items()}, tokens.lengths, per_word)
 
 
-def encode_features(engine: Engine, batches_of_features: Iterable[NDArray[np.float32]], total: int | None) -> EncodedImages:
+def encode_features(
+    engine: Engine, batches_of_features: Iterable[NDArray[np.float32]], total: int | None
+) -> EncodedImages:
     """Run the image graph over batches of features [b, R, D]; ``total`` images are allocated once if it is known."""
     parts: dict[str, list[NDArray[np.generic]]] = {}
     whole: Arrays = {}

@@ -1,0 +1,46 @@
+# make demo   the whole product in one run, about eight minutes on two cores: build/demo/index.html
+# make test   the test suite; `make lint types test` is what CI runs
+# Everything is installed into .venv by pip, with the versions of constraints.txt. Options for pip: make test PIP_ARGS=...
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint types format accuracy install clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,train,dev]'
+	touch $@
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	rm -rf build/demo
+	$(BIN)/python examples/demo.py --output build/demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy needs the packages where they will be installed: in the checkout it reads only a third of the files.
+types: $(INSTALLED)
+	rm -rf build/typecheck
+	$(BIN)/python -m pip install $(PIP_ARGS) --quiet --no-deps --target build/typecheck .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p camp_sdk
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Both variants, three seeds each: about 40 minutes on two cores. Finished runs are kept and not repeated.
+accuracy: $(INSTALLED)
+	$(BIN)/python benchmarks/accuracy.py --output build/accuracy
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,101 @@
+"""Recall of both variants on the drawn scenes, three seeds each: the table of the README.
+
+    python benchmarks/accuracy.py --output build/accuracy
+
+Each run is trained and measured by PyTorch on the 300 held-out pictures of the demo's data set. Finished runs are kept in
+the output folder, so that a benchmark that was stopped goes on; the table also goes to benchmarks/results/accuracy.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from camp_sdk.export.measure import measure_checkpoint
+from camp_sdk.export.networks import SCORERS
+from camp_sdk.export.scenes import oracle_recalls, write_scenes
+from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.train import main as train
+from camp_sdk.runtime.files import write_aside
+from camp_sdk.terminal import run_command, stderr
+
+COUNTS = {"train": 2000, "dev": 100, "test": 300}
+RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+FIGURES = [(side, figure) for side in ("text_to_image", "image_to_text") for figure in ("r1", "r5", "r10")]
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder of the data and the runs.")] = Path("build/accuracy"),
+    seeds: Annotated[int, typer.Option(help="Runs a variant.", min=2)] = 3,
+) -> None:
+    """Train and measure both variants with several seeds."""
+    data = output / "data"
+    if not data.exists():
+        write_scenes(data, COUNTS)
+    runs = [measure_run(data, output, variant, seed) for variant in SCORERS for seed in range(seeds)]
+    report = {
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "versions": {name: version(name) for name in ("camp-sdk", "torch", "lightning", "numpy")},
+        "pictures": COUNTS,
+        "oracle_r1": oracle_recalls(data / "test"),
+        "runs": runs,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with write_aside(RESULTS) as aside:
+        aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    Console(width=140).print(table(runs))
+
+
+def measure_run(data: Path, output: Path, variant: str, seed: int) -> dict[str, Any]:
+    """Train one model unless it was measured before; its recalls, those of its global vectors, and the minutes it took."""
+    run = output / f"{variant}-{seed}"
+    result = output / f"{variant}-{seed}.json"
+    if not result.is_file():
+        stderr.rule(f"{variant}, seed {seed}", align="left")
+        started = time.monotonic()
+        resume = (run / "last.ckpt").is_file()
+        train(TrainConfig(data, run, variant, seed=seed, resume=resume))
+        minutes = (time.monotonic() - started) / 60
+        network, vectors = measure_checkpoint(run / "best.ckpt", data, "test")
+        measured = {"network": asdict(network), "global_vectors": asdict(vectors)}
+        with write_aside(result) as aside:
+            # A resumed run has lost the time of its first part.
+            about = {"variant": variant, "seed": seed, "minutes": None if resume else round(minutes, 2)}
+            aside.write_text(json.dumps(about | measured), encoding="utf-8")
+    return dict(json.loads(result.read_text(encoding="utf-8")))
+
+
+def table(runs: list[dict[str, Any]]) -> Table:
+    """Mean and standard deviation over seeds, a row for each variant and one for its global vectors."""
+    shown = Table(title="R@1/5/10 on 300 held-out pictures x 5 captions: mean (standard deviation) over seeds")
+    shown.add_column("")
+    for side, figure in FIGURES:
+        shown.add_column(f"{side.replace('_', ' ')} {figure.upper().replace('R', 'R@')}", justify="right")
+    for variant in SCORERS:
+        own = [run for run in runs if run["variant"] == variant]
+        for scored, name in (("network", variant), ("global_vectors", f"{variant}: global vectors alone")):
+            values = [[run[scored][side][figure] for run in own] for side, figure in FIGURES]
+            shown.add_row(name, *(f"{statistics.mean(v):.1f} ({statistics.stdev(v):.1f})" for v in values))
+    return shown
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    run_command(main)

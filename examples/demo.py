@@ -1,0 +1,172 @@
+"""The whole product in one run: draw a data set, train CAMP, export it, check it, evaluate it, rank, and write a page.
+
+    python examples/demo.py --output build/demo
+
+Every step is a command or a call of the public interface; the page, index.html, needs nothing but itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import jinja2
+import numpy as np
+import typer
+from PIL import Image
+from rich.console import Console
+
+from camp_sdk import Evaluation, Explanation, Gallery, Match, Metrics, Retriever, Split, evaluate, load_split
+from camp_sdk.cli import evaluation_table
+from camp_sdk.evaluation import pair_count
+from camp_sdk.export.measure import measure_checkpoint
+from camp_sdk.export.scenes import SceneObject, oracle_recalls, true_captions, write_scenes
+from camp_sdk.export.to_onnx import export_bundle
+from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.train import main as train
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.files import write_aside
+from camp_sdk.terminal import progress, progress_bar, run_command, stderr
+
+COUNTS = {"train": 2000, "dev": 100, "test": 300}
+QUERIES = 6
+FREE_QUERY = "a small red circle above a large blue star"
+SHADE = np.array([32, 36, 52], np.float32)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("build/demo"),
+    variant: Annotated[str, typer.Option(help="paper or scalar.")] = "paper",
+    epochs: Annotated[int, typer.Option(help="0: what suits the data.")] = 0,
+) -> None:
+    """Draw, train, export, check, evaluate, rank, and write a page."""
+    if output.exists() and any(output.iterdir()):
+        raise InputError(f"{output} is not empty: remove it, or name another folder")
+    started = time.monotonic()
+    data, run, bundle = output / "data", output / "run", output / "bundle"
+    _say(f"python export/scenes.py --output {data}")
+    write_scenes(data, COUNTS)
+    _say(f"python export/train.py --data {data} --variant {variant} --output {run}")
+    train(TrainConfig(data, run, variant, epochs=epochs))
+    _say(f"python export/to_onnx.py --checkpoint {run / 'best.ckpt'} --output {bundle}")
+    export_bundle(run / "best.ckpt", bundle)
+    test = load_split(data, "test")
+    _say("the same test split by PyTorch, to compare")
+    with progress_bar("scoring pairs", pair_count(test)) as advance:
+        torch_metrics, _ = measure_checkpoint(run / "best.ckpt", data, "test", advance)
+    with Retriever(bundle) as retriever:
+        _say(f"camp eval {bundle} --data {data} --split test")
+        with progress_bar("scoring pairs", pair_count(test)) as advance:
+            result = evaluate(retriever, test, on_progress=advance)
+        Console().print(evaluation_table(result, f"{data} test: {result.protocol}"))
+        _say(f'camp rank {bundle} --images {data / "test"} --query "{FREE_QUERY}"')
+        cards = rank_queries(retriever, test, true_of(data / "test"))
+        manifest = retriever.bundle.manifest
+    page = {
+        "cards": cards,
+        "rows": table_rows(torch_metrics, result),
+        "oracle": oracle_recalls(data / "test"),
+        "protocol": result.protocol,
+        "variant": variant,
+        "parity": max(check["max_logit_error"] for check in manifest.raw["parity"]),
+        "minutes": (time.monotonic() - started) / 60,
+        "version": version("camp-sdk"),
+        "counts": COUNTS,
+    }
+    write_page(output / "index.html", page)
+    stderr.print(f"wrote {output / 'index.html'} after {page['minutes']:.1f} minutes", highlight=False)
+
+
+def _say(step: str) -> None:
+    stderr.rule(step, align="left", style="dim")
+
+
+def true_of(folder: Path) -> list[set[str]]:
+    """For each picture of a split, every caption that is true of it: the page marks those beside the expected one."""
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    return [set(true_captions([SceneObject(**item) for item in json.loads(line)["objects"]])) for line in lines]
+
+
+def rank_queries(retriever: Retriever, test: Split, true: list[set[str]]) -> list[dict[str, Any]]:
+    """Captions taken at even distances from the test split, not chosen by their outcome, and one free query."""
+    gallery = retriever.encode_images(test.images)
+    chosen = np.linspace(0, len(test.captions) - 1, QUERIES).astype(int)
+    queries = [(test.captions[i], int(test.image_of_caption[i])) for i in chosen] + [(FREE_QUERY, None)]
+    cards = []
+    for query, answer in progress(queries, "ranking"):
+        card = query_card(retriever, gallery, query, test)
+        for match in card["matches"]:
+            match["right"] = match["index"] == answer
+            match["true"] = query in true[match["index"]]
+        cards.append(card | {"place": answer if answer is None else card["order"].index(answer) + 1})
+    return cards
+
+
+def query_card(retriever: Retriever, gallery: Gallery, query: str, test: Split) -> dict[str, Any]:
+    """What the page shows of one query: the order of all pictures, the five best, and the best match explained."""
+    matches = retriever.rank(query, gallery, top_k=len(gallery))
+    best = matches[0].corpus_id
+    explained = retriever.explain(query, gallery.select([best]))
+    return {
+        "query": query,
+        "order": [match.corpus_id for match in matches],
+        "matches": [_shown(match, test) for match in matches[:5]],
+        "words": word_pictures(explained, Path(test.images[best])),
+    }
+
+
+def _shown(match: Match, test: Split) -> dict[str, Any]:
+    return {
+        "rank": match.rank,
+        "score": match.score,
+        "index": match.corpus_id,
+        "picture": data_uri(Image.open(test.images[match.corpus_id])),
+        "name": Path(match.document or "").name,
+    }
+
+
+def word_pictures(explained: Explanation, path: Path) -> list[dict[str, str]]:
+    """One small picture a word: bright where the word looks, shaded where it does not."""
+    with Image.open(path) as opened:
+        picture = np.asarray(opened.convert("RGB"), np.float32)
+    shown = []
+    for index, word in enumerate(explained.words):
+        if word.startswith("<"):
+            continue
+        weights = explained.word_map(index)
+        smooth = Image.fromarray(weights / weights.max()).resize(
+            (picture.shape[1], picture.shape[0]), Image.Resampling.BICUBIC
+        )
+        light = 0.12 + 0.88 * np.clip(np.asarray(smooth), 0, 1)[..., None]
+        lit = Image.fromarray((picture * light + SHADE * (1 - light)).astype(np.uint8))
+        shown.append({"word": word, "picture": data_uri(lit), "peak": f"{weights.max():.2f}"})
+    return shown
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as text for an <img> tag, so that the page needs no other file."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def table_rows(torch_metrics: Metrics, result: Evaluation) -> list[tuple[str, Metrics]]:
+    """PyTorch, the bundle, and its global vectors alone."""
+    rows = [("PyTorch", torch_metrics), ("bundle (ONNX Runtime)", result.network)]
+    return [*rows, ("global vectors alone", result.global_vectors)] if result.global_vectors else rows
+
+
+def write_page(path: Path, page: dict[str, Any]) -> None:
+    """Fill the template beside this file; every text is escaped."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    with write_aside(path) as aside:
+        aside.write_text(environment.get_template("demo_page.html").render(page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_command(main)

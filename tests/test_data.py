@@ -1,0 +1,209 @@
+"""Splits on disk: folders of pictures and precomputed features, and every way they can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from camp_sdk import BundleError, load_split
+
+GOOD = json.dumps({"file_name": "a.png", "captions": ["a red circle"]})
+
+
+def features_of(images: int) -> NDArray[np.float32]:
+    return np.random.default_rng(1).standard_normal((images, 3, 4), dtype=np.float32)
+
+
+def write_features(folder: Path, features: NDArray[np.generic], captions: list[str]) -> Path:
+    np.save(folder / "test_ims.npy", features)
+    (folder / "test_caps.txt").write_text("".join(f"{caption}\n" for caption in captions), encoding="utf-8")
+    return folder
+
+
+def write_pictures(folder: Path, *lines: str) -> Path:
+    (folder / "test").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "test/a.png")
+    (folder / "test/metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def words(count: int) -> list[str]:
+    return [f"caption {index}" for index in range(count)]
+
+
+def test_a_folder_of_pictures(scenes: Path) -> None:
+    split = load_split(scenes, "test")
+    lines = [json.loads(line) for line in (scenes / "test/metadata.jsonl").read_text().splitlines()]
+    assert split.has_pictures
+    assert list(split.images) == [scenes / "test" / line["file_name"] for line in lines]
+    assert split.captions == [caption for line in lines for caption in line["captions"]]
+    assert split.image_of_caption.tolist() == [index for index in range(8) for _ in range(5)]
+
+
+def test_pictures_may_have_different_numbers_of_captions(tmp_path: Path) -> None:
+    two = json.dumps({"file_name": "a.png", "captions": ["one", "two"]})
+    split = load_split(write_pictures(tmp_path, GOOD, "", two), "test")
+    assert split.image_of_caption.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("each", [1, 5])
+def test_one_or_five_captions_a_feature_row(tmp_path: Path, each: int) -> None:
+    features = features_of(4)
+    split = load_split(write_features(tmp_path, features, words(4 * each)), "test")
+    np.testing.assert_array_equal(split.images, features)
+    assert split.captions == words(4 * each)
+    assert split.image_of_caption.tolist() == [index for index in range(4) for _ in range(each)]
+
+
+def test_one_feature_row_a_caption_is_one_row_an_image(tmp_path: Path) -> None:
+    features = features_of(4)
+    split = load_split(write_features(tmp_path, features.repeat(5, axis=0), words(20)), "test")
+    np.testing.assert_array_equal(split.images, features)
+    assert split.image_of_caption.tolist() == [index for index in range(4) for _ in range(5)]
+
+
+def test_as_many_different_rows_as_captions_stay_apart(tmp_path: Path) -> None:
+    split = load_split(write_features(tmp_path, features_of(10), words(10)), "test")
+    assert split.image_of_caption.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("repeats", [1, 5])
+def test_features_stay_memory_mapped(tmp_path: Path, repeats: int) -> None:
+    split = load_split(write_features(tmp_path, features_of(4).repeat(repeats, axis=0), words(20)), "test")
+    assert isinstance(split.images, np.memmap)
+    assert not split.has_pictures
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_only_a_line_feed_ends_a_caption(tmp_path: Path, odd: str) -> None:
+    split = load_split(write_features(tmp_path, features_of(2), [f"a red{odd}circle", "a star"]), "test")
+    assert len(split.captions) == 2
+
+
+def test_a_missing_split_names_both_formats(scenes: Path) -> None:
+    with pytest.raises(BundleError, match=r"no split 'validation'.*metadata\.jsonl.*validation_ims\.npy"):
+        load_split(scenes, "validation")
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"metadata\.jsonl:2 is not JSON"):
+        load_split(write_pictures(tmp_path, GOOD, "{file_name: a.png}"), "test")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param("5", id="no object"),
+        pytest.param({"name": "a.png", "captions": ["x"]}, id="no file_name"),
+        pytest.param({"file_name": "a.png", "caption": ["x"]}, id="no captions"),
+        pytest.param({"file_name": 5, "captions": ["x"]}, id="file_name is a number"),
+        pytest.param({"file_name": "a.png", "captions": "x"}, id="captions is a string"),
+        pytest.param({"file_name": "a.png", "captions": []}, id="no caption"),
+        pytest.param({"file_name": "a.png", "captions": ["x", ""]}, id="an empty caption"),
+        pytest.param({"file_name": "a.png", "captions": ["x", " \t"]}, id="a blank caption"),
+        pytest.param({"file_name": "a.png", "captions": ["x", 5]}, id="a caption is a number"),
+    ],
+)
+def test_a_line_with_wrong_keys_is_named(tmp_path: Path, line: object) -> None:
+    text = line if isinstance(line, str) else json.dumps(line)
+    with pytest.raises(BundleError, match=r'metadata\.jsonl:2: expected \{"file_name"'):
+        load_split(write_pictures(tmp_path, GOOD, text), "test")
+
+
+@pytest.mark.parametrize("name", ["../a.png", "../../a.png", "/etc/passwd", "sub/../../a.png"])
+def test_a_file_name_that_leaves_the_folder(tmp_path: Path, name: str) -> None:
+    line = json.dumps({"file_name": name, "captions": ["x"]})
+    with pytest.raises(BundleError, match=r"metadata\.jsonl:2.*leaves the folder"):
+        load_split(write_pictures(tmp_path, GOOD, line), "test")
+
+
+def test_a_link_that_leaves_the_folder(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, json.dumps({"file_name": "link.png", "captions": ["x"]}))
+    (folder / "outside.png").write_bytes(b"")
+    (folder / "test/link.png").symlink_to(folder / "outside.png")
+    with pytest.raises(BundleError, match=r"metadata\.jsonl:1.*leaves the folder"):
+        load_split(folder, "test")
+
+
+@pytest.mark.parametrize("name", ["gone.png", "", "a.png\0", "\ud800.png"])
+def test_a_missing_picture_is_named(tmp_path: Path, name: str) -> None:
+    line = json.dumps({"file_name": name, "captions": ["x"]})
+    with pytest.raises(BundleError, match=r"metadata\.jsonl:2"):
+        load_split(write_pictures(tmp_path, GOOD, line), "test")
+
+
+def test_metadata_without_a_line(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"metadata\.jsonl describes no picture"):
+        load_split(write_pictures(tmp_path, ""), "test")
+
+
+def test_metadata_that_is_not_utf8(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, GOOD)
+    (folder / "test/metadata.jsonl").write_bytes(GOOD.encode() + b"\n\xff\xfe\n")
+    with pytest.raises(BundleError, match=r"metadata\.jsonl"):
+        load_split(folder, "test")
+
+
+def test_a_truncated_feature_file(tmp_path: Path) -> None:
+    file = write_features(tmp_path, features_of(4), words(4)) / "test_ims.npy"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(BundleError, match=r"test_ims\.npy cannot be opened.*copy it again"):
+        load_split(tmp_path, "test")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"not numpy at all"])
+def test_a_file_that_is_not_numpy(tmp_path: Path, content: bytes) -> None:
+    (write_features(tmp_path, features_of(4), words(4)) / "test_ims.npy").write_bytes(content)
+    with pytest.raises(BundleError, match=r"test_ims\.npy cannot be opened"):
+        load_split(tmp_path, "test")
+
+
+def test_pickled_objects_are_refused(tmp_path: Path) -> None:
+    write_features(tmp_path, np.array([{"an": "object"}], object), words(1))
+    with pytest.raises(BundleError, match=r"test_ims\.npy cannot be opened"):
+        load_split(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        pytest.param(np.zeros((4, 3, 4), np.float64), id="float64"),
+        pytest.param(np.zeros((4, 3, 4), np.int32), id="int32"),
+        pytest.param(np.zeros((4, 3, 4), ">f4"), id="big-endian"),
+        pytest.param(np.zeros((4, 4), np.float32), id="two axes"),
+        pytest.param(np.zeros((4, 3, 4, 1), np.float32), id="four axes"),
+        pytest.param(np.zeros((0, 3, 4), np.float32), id="no image"),
+    ],
+)
+def test_features_of_another_type_or_shape(tmp_path: Path, features: NDArray[np.generic]) -> None:
+    with pytest.raises(BundleError, match=r"test_ims\.npy is .*expected float32 \[images, regions, width\]"):
+        load_split(write_features(tmp_path, features, words(4)), "test")
+
+
+@pytest.mark.parametrize("count", [0, 3, 5, 8, 19, 21, 40])
+def test_a_number_of_captions_that_fits_nothing(tmp_path: Path, count: int) -> None:
+    with pytest.raises(BundleError, match=rf"test_caps\.txt has {count} captions for the 4 rows"):
+        load_split(write_features(tmp_path, features_of(4), words(count)), "test")
+
+
+@pytest.mark.parametrize("blank", ["", "   "])
+def test_an_empty_caption_line_is_named(tmp_path: Path, blank: str) -> None:
+    with pytest.raises(BundleError, match=r"test_caps\.txt:2 is empty"):
+        load_split(write_features(tmp_path, features_of(3), ["one", blank, "three"]), "test")
+
+
+def test_missing_captions(tmp_path: Path) -> None:
+    (write_features(tmp_path, features_of(4), words(4)) / "test_caps.txt").unlink()
+    with pytest.raises(BundleError, match=r"test_caps\.txt is missing"):
+        load_split(tmp_path, "test")
+
+
+def test_captions_that_are_not_utf8(tmp_path: Path) -> None:
+    (write_features(tmp_path, features_of(1), words(1)) / "test_caps.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(BundleError, match=r"test_caps\.txt"):
+        load_split(tmp_path, "test")

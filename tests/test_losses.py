@@ -1,0 +1,187 @@
+"""The losses against their equations, and the cheap hardest-negative loss against the one over all pairs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from camp_sdk.export.losses import (
+    choose_negatives,
+    contrastive_loss,
+    fusion_loss,
+    matching_bce,
+    score_blocks,
+    score_pairs,
+)
+from camp_sdk.export.networks import Camp, Tensors
+from tests.tiny import FEATURE_WIDTH, tiny_model
+
+BATCH = 6
+IMAGE_OF_CAPTION = torch.tensor([0, 0, 1, 2, 3, 4])  # the first two captions share their image
+MATCHES = IMAGE_OF_CAPTION[:, None] == IMAGE_OF_CAPTION[None, :]
+# Float64: 1 - p at p = 1 - 1e-6 loses six digits of sixteen in the equation written out.
+# Float32: sums in another order.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+
+both_variants = pytest.mark.parametrize("variant", ["paper", "scalar"])
+both_precisions = pytest.mark.parametrize("dtype", TOLERANCE)
+
+
+class Bilinear:
+    """Stands in for a scorer: the logit of image i and text t is table[i, t], read with one-hot vectors."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def __call__(self, image: Tensors, text: Tensors) -> Tensor:
+        return image["image.V"] @ self.table @ text["text.T"].T
+
+    def tensors(self) -> tuple[Tensors, Tensors]:
+        one_hot = torch.eye(len(self.table), dtype=self.table.dtype)
+        return {"image.V": one_hot}, {"text.T": one_hot}
+
+
+def encoded_batch(model: Camp, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
+    """Six aligned pairs; tokens and features are fixed, captions two to seven words long."""
+    rng = np.random.default_rng(4)
+    features = torch.from_numpy(rng.standard_normal((5, 6, FEATURE_WIDTH)))[IMAGE_OF_CAPTION].to(dtype)
+    tokens = torch.from_numpy(rng.integers(1, model.config.vocabulary_size, (BATCH, 7)))
+    return model.encode_images(features), model.encode_texts(tokens, torch.tensor([7, 3, 2, 5, 6, 4]))
+
+
+def written_out_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
+    """Step 5 of CAMP.md, letter by letter: probabilities, clamped to [1e-6, 1 - 1e-6], and their logarithms."""
+    m, m_text, m_image = (x.sigmoid().clamp(1e-6, 1 - 1e-6) for x in (matching, wrong_text, wrong_image))
+    losses = -(m.log() + (1 - m_text).log()) - (m.log() + (1 - m_image).log())
+    return losses.mean()
+
+
+def full_loss(model: Camp, image: Tensors, text: Tensors) -> Tensor:
+    """The hardest-negative loss read off the full matrix [B, B], every pair with its gradient."""
+    logits = model.scorer(image, text)
+    wrong = logits.masked_fill(MATCHES, -math.inf)
+    return written_out_bce(logits.diagonal(), wrong.max(1).values, wrong.max(0).values)
+
+
+def test_matching_bce_is_the_equation_with_clamped_probabilities() -> None:
+    logits = torch.tensor([[-50.0, -14.0, -3.0, 0.0, 2.0, 13.0, 40.0]] * 3, dtype=torch.float64)
+    three = logits[0], logits[1].flip(0), logits[2].roll(2)
+    assert abs(matching_bce(*three) - written_out_bce(*three)) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("logit", [20.0, 200.0, -200.0])
+def test_matching_bce_stops_at_the_clamp(logit: float) -> None:
+    saturated, edge = torch.tensor([logit]), torch.tensor([math.copysign(math.log(1e6 - 1), logit)])
+    calm = torch.zeros(1)
+    assert matching_bce(saturated, calm, calm) == pytest.approx(float(matching_bce(edge, calm, calm)), rel=1e-5)
+
+
+@both_precisions
+@both_variants
+def test_hardest_negative_loss_equals_the_loss_over_all_pairs(variant: str, dtype: torch.dtype) -> None:
+    model = tiny_model(variant).to(dtype)
+    image, text = encoded_batch(model, dtype)
+    cheap, full = fusion_loss(model.scorer, image, text, MATCHES, candidates=1), full_loss(model, image, text)
+    torch.testing.assert_close(cheap, full, rtol=0, atol=TOLERANCE[dtype], check_dtype=False)
+
+
+@both_precisions
+@both_variants
+def test_hardest_negative_gradient_equals_the_gradient_over_all_pairs(variant: str, dtype: torch.dtype) -> None:
+    model = tiny_model(variant).to(dtype)
+    weights = [w for name, w in model.named_parameters() if "global" not in name]
+    cheap = torch.autograd.grad(fusion_loss(model.scorer, *encoded_batch(model, dtype), MATCHES), weights)
+    full = torch.autograd.grad(full_loss(model, *encoded_batch(model, dtype)), weights)
+    for found, expected in zip(cheap, full, strict=True):
+        torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_captions_of_the_same_image_are_never_negatives() -> None:
+    table = torch.zeros(BATCH, BATCH).masked_fill(MATCHES, 9.0)  # as a negative, a match would cost 9 a pair
+    stub = Bilinear(table)
+    losses = [fusion_loss(stub, *stub.tensors(), MATCHES, candidates) for candidates in (1, 2, BATCH)]  # type: ignore[arg-type]
+    nine, zero = torch.full((1,), 9.0), torch.zeros(1)
+    expected = float(matching_bce(nine, zero, zero))
+    assert [float(loss) for loss in losses] == pytest.approx(
+        [expected] * 3, rel=1e-6
+    )  # float32 mean of six equal terms
+
+
+def test_the_hardest_negative_is_the_best_wrong_one_of_each_row_and_column() -> None:
+    table = torch.tensor([[3.0, 2.0, -1.0], [0.5, 1.0, -2.0], [-3.0, 1.5, 4.0]])
+    stub = Bilinear(table)
+    loss = fusion_loss(stub, *stub.tensors(), torch.eye(3, dtype=torch.bool))  # type: ignore[arg-type]
+    expected = matching_bce(table.diagonal(), torch.tensor([2.0, 0.5, 1.5]), torch.tensor([0.5, 2.0, -1.0]))
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)  # the same float32 terms through one-hot products
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 4, 100])
+def test_no_match_is_ever_chosen_as_a_negative(candidates: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(BATCH, BATCH).masked_fill(MATCHES, -math.inf)
+    for _ in range(50):
+        chosen = choose_negatives(logits, candidates)
+        assert not MATCHES[torch.arange(BATCH), chosen].any()
+
+
+def test_negatives_come_from_all_of_the_candidates_and_from_no_other() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([[-math.inf, 5.0, 1.0, 4.0, 3.0], [2.0, -math.inf, 7.0, 1.0, 6.0]])
+    rows = torch.stack([choose_negatives(logits, 3) for _ in range(200)])
+    assert [set(column.tolist()) for column in rows.T] == [{1, 3, 4}, {0, 2, 4}]
+
+
+def test_one_candidate_is_the_hardest() -> None:
+    logits = torch.tensor([[-math.inf, 5.0, 1.0], [2.0, -math.inf, 7.0], [9.0, 8.0, -math.inf]])
+    assert choose_negatives(logits, 1).tolist() == [1, 2, 0]
+
+
+@both_variants
+@torch.no_grad()
+def test_aligned_scores_are_the_diagonal_of_the_cross_product(variant: str) -> None:
+    model = tiny_model(variant).double()
+    image, text = encoded_batch(model, torch.float64)
+    diagonal = model.scorer(image, text).diagonal()
+    # Float64, the same sums batched otherwise.
+    torch.testing.assert_close(score_pairs(model.scorer, image, text), diagonal, rtol=0, atol=1e-12)
+
+
+@both_variants
+@torch.no_grad()
+def test_blocks_of_images_equal_the_whole(variant: str) -> None:
+    model = tiny_model(variant).double()
+    image, text = encoded_batch(model, torch.float64)
+    # Float64, the same sums in blocks of four images and two.
+    torch.testing.assert_close(score_blocks(model.scorer, image, text), model.scorer(image, text), rtol=0, atol=1e-12)
+
+
+def unit_vectors(seed: int) -> Tensor:
+    vectors = torch.from_numpy(np.random.default_rng(seed).standard_normal((BATCH, 8)))
+    return vectors / vectors.norm(dim=1, keepdim=True)
+
+
+def written_out_info_nce(v: np.ndarray, t: np.ndarray, scale: float) -> float:
+    """-log of the share of the right partner among itself and all that do not match, both ways, averaged."""
+    total = 0.0
+    for own in range(BATCH):
+        others = [k for k in range(BATCH) if k == own or not MATCHES[own, k]]
+        right = math.exp(scale * v[own] @ t[own])
+        total -= math.log(right / sum(math.exp(scale * v[own] @ t[k]) for k in others))
+        total -= math.log(right / sum(math.exp(scale * v[k] @ t[own]) for k in others))
+    return total / BATCH / 2
+
+
+def test_contrastive_loss_is_info_nce_written_out() -> None:
+    v, t, log_scale = unit_vectors(0), unit_vectors(1), torch.tensor(math.log(7.0))
+    expected = written_out_info_nce(v.numpy(), t.numpy(), 7.0)
+    assert float(contrastive_loss(v, t, MATCHES, log_scale)) == pytest.approx(expected, rel=1e-5)  # computed in float32
+
+
+def test_contrastive_scale_stops_at_100() -> None:
+    v, t = unit_vectors(0), unit_vectors(1)
+    losses = [float(contrastive_loss(v, t, MATCHES, torch.tensor(math.log(scale)))) for scale in (100.0, 1e6)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # exp(log(100)) in float32
