@@ -30,7 +30,8 @@ from camp_sdk.export.train import main as train
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import run_command, stderr
 
-COUNTS = {"train": 2000, "dev": 100, "test": 300}
+COUNTS = {"train": 5000, "dev": 100, "test": 300}
+EPOCHS = 2  # as the demo
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 FIGURES = [(side, figure) for side in ("text_to_image", "image_to_text") for figure in ("r1", "r5", "r10")]
 
@@ -65,7 +66,7 @@ def measure_run(data: Path, output: Path, variant: str, seed: int) -> dict[str, 
         stderr.rule(f"{variant}, seed {seed}", align="left")
         started = time.monotonic()
         resume = (run / "last.ckpt").is_file()
-        train(TrainConfig(data, run, variant, seed=seed, resume=resume))
+        train(TrainConfig(data, run, variant, epochs=EPOCHS, seed=seed, resume=resume))
         minutes = (time.monotonic() - started) / 60
         network, vectors = measure_checkpoint(run / "best.ckpt", data, "test")
         measured = {"network": asdict(network), "global_vectors": asdict(vectors)}
@@ -94,7 +95,9 @@ def processor() -> str:
     """The processor's name, as Linux tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 if __name__ == "__main__":

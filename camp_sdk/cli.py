@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from camp_sdk.data import load_split
 from camp_sdk.evaluation import Evaluation, evaluate, pair_count
-from camp_sdk.metrics import Metrics
+from camp_sdk.metrics import Direction
 from camp_sdk.pictures import find_pictures
 from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
@@ -83,23 +83,19 @@ def rank_command(
 
 
 def evaluation_table(result: Evaluation, title: str) -> Table:
-    """The figures of an evaluation as a terminal table: one row for the network, one for the global vectors."""
-    table = Table(title=title)
-    table.add_column("")
-    for side in ("text to image", "image to text"):
-        for figure in ("R@1", "R@5", "R@10", "median"):
-            table.add_column(f"{side}\n{figure}", justify="right")
-    table.add_column("rsum", justify="right")
-    table.add_row("CAMP", *_figures(result.network))
-    if result.global_vectors:
-        table.add_row("global vectors alone", *_figures(result.global_vectors))
+    """The figures of an evaluation as a terminal table: two rows for the network, two for the global vectors."""
+    table = Table(
+        "", "", *(Column(name, justify="right") for name in ("R@1", "R@5", "R@10", "median", "rsum")), title=title
+    )
+    beside = [("global vectors alone", result.global_vectors)] if result.global_vectors else []
+    for name, metrics in [("CAMP", result.network), *beside]:
+        table.add_row(name, "text to image", *_figures(metrics.text_to_image), "")
+        table.add_row("", "image to text", *_figures(metrics.image_to_text), f"{metrics.rsum:.1f}", end_section=True)
     return table
 
 
-def _figures(metrics: Metrics) -> list[str]:
-    sides = (metrics.text_to_image, metrics.image_to_text)
-    values = [value for side in sides for value in (side.r1, side.r5, side.r10, side.median_rank)]
-    return [f"{value:.1f}" for value in (*values, metrics.rsum)]
+def _figures(side: Direction) -> list[str]:
+    return [f"{value:.1f}" for value in (side.r1, side.r5, side.r10, side.median_rank)]
 
 
 def _as_dict(match: Match) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import progress, progress_bar, run_command, stderr
 
-COUNTS = {"train": 2000, "dev": 100, "test": 300}
+COUNTS = {"train": 5000, "dev": 100, "test": 300}
 QUERIES = 6
 FREE_QUERY = "a small red circle above a large blue star"
 SHADE = np.array([32, 36, 52], np.float32)
@@ -42,7 +42,7 @@ SHADE = np.array([32, 36, 52], np.float32)
 def main(
     output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("build/demo"),
     variant: Annotated[str, typer.Option(help="paper or scalar.")] = "paper",
-    epochs: Annotated[int, typer.Option(help="0: what suits the data.")] = 0,
+    epochs: Annotated[int, typer.Option(help="More than 2 are more accurate, and take longer.")] = 2,
 ) -> None:
     """Draw, train, export, check, evaluate, rank, and write a page."""
     if output.exists() and any(output.iterdir()):

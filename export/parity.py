@@ -141,8 +141,8 @@ def same_order(expected: NDArray[np.float32], found: NDArray[np.float32]) -> boo
 
 def parity_table(checks: list[Check]) -> Table:
     """The checks as a terminal table."""
-    table = Table(title=f"ONNX against PyTorch (at most {MAX_LOGIT_ERROR:g})")
-    for column in ("case", "I x T x N", "max |d logit|", "max |d attention|", "max |d features|", "top 10", ""):
+    table = Table(title=f"ONNX against PyTorch: largest differences (at most {MAX_LOGIT_ERROR:g})")
+    for column in ("case", "I x T x N", "logits", "attention", "features", "top 10", ""):
         table.add_column(column)
     for c in checks:
         figures = [f"{error:.1e}" for error in (c.max_logit_error, c.max_attention_error, c.max_feature_error)]

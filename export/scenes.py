@@ -1,6 +1,6 @@
 """Draw a picture data set in which the binding of words matters.
 
-    python export/scenes.py --output data/scenes --train 2000 --dev 100 --test 300 --seed 0
+    python export/scenes.py --output data/scenes --train 5000 --dev 100 --test 300 --seed 0
 
 A scene holds 3 to 5 objects (8 colours x 6 shapes x 2 sizes) in different cells of a jittered 3 x 3 grid. Scenes come in
 twins: the second of each two has the same sizes, colours and shapes in another binding, so that a model which only knows
@@ -195,7 +195,7 @@ def oracle_recalls(folder: Path) -> tuple[float, float]:
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder to create.")],
-    train: Annotated[int, typer.Option(help="Pictures to train on.")] = 4000,
+    train: Annotated[int, typer.Option(help="Pictures to train on.")] = 5000,
     dev: Annotated[int, typer.Option(help="Pictures to choose the best epoch by.")] = 100,
     test: Annotated[int, typer.Option(help="Held-out pictures.")] = 300,
     seed: Annotated[int, typer.Option(help="Another seed, another data set.")] = 0,

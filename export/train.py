@@ -36,7 +36,7 @@ class TrainConfig:
     batch_size: Annotated[int, typer.Option(help="Pairs a step. 0: 128 for features, 48 for pictures.")] = 0
     learning_rate: Annotated[float, typer.Option(help="Peak. 0: 5e-4 for features, 2e-3 for pictures.")] = 0.0
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-3
-    warm_epochs: Annotated[float, typer.Option(help="Narrow from all negatives to the hardest over this long.")] = 1.0
+    warm_part: Annotated[float, typer.Option(help="Part of the run that narrows to the hardest negatives.")] = 0.2
     global_weight: Annotated[float, typer.Option(help="Weight of the global vectors' loss.")] = 0.5
     patience: Annotated[int, typer.Option(help="Stop after this many epochs without a better rsum; 0: never.")] = 0
     min_count: Annotated[int, typer.Option(help="Words seen less often become <unk>.")] = 4
@@ -63,6 +63,8 @@ class TrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
         if self.batch_size < 2:
             raise InputError("--batch-size 1: negatives come from the batch, expected 2 or more")
+        if not 0 <= self.warm_part <= 1:
+            raise InputError(f"--warm-part {self.warm_part}: expected 0 to 1")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
 

@@ -76,11 +76,11 @@ class CampTraining(lightning.LightningModule):
         return pairs + self.config.global_weight * vectors
 
     def _candidates(self, batch_size: int) -> int:
-        """How many of the hardest negatives to choose among: all of the batch at first, one after `warm_epochs`.
+        """How many of the hardest negatives to choose among: all of the batch at first, one after `warm_part` of the run.
 
         Hardest-only from the first step does not converge: while scores are noise, the hardest is a random mistake.
         """
-        steps = self.config.warm_epochs * self.trainer.num_training_batches
+        steps = self.config.warm_part * float(self.trainer.estimated_stepping_batches)
         left = max(0.0, 1 - self.global_step / steps) if steps else 0.0
         return max(1, round(batch_size * left**2))
 

@@ -33,6 +33,14 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class FileEntry:
+    """Size and SHA-256 (hexadecimal) a file must have."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class GraphSpec:
     """One ONNX graph of a bundle: its file (relative to the bundle) and its tensors, in order."""
 
@@ -59,7 +67,7 @@ class Manifest:
     variant: str
     activation: str
     graphs: dict[str, GraphSpec]
-    files: dict[str, str]
+    files: dict[str, FileEntry]
     max_words: int
     pixels: PixelSpec | None
     raw: dict[str, Any]
@@ -98,10 +106,10 @@ class Bundle:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder / "manifest.json")
-        for name, entry in self.manifest.raw["files"].items():
+        for name, entry in self.manifest.files.items():
             self._check_file(name, entry)
         # Galleries remember which model made them: the graphs and the tokenizer, by content.
-        listed = json.dumps(sorted(self.manifest.files.items()))
+        listed = json.dumps(sorted((name, entry.sha256) for name, entry in self.manifest.files.items()))
         self.fingerprint = hashlib.sha256(listed.encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -113,20 +121,18 @@ class Bundle:
             raise BundleError(f"{self.folder}: {name!r} is not listed in manifest.json; {EXPORT_AGAIN}")
         return self.folder / name
 
-    def _check_file(self, name: str, entry: dict[str, Any]) -> None:
+    def _check_file(self, name: str, entry: FileEntry) -> None:
         path = self.folder / name
         if not path.is_file():
             raise BundleError(f"{path} is missing though manifest.json lists it; {EXPORT_AGAIN}")
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise BundleError(f"{path} leads out of the bundle to {path.resolve()}; a bundle must hold its own files")
         size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise BundleError(f"{path} has {size} bytes, manifest.json says {entry['bytes']}; {EXPORT_AGAIN}")
+        if size != entry.bytes:
+            raise BundleError(f"{path} has {size} bytes, manifest.json says {entry.bytes}; {EXPORT_AGAIN}")
         found = sha256_of(path)
-        if found != entry["sha256"]:
-            raise BundleError(
-                f"{path} was altered: SHA-256 {found}, manifest.json says {entry['sha256']}; {EXPORT_AGAIN}"
-            )
+        if found != entry.sha256:
+            raise BundleError(f"{path} was altered: SHA-256 {found}, manifest.json says {entry.sha256}; {EXPORT_AGAIN}")
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -156,7 +162,9 @@ def _parse(raw: dict[str, Any]) -> Manifest:
     unknown = [name for name in graphs if name not in REQUIRED_GRAPHS + OPTIONAL_GRAPHS]
     if missing or unknown:
         raise ValueError(f"graphs missing: {missing}, unknown: {unknown}")
-    files = {_inside(name): str(entry["sha256"]) for name, entry in raw["files"].items()}
+    files = {
+        _inside(name): FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in raw["files"].items()
+    }
     needed = [graph.file for graph in graphs.values()] + ["tokenizer.json"]
     if unlisted := [name for name in needed if name not in files]:
         raise ValueError(f"files without a hash: {unlisted}")
@@ -204,6 +212,6 @@ def parse_pixels(raw: dict[str, Any]) -> PixelSpec:
     mean, std = (tuple(float(v) for v in raw[key]) for key in ("mean", "std"))
     rows, columns = (int(v) for v in raw["grid"])
     height, width = int(raw["height"]), int(raw["width"])
-    if not (len(mean) == len(std) == 3 and 0 < height <= 4096 and 0 < width <= 4096 and all(std)):
+    if not (len(mean) == len(std) == 3 and 0 < height <= 1024 and 0 < width <= 1024 and all(std)):
         raise ValueError(f"pixels {raw}")
     return PixelSpec(height, width, mean, std, (rows, columns))

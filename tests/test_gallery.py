@@ -1,0 +1,272 @@
+"""Galleries on disk: saved equals fresh, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from camp_sdk import BundleError, Gallery, InputError, Retriever
+from tests.tiny import CAPTIONS
+
+
+def saved(gallery: Gallery, folder: Path) -> Path:
+    gallery.save(folder)
+    return folder
+
+
+@pytest.fixture
+def images(feature_retriever: Retriever, features: NDArray[np.float32]) -> Gallery:
+    return feature_retriever.encode_images(features, names=[f"image {index}" for index in range(10)])
+
+
+@pytest.fixture
+def texts(feature_retriever: Retriever) -> Gallery:
+    return feature_retriever.encode_texts(CAPTIONS)
+
+
+def test_saved_images_score_as_fresh_ones(
+    feature_retriever: Retriever, images: Gallery, texts: Gallery, tmp_path: Path
+) -> None:
+    opened = feature_retriever.open_gallery(saved(images, tmp_path / "gallery"))
+    fresh = feature_retriever.score_matrix(images, texts, logits=True)
+    np.testing.assert_array_equal(feature_retriever.score_matrix(opened, texts, logits=True), fresh)
+
+
+def test_saved_texts_score_as_fresh_ones(
+    feature_retriever: Retriever, images: Gallery, texts: Gallery, tmp_path: Path
+) -> None:
+    opened = feature_retriever.open_gallery(saved(texts, tmp_path / "gallery"))
+    fresh = feature_retriever.score_matrix(images, texts, logits=True)
+    np.testing.assert_array_equal(feature_retriever.score_matrix(images, opened, logits=True), fresh)
+
+
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test_an_opened_gallery_is_mapped_and_keeps_its_names(
+    feature_retriever: Retriever, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    gallery: Gallery = request.getfixturevalue(kind)
+    opened = feature_retriever.open_gallery(saved(gallery, tmp_path / "gallery"))
+    assert (opened.kind, len(opened), opened.documents) == (gallery.kind, len(gallery), gallery.documents)
+    assert all(isinstance(array, np.memmap) for array in opened.encoded.tensors.values())
+    assert opened.nbytes == gallery.nbytes
+
+
+def test_names_may_be_missing(feature_retriever: Retriever, features: NDArray[np.float32], tmp_path: Path) -> None:
+    folder = saved(feature_retriever.encode_images(features), tmp_path / "gallery")
+    assert feature_retriever.open_gallery(folder).documents == (None,) * 10
+
+
+def test_the_encoded_tensors_fit_the_contract(feature_retriever: Retriever, images: Gallery) -> None:
+    for spec in feature_retriever.bundle.manifest.image_tensors:
+        array = images.encoded.tensors[spec.name]
+        assert array.dtype == spec.dtype
+        assert len(array.shape) == len(spec.shape)
+
+
+def test_a_gallery_of_another_bundle_is_refused(picture_retriever: Retriever, images: Gallery, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="was made by another bundle .*; encode it again with this bundle"):
+        picture_retriever.open_gallery(saved(images, tmp_path / "gallery"))
+
+
+@pytest.mark.parametrize("name", ["image.V", "image.global"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda array: array.astype(np.float64), id="dtype"),
+        pytest.param(lambda array: array[..., :-1], id="width"),
+        pytest.param(lambda array: array[..., None], id="axes"),
+    ],
+)
+def test_a_tensor_of_another_form_is_refused(
+    feature_retriever: Retriever,
+    images: Gallery,
+    tmp_path: Path,
+    name: str,
+    change: Callable[[NDArray[Any]], NDArray[Any]],
+) -> None:
+    folder = saved(images, tmp_path / "gallery")
+    np.save(folder / f"{name}.npy", change(images.encoded.tensors[name]))
+    with pytest.raises(BundleError, match=rf"{name}\.npy is .*, expected float32 .*; encode the gallery again"):
+        feature_retriever.open_gallery(folder)
+
+
+def test_tensors_that_disagree_on_the_number_of_images(
+    feature_retriever: Retriever, images: Gallery, tmp_path: Path
+) -> None:
+    folder = saved(images, tmp_path / "gallery")
+    np.save(folder / "image.global.npy", images.encoded.tensors["image.global"][:-1])
+    with pytest.raises(BundleError, match="disagree on the number of images"):
+        feature_retriever.open_gallery(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda lengths: lengths[:-1], lambda lengths: lengths + 1, lambda lengths: lengths * 0]
+)
+def test_lengths_that_do_not_fit_the_words(
+    feature_retriever: Retriever, texts: Gallery, tmp_path: Path, change: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    folder = saved(texts, tmp_path / "gallery")
+    np.save(folder / "lengths.npy", change(np.load(folder / "lengths.npy")))
+    with pytest.raises(BundleError, match="disagree on the number of texts or words"):
+        feature_retriever.open_gallery(folder)
+
+
+def test_a_wrong_number_of_names(feature_retriever: Retriever, images: Gallery, tmp_path: Path) -> None:
+    folder = saved(images, tmp_path / "gallery")
+    about = json.loads((folder / "gallery.json").read_text())
+    (folder / "gallery.json").write_text(json.dumps(about | {"documents": ["one"]}))
+    with pytest.raises(BundleError, match="10 items but 1 names; encode it again"):
+        feature_retriever.open_gallery(folder)
+
+
+@pytest.mark.parametrize("name", ["image.V.npy", "image.global.npy", "gallery.json"])
+def test_a_missing_file_is_named(feature_retriever: Retriever, images: Gallery, tmp_path: Path, name: str) -> None:
+    folder = saved(images, tmp_path / "gallery")
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=name.replace(".", r"\.")):
+        feature_retriever.open_gallery(folder)
+
+
+def test_a_truncated_file_is_named(feature_retriever: Retriever, images: Gallery, tmp_path: Path) -> None:
+    file = saved(images, tmp_path / "gallery") / "image.V.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"image\.V\.npy cannot be opened"):
+        feature_retriever.open_gallery(file.parent)
+
+
+def test_pickled_objects_are_refused(feature_retriever: Retriever, images: Gallery, tmp_path: Path) -> None:
+    folder = saved(images, tmp_path / "gallery")
+    np.save(folder / "image.V.npy", np.array([{"an": "object"}], object))
+    with pytest.raises(BundleError, match=r"image\.V\.npy cannot be opened"):
+        feature_retriever.open_gallery(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "5", "[]", "{}", '{"format": 2, "kind": "image", "bundle": "", "documents": []}']
+)
+def test_metadata_of_another_kind(feature_retriever: Retriever, images: Gallery, tmp_path: Path, text: str) -> None:
+    folder = saved(images, tmp_path / "gallery")
+    (folder / "gallery.json").write_text(text)
+    with pytest.raises(BundleError, match=r"gallery\.json.*encode it again"):
+        feature_retriever.open_gallery(folder)
+
+
+def test_saving_replaces_an_older_gallery(
+    feature_retriever: Retriever, images: Gallery, texts: Gallery, tmp_path: Path
+) -> None:
+    saved(texts, tmp_path / "gallery")
+    opened = feature_retriever.open_gallery(saved(images, tmp_path / "gallery"))
+    assert opened.kind == "image"
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
+
+
+def test_an_opened_gallery_can_be_saved_over_itself(
+    feature_retriever: Retriever, images: Gallery, tmp_path: Path
+) -> None:
+    opened = feature_retriever.open_gallery(saved(images, tmp_path / "gallery"))
+    again = feature_retriever.open_gallery(saved(opened, tmp_path / "gallery"))
+    np.testing.assert_array_equal(again.encoded.tensors["image.V"], images.encoded.tensors["image.V"])
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_is_not_a_gallery_is_not_overwritten(images: Gallery, tmp_path: Path, folder: bool) -> None:
+    taken = tmp_path / "taken"
+    precious = taken / "precious.txt" if folder else taken
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("keep")
+    with pytest.raises(InputError, match="taken exists and is not a gallery: name another folder"):
+        images.save(taken)
+    assert precious.read_text() == "keep"
+
+
+def fail_at_second_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    save = np.save
+
+    def fails(*args: Any, **options: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError("no space left on device")
+        save(*args, **options)
+
+    monkeypatch.setattr(np, "save", fails)
+
+
+def test_a_failed_save_leaves_nothing(images: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_at_second_array(monkeypatch)
+    with pytest.raises(OSError, match="no space"):
+        images.save(tmp_path / "gallery")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_save_keeps_the_older_gallery(
+    feature_retriever: Retriever, images: Gallery, texts: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(texts, tmp_path / "gallery")
+    fail_at_second_array(monkeypatch)
+    with pytest.raises(OSError, match="no space"):
+        images.save(tmp_path / "gallery")
+    assert feature_retriever.open_gallery(tmp_path / "gallery").kind == "text"
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
+
+
+def test_a_failed_rename_keeps_the_older_gallery(
+    feature_retriever: Retriever, images: Gallery, texts: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(texts, tmp_path / "gallery")
+    with monkeypatch.context() as patched:
+
+        def fails(self: Path, target: Path) -> Path:
+            raise OSError("no rename today")
+
+        patched.setattr(Path, "replace", fails)
+        with pytest.raises(OSError, match="no rename"):
+            images.save(tmp_path / "gallery")
+    assert feature_retriever.open_gallery(tmp_path / "gallery").kind == "text"
+
+
+@pytest.mark.parametrize(
+    ("indices", "chosen"),
+    [
+        (slice(2, 5), [2, 3, 4]),
+        ([7, 0, 7], [7, 0, 7]),
+        (np.array([3, 1]), [3, 1]),
+        (np.arange(10) % 4 == 1, [1, 5, 9]),
+        ([-1], [9]),
+    ],
+)
+def test_select_images(
+    feature_retriever: Retriever, images: Gallery, features: NDArray[np.float32], indices: Any, chosen: list[int]
+) -> None:
+    part = images.select(indices)
+    assert part.documents == tuple(f"image {index}" for index in chosen)
+    np.testing.assert_array_equal(part.encoded.tensors["image.V"], images.encoded.tensors["image.V"][chosen])
+
+
+@pytest.mark.parametrize("chosen", [[4], [5, 0], [3, 3, 1], [0, 1, 2, 3, 4, 5]])
+def test_select_texts(feature_retriever: Retriever, images: Gallery, texts: Gallery, chosen: list[int]) -> None:
+    part = texts.select(chosen)
+    assert part.documents == tuple(CAPTIONS[index] for index in chosen)
+    whole = feature_retriever.score_matrix(images, texts, logits=True)
+    # Another block holds other texts: float32 sums run in another order.
+    np.testing.assert_allclose(feature_retriever.score_matrix(images, part, logits=True), whole[:, chosen], atol=1e-5)
+
+
+def test_a_slice_of_images_copies_nothing(images: Gallery) -> None:
+    part = images.select(slice(2, 5))
+    assert np.shares_memory(part.encoded.tensors["image.V"], images.encoded.tensors["image.V"])
+
+
+def test_a_part_can_be_saved(feature_retriever: Retriever, texts: Gallery, tmp_path: Path) -> None:
+    opened = feature_retriever.open_gallery(saved(texts.select([4, 1]), tmp_path / "part"))
+    assert opened.documents == (CAPTIONS[4], CAPTIONS[1])
+
+
+def test_repr_tells_size_and_kind(texts: Gallery) -> None:
+    assert repr(texts) == "<Gallery of 6 texts, 0.0 MB>"
