@@ -1,11 +1,13 @@
 """camp-sdk: rank pictures by text and texts by picture with CAMP, without PyTorch.
 
-from camp_sdk import Retriever
+    from camp_sdk import Retriever
 
-retriever = Retriever("bundle/")
-gallery = retriever.encode_images(images)
-for match in retriever.rank("two dogs run on a beach", gallery, top_k=5):
-    print(match.rank, match.corpus_id, match.score)
+    retriever = Retriever("bundle/")
+    gallery = retriever.encode_images(images)
+    for match in retriever.rank("two dogs run on a beach", gallery, top_k=5):
+        print(match.rank, match.corpus_id, match.score)
+
+Errors are all `CampError`.
 """
 
 from camp_sdk.data import Split, load_split

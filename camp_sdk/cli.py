@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from camp_sdk.data import load_split
 from camp_sdk.evaluation import Evaluation, evaluate, pair_count
@@ -73,6 +74,7 @@ def rank_command(
     """Rank the pictures of a folder by a text."""
     paths = find_pictures(images)
     with Retriever(bundle, backend) as retriever:
+        retriever.check_queries([query])  # before the pictures: they may take minutes
         with progress_bar("encoding pictures", len(paths)) as advance:
             gallery = retriever.encode_images(paths, on_progress=advance)
         matches = retriever.rank(query, gallery, top_k)
@@ -85,7 +87,7 @@ def rank_command(
 def evaluation_table(result: Evaluation, title: str) -> Table:
     """The figures of an evaluation as a terminal table: two rows for the network, two for the global vectors."""
     table = Table(
-        "", "", *(Column(name, justify="right") for name in ("R@1", "R@5", "R@10", "median", "rsum")), title=title
+        "", "", *(Column(name, justify="right") for name in ("R@1", "R@5", "R@10", "median", "rsum")), title=Text(title)
     )
     beside = [("global vectors alone", result.global_vectors)] if result.global_vectors else []
     for name, metrics in [("CAMP", result.network), *beside]:
@@ -103,12 +105,17 @@ def _as_dict(match: Match) -> dict[str, Any]:
 
 
 def _ranking_table(query: str, matches: list[Match]) -> Table:
-    table = Table("rank", "score", "picture", title=query)
+    # Text, not markup: a query or a file name may hold brackets.
+    table = Table("rank", "score", Column("picture", overflow="fold"), title=Text(query))
     for match in matches:
-        table.add_row(str(match.rank), f"{match.score:.4f}", match.document)
+        table.add_row(str(match.rank), f"{match.score:.4f}", Text(match.document or ""))
     return table
 
 
 def main() -> None:
     """Entry point of the `camp` command."""
     run_app(app)
+
+
+if __name__ == "__main__":
+    main()

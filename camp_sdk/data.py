@@ -37,6 +37,7 @@ class Split:
 
     @property
     def has_pictures(self) -> bool:
+        """Whether the images are pictures rather than features."""
         return not isinstance(self.images, np.ndarray)
 
 
@@ -55,17 +56,17 @@ def load_split(data: str | Path, split: str) -> Split:
 
 def _load_pictures(folder: Path, split: str) -> Split:
     metadata = folder / "metadata.jsonl"
+    lines = _read_lines(metadata)
     images: list[Path] = []
     captions: list[str] = []
     owners: list[int] = []
-    with metadata.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            path, own = _parse_line(line, folder, f"{metadata}:{number}")
-            owners += [len(images)] * len(own)
-            captions += own
-            images.append(path)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        path, own = _parse_line(line, folder, f"{metadata}:{number}")
+        owners += [len(images)] * len(own)
+        captions += own
+        images.append(path)
     if not captions:
         raise BundleError(f"{metadata} describes no picture: expected a line a picture")
     return Split(split, images, captions, np.array(owners, np.int64))
@@ -82,9 +83,13 @@ def _parse_line(line: str, folder: Path, where: str) -> tuple[Path, list[str]]:
     if not isinstance(name, str) or not captions or not strings:
         raise BundleError(f"{where}: {expected}, with at least one caption and none of them empty")
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{where}: file_name {name!r} cannot be a path ({error})") from None
+    if not inside:
         raise BundleError(f"{where}: file_name {name!r} leaves the folder {folder}")
-    if not path.is_file():
+    if not there:
         raise BundleError(f"{where}: {path} is missing")
     return path, captions
 
@@ -117,11 +122,19 @@ def _map_features(path: Path) -> NDArray[np.float32]:
 def _read_captions(path: Path) -> list[str]:
     if not path.is_file():
         raise BundleError(f"{path} is missing: expected one caption a line")
-    captions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    captions = [line.strip() for line in _read_lines(path)]
     for number, caption in enumerate(captions, start=1):
         if not caption:
             raise BundleError(f"{path}:{number} is empty: expected a caption on every line")
     return captions
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8") as file:  # str.splitlines would also split at rarer separators
+            return list(file)
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not UTF-8 text ({error}): convert it to UTF-8") from None
 
 
 def _rows_repeat(features: NDArray[np.float32]) -> bool:

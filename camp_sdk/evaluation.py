@@ -37,7 +37,8 @@ class Evaluation:
         """How it was measured, in words, for the output."""
         if self.folds == 1:
             return f"{self.images} images x {self.texts} captions"
-        return f"mean over {self.folds} folds of {self.images // self.folds} images"
+        name = "coco-1k, " if (self.folds, self.images) == (5, 5000) else ""
+        return f"{name}mean over {self.folds} folds of {self.images // self.folds} images"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as `camp eval --json` prints them."""

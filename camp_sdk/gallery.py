@@ -54,8 +54,10 @@ class Gallery:
         return f"<Gallery of {len(self)} {self.kind}s, {self.nbytes / 1e6:.1f} MB>"
 
     def select(self, indices: Indices) -> Gallery:
-        """A gallery of some of its items; a slice of images copies nothing."""
+        """A gallery of some of its items; a slice of images copies nothing. Raises InputError if none is left."""
         chosen = np.arange(len(self))[indices]
+        if not len(chosen):
+            raise InputError(f"select left none of {len(self)} items: a gallery holds at least one")
         return Gallery(self.encoded.select(indices), [self.documents[i] for i in chosen], self._bundle)
 
     def save(self, folder: str | Path) -> None:

@@ -32,6 +32,7 @@ class Metrics:
 
     @property
     def rsum(self) -> float:
+        """The sum of the six recalls."""
         both = (self.text_to_image, self.image_to_text)
         return round(sum(d.r1 + d.r5 + d.r10 for d in both), 6)  # recalls are few digits: drop the sum's rounding error
 
@@ -54,6 +55,8 @@ def evaluate_matrix(similarity: NDArray[np.floating[Any]], image_of_caption: NDA
 
 def check_matrix(similarity: NDArray[np.floating[Any]], image_of_caption: NDArray[np.integer[Any]]) -> None:
     """InputError unless every caption has its image, every image a caption, and every similarity is a number."""
+    if similarity.ndim != 2 or not similarity.size:
+        raise InputError(f"similarity is {similarity.shape}: expected [I, T] with at least one of each")
     images, texts = similarity.shape
     if len(image_of_caption) != texts:
         raise InputError(f"similarity is {similarity.shape} but there are {len(image_of_caption)} captions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ def find_pictures(folder: Path) -> list[Path]:
     """The picture files of a folder, by their suffix, sorted by name. Raises InputError if there are none."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: expected a folder of pictures")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise InputError(f"{folder} holds no pictures: expected files ending in {', '.join(sorted(SUFFIXES))}")
     return found
@@ -32,10 +33,22 @@ def find_pictures(folder: Path) -> list[Path]:
 def read_picture(picture: Any, height: int, width: int, name: str) -> NDArray[np.uint8]:
     """A path, PIL image or uint8 array [H, W, 3] -> uint8 RGB [height, width, 3], stretched (bilinear).
 
-    EXIF orientation is applied and transparency laid over white. Raises InputError, naming the picture, if it cannot be
-    read, has another dtype or shape, or more than 80 megapixels.
+    Raises InputError as `open_picture` does.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
+
+    upright = open_picture(picture, name)
+    if upright.size != (width, height):
+        upright = upright.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(upright)
+
+
+def open_picture(picture: Any, name: str) -> Image.Image:
+    """A path, PIL image or uint8 array [H, W, 3] -> RGB, upright by its EXIF orientation, transparency over white.
+
+    Raises InputError, naming the picture, if it cannot be read, has another dtype or shape, or over 80 megapixels.
+    """
+    from PIL import Image, ImageOps
 
     try:
         with _open(picture, name) as opened:
@@ -43,14 +56,11 @@ def read_picture(picture: Any, height: int, width: int, name: str) -> NDArray[np
                 raise InputError(
                     f"{name} has {opened.width} x {opened.height} pixels: at most {MAX_PIXELS // 10**6} million"
                 )
-            upright = _flatten(ImageOps.exif_transpose(opened))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+            return _flatten(ImageOps.exif_transpose(opened))
+    except InputError:
+        raise
+    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise InputError(f"{name} cannot be read as a picture: {error}") from None
-    if upright.size != (width, height):
-        upright = upright.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(upright)
 
 
 def _open(picture: Any, name: str) -> AbstractContextManager[Image.Image]:
@@ -59,8 +69,13 @@ def _open(picture: Any, name: str) -> AbstractContextManager[Image.Image]:
     if isinstance(picture, Image.Image):
         return nullcontext(picture)  # the caller's own: not ours to close
     if isinstance(picture, (str, Path)):
-        return Image.open(picture)
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            return Image.open(picture)
+    pixels = (
+        isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+    )
+    if pixels and picture.size:
         return Image.fromarray(picture)
     found = f"{picture.dtype} array {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
     raise InputError(
@@ -71,11 +86,11 @@ def _open(picture: Any, name: str) -> AbstractContextManager[Image.Image]:
 def _flatten(picture: Image.Image) -> Image.Image:
     from PIL import Image
 
-    if picture.mode == "RGB":
-        return picture
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    if picture.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
     return picture.convert("RGB")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.pictures import open_picture
 from camp_sdk.runtime.errors import InputError, MissingExtraError
 
 FloatArray = NDArray[np.float32]
@@ -64,7 +65,7 @@ class Explanation:
         return self.to_words[:, word].reshape(self.grid)
 
     def plot(self, path: str | Path, picture: Any = None) -> None:
-        """Draw every word's map over the picture (anything `PIL.Image.open` takes, or a PIL image) into an image file.
+        """Draw every word's map over the picture (a path, PIL image or uint8 array) into an image file.
 
         Raises MissingExtraError without matplotlib (extra `plot`).
         """
@@ -72,19 +73,12 @@ class Explanation:
             from matplotlib.figure import Figure
         except ImportError:
             raise MissingExtraError("matplotlib", "plot") from None
-        shown = [k for k, word in enumerate(self.words) if not word.startswith("<")]
+        shown = range(1, len(self.words) - 1)  # without the markers
         figure = Figure(figsize=(1.5 * len(shown), 1.9), layout="constrained")
         for k, axes in zip(shown, np.atleast_1d(figure.subplots(1, len(shown))), strict=True):
             if picture is not None:
-                axes.imshow(_as_array(picture), extent=(0, 1, 0, 1))
+                axes.imshow(np.asarray(open_picture(picture, str(picture))), extent=(0, 1, 0, 1))
             axes.imshow(self.word_map(k), extent=(0, 1, 0, 1), alpha=0.6, cmap="magma", vmin=0, interpolation="bicubic")
             axes.set_title(self.words[k], fontsize=9)
             axes.axis("off")
         figure.savefig(path, dpi=120)
-
-
-def _as_array(picture: Any) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
-    return np.asarray(opened.convert("RGB"))

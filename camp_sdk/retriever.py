@@ -70,8 +70,12 @@ class Retriever:
         by default. on_progress hears the number of images of each batch done. Raises InputError, naming the image, for
         a picture that cannot be read, NaN, wrong sizes, or if there is no image at all.
         """
+        if isinstance(images, (str, Path)) or not isinstance(images, Iterable):
+            raise InputError(f"images is {images!r}: expected a list of images, or one array [I, R, D]")
         documents: list[str | None] = []
         total = len(images) if isinstance(images, Sized) else None
+        if names is not None and total is not None and len(names) != total:
+            raise InputError(f"{len(names)} names for {total} images: expected one each")
         batches = self._feature_batches(images, documents, on_progress)
         first = next(batches, None)
         if first is None:
@@ -81,13 +85,16 @@ class Retriever:
             raise InputError(f"{len(names)} names for {len(encoded)} images: expected one each")
         return Gallery(encoded, documents if names is None else names, self.bundle)
 
-    def encode_texts(self, texts: Sequence[str]) -> Gallery:
+    def encode_texts(self, texts: Iterable[str]) -> Gallery:
         """Encode texts once, to rank them by image. Captions over the model's limit are cut; unknown words are `<unk>`.
 
         Raises InputError, naming the text, if one is empty, or if there is none at all.
         """
-        if isinstance(texts, str) or not len(texts):
-            raise InputError(f"texts is {texts!r}: expected a list of at least one string")
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise InputError(f"texts is {texts!r}: expected a list of strings")
+        texts = list(texts)
+        if not texts:
+            raise InputError("there are no texts to encode: expected at least one")
         tokens = self._tokenizer.encode(texts)
         return Gallery(scoring.encode_texts(self._engine("text"), self.bundle, tokens), texts, self.bundle)
 
@@ -113,13 +120,16 @@ class Retriever:
             raise InputError(f"top_k is {top_k}: expected 1 or more")
         if self._is_text_query(query, corpus):
             queries = [query] if isinstance(query, str) else list(query)
-            for text in queries:
-                self._tokenizer.check_query(text)
+            self.check_queries(queries)
             images, texts = self._as_gallery(corpus, "image"), self.encode_texts(queries)
             rankings = [self._matches(row, images, top_k) for row in self._logits(images, texts).T]
             return rankings[0] if isinstance(query, str) else rankings
         texts = self._as_gallery(corpus, "text")
         return self._matches(self._logits(self._as_gallery([query], "image"), texts)[0], texts, top_k)
+
+    def check_queries(self, queries: Sequence[str]) -> None:
+        """Raise InputError for a query that is empty, or has no word the model knows; `rank` does this by itself."""
+        self._tokenizer.check_queries(queries)
 
     def score(self, pairs: Sequence[tuple[Image, str]]) -> FloatArray:
         """Scores [P] float32 of chosen (image, text) pairs; each distinct image and text is encoded once."""
@@ -153,7 +163,7 @@ class Retriever:
 
         Raises BundleError if the bundle was exported without an explainer.
         """
-        self._tokenizer.check_query(text)
+        self.check_queries([text])
         gallery = self._as_gallery(image if isinstance(image, Gallery) else [image], "image")
         if len(gallery) != 1:
             raise InputError(f"explain takes one image, this gallery has {len(gallery)}: use gallery.select([index])")
@@ -195,13 +205,14 @@ class Retriever:
         ]
 
     def _is_text_query(self, query: Any, corpus: Any) -> bool:
-        if isinstance(corpus, Gallery):
-            return corpus.kind == "image"
-        return isinstance(query, str) or (isinstance(query, list) and all(isinstance(text, str) for text in query))
+        texts = isinstance(query, str) or (isinstance(query, list) and all(isinstance(text, str) for text in query))
+        if isinstance(corpus, Gallery) and corpus.kind == "image" and not texts:
+            raise InputError(f"the query is a {type(query).__name__}: expected a string, or a list of strings")
+        return corpus.kind == "image" if isinstance(corpus, Gallery) else texts
 
     def _as_gallery(self, corpus: Any, kind: str) -> Gallery:
         if not isinstance(corpus, Gallery):
-            return self.encode_images(corpus) if kind == "image" else self.encode_texts(list(corpus))
+            return self.encode_images(corpus) if kind == "image" else self.encode_texts(corpus)
         if corpus.kind != kind:
             raise InputError(f"this is a gallery of {corpus.kind}s: expected {kind}s here")
         if corpus.fingerprint != self.bundle.fingerprint:
@@ -222,50 +233,59 @@ class Retriever:
         self, images: Iterable[Image], documents: list[str | None], on_progress: Callable[[int], None]
     ) -> Iterator[NDArray[np.float32]]:
         """Features [b, R, D] of consecutive images, checked; the name of each goes to ``documents``."""
-        regions: int | None = None
+        first: NDArray[Any] | None = None  # the features all others must be like, if these are features
         walk = enumerate(images)
         while batch := list(itertools.islice(walk, ENCODE_IMAGES)):
-            features = self._features(batch)
-            regions = regions or features.shape[1]
-            if features.shape[1] != regions:
-                raise InputError(f"image {batch[0][0]} has {features.shape[1]} regions, those before it {regions}")
+            if batch[0][0] == 0 and _is_features(batch[0][1]):
+                first = batch[0][1]
+            yield self._read_pictures(batch) if first is None else self._check_features(batch, first.shape[0])
             documents += [str(image) if isinstance(image, (str, Path)) else None for _, image in batch]
-            yield features
             on_progress(len(batch))
 
-    def _features(self, batch: list[tuple[int, Image]]) -> NDArray[np.float32]:
-        ready = [_is_features(image) for _, image in batch]
-        if all(ready):
-            return self._checked(batch)
-        if any(ready):
-            raise InputError(
-                f"image {batch[ready.index(True)][0]} is ready features, others are pictures: encode them apart"
-            )
+    def _read_pictures(self, batch: list[tuple[int, Image]]) -> NDArray[np.float32]:
+        for index, image in batch:
+            if index and _is_features(image):
+                raise InputError(f"image {index} is ready features, those before it pictures: encode them apart")
         spec = self.bundle.manifest.pixels
         if spec is None:
             raise InputError(
-                f"image {batch[0][0]} is a picture, but this bundle takes region features, float32 [R, "
-                f"{self.bundle.manifest.feature_width}]; export a model trained on pictures"
+                f"image {batch[0][0]} is a {_kind(batch[0][1])}, but this bundle takes region features, float [R, "
+                f"{self.bundle.manifest.feature_width}]; export a model trained on pictures to encode pictures"
             )
         names = [str(image) if isinstance(image, (str, Path)) else f"image {index}" for index, image in batch]
         pixels = [read_picture(p, spec.height, spec.width, name) for (_, p), name in zip(batch, names, strict=True)]
         return self._engine("vision").run({"pixels": normalise(np.stack(pixels), spec)})["features"]
 
-    def _checked(self, batch: list[tuple[int, NDArray[np.floating[Any]]]]) -> NDArray[np.float32]:
+    def _check_features(self, batch: list[tuple[int, Image]], regions: int) -> NDArray[np.float32]:
         width = self.bundle.manifest.feature_width
-        regions = batch[0][1].shape[0]
-        for index, features in batch:
+        rows = np.empty((len(batch), regions, width), np.float32)
+        for row, (index, features) in zip(rows, batch, strict=True):
+            if not _is_features(features):
+                raise InputError(
+                    f"image {index} is a {_kind(features)}, those before it ready features: encode them apart"
+                )
             if features.shape[1] != width or not features.shape[0]:
                 raise InputError(f"image {index} has features {features.shape}: expected [R, {width}] with R above 0")
             if features.shape[0] != regions:
                 raise InputError(f"image {index} has {features.shape[0]} regions, those before it {regions}")
-            if not np.isfinite(features).all():
-                raise InputError(f"image {index} has features that are NaN or infinite: expected finite numbers")
-        return np.stack([features for _, features in batch]).astype(np.float32, copy=False)
+            with np.errstate(over="ignore"):
+                row[:] = features
+            if not np.isfinite(row).all():
+                raise InputError(
+                    f"image {index} has features that are NaN or infinite: expected finite float32 numbers"
+                )
+        return rows
 
 
 def _is_features(image: Any) -> bool:
     return isinstance(image, np.ndarray) and image.ndim == 2 and np.issubdtype(image.dtype, np.floating)
+
+
+def _kind(image: Any) -> str:
+    """What an image was given as, for messages."""
+    if isinstance(image, np.ndarray):
+        return f"{image.dtype} array {image.shape}"
+    return "picture" if isinstance(image, (str, Path)) else type(image).__name__
 
 
 def _distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.intp]]:

@@ -85,8 +85,8 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
         model = Camp(origin.model)
         weights = {k.removeprefix("model."): v for k, v in loaded["state_dict"].items() if k.startswith("model.")}
         model.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BundleError(f"{path} does not fit its own configuration: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise BundleError(f"{path} does not fit its own configuration: {' '.join(str(error).split())}") from None
     return model.eval(), origin
 
 

@@ -181,16 +181,20 @@ def export_graph(graph: Graph, path: Path) -> tuple[list[TensorSpec], list[Tenso
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            graph.module.eval(),
-            tuple(tensor for tensor, _ in graph.inputs.values()),
-            input_names=list(graph.inputs),
-            output_names=list(graph.outputs),
-            opset_version=OPSET,
-            dynamic_shapes=(tuple(shapes.values()),) if variadic else shapes,
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                graph.module.eval(),
+                tuple(tensor for tensor, _ in graph.inputs.values()),
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                opset_version=OPSET,
+                dynamic_shapes=(tuple(shapes.values()),) if variadic else shapes,
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = " ".join(str(error).split())[:600]
+            raise ExportError(f"the {graph.name} graph cannot be exported: {reason}") from error
     assert program is not None
     # The folded key maps are larger than what the exporter folds unasked.
     fold_constants(program.model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)

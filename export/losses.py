@@ -56,20 +56,25 @@ def fusion_loss(scorer: Scorer, image: Tensors, text: Tensors, matches: Tensor, 
     again with gradients. matches [B, B] is true where an image and a text of the batch belong together. candidates widens
     the choice to the so many hardest (see `choose_negatives`).
     """
-    logits = score_blocks(scorer, image, text).float().masked_fill(matches, -math.inf)
+    logits = _full(score_blocks(scorer, image, text)).masked_fill(matches, -math.inf)
     own = torch.arange(len(logits), device=logits.device)
     wrong_text, wrong_image = choose_negatives(logits, candidates), choose_negatives(logits.T, candidates)
     images, texts = torch.cat([own, own, wrong_image]), torch.cat([own, wrong_text, own])
-    chosen = score_pairs(scorer, _take(image, images), _take(text, texts)).float()
+    chosen = _full(score_pairs(scorer, _take(image, images), _take(text, texts)))
     return matching_bce(*chosen.chunk(3))
 
 
 def contrastive_loss(image: Tensor, text: Tensor, matches: Tensor, log_scale: Tensor) -> Tensor:
     """InfoNCE over the batch, both directions, of unit vectors [B, d]; other captions of the same image do not count."""
     own = torch.eye(len(image), dtype=torch.bool, device=image.device)
-    logits = (log_scale.exp().clamp(max=100) * image.float() @ text.float().T).masked_fill(matches & ~own, -math.inf)
+    logits = (log_scale.exp().clamp(max=100) * _full(image) @ _full(text).T).masked_fill(matches & ~own, -math.inf)
     target = torch.arange(len(image), device=image.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """At least float32: what autocast made half is widened, float64 stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _take(tensors: Tensors, indices: slice | Tensor) -> Tensors:

@@ -46,6 +46,9 @@ SUPERSAMPLING = 4
 BACKGROUND = (246, 244, 238)
 
 
+Look = tuple[str, str, str]  # size, colour, shape
+
+
 @dataclass(frozen=True)
 class SceneObject:
     """One drawn object; x and y are its centre in pixels of a 96 x 96 canvas, y growing downwards."""
@@ -103,7 +106,7 @@ def draw_scene(objects: list[SceneObject], size: int = CANVAS) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BOX)
 
 
-def _placed(rng: random.Random, looks: list[tuple[str, str, str]]) -> list[SceneObject]:
+def _placed(rng: random.Random, looks: list[Look]) -> list[SceneObject]:
     cell = CANVAS / GRID
     objects = []
     for look, index in zip(looks, rng.sample(range(GRID * GRID), len(looks)), strict=True):
@@ -114,19 +117,19 @@ def _placed(rng: random.Random, looks: list[tuple[str, str, str]]) -> list[Scene
     return objects
 
 
-def _looks(rng: random.Random) -> list[tuple[str, str, str]]:
+def _looks(rng: random.Random) -> list[Look]:
     every = list(itertools.product(SIZES, COLOURS, SHAPES))
     return rng.sample(every, rng.randint(3, 5))
 
 
-def _rebound(rng: random.Random, looks: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """The same sizes, colours and shapes, bound otherwise; falls back to new places where no other binding exists."""
-    for _ in range(20):
+def _twins(rng: random.Random) -> tuple[list[Look], list[Look]]:
+    """The looks of a scene, and the same sizes, colours and shapes bound otherwise."""
+    while True:  # a few looks have no other binding: draw again
+        looks = _looks(rng)
         columns = [rng.sample(column, len(column)) for column in zip(*looks, strict=True)]
         other = list(zip(*columns, strict=True))
         if len(set(other)) == len(other) and set(other) != set(looks):
-            return other
-    return looks
+            return looks, other
 
 
 def relation(first: SceneObject, second: SceneObject) -> str:
@@ -148,10 +151,10 @@ def true_captions(objects: list[SceneObject]) -> list[str]:
 
 def scenes(count: int, rng: random.Random) -> Iterator[list[SceneObject]]:
     """``count`` scenes, every second one the twin of the one before it."""
-    looks: list[tuple[str, str, str]] = []
     for index in range(count):
-        looks = _rebound(rng, looks) if index % 2 else _looks(rng)
-        yield _placed(rng, looks)
+        if index % 2 == 0:
+            looks, twin = _twins(rng)
+        yield _placed(rng, twin if index % 2 else looks)
 
 
 def write_split(folder: Path, count: int, seed: str, size: int) -> None:

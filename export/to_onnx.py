@@ -1,6 +1,8 @@
 """Export a checkpoint as a bundle: ONNX graphs, tokenizer, manifest, golden examples; checked against PyTorch, or not made.
 
-python export/to_onnx.py --checkpoint runs/paper/best.ckpt --output bundle/
+    python export/to_onnx.py --checkpoint runs/paper/best.ckpt --output bundle/
+
+An older bundle of that name is replaced when the new one is whole.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ import typer
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.terminal import run_command
 
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -63,6 +65,10 @@ class TrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
         if self.batch_size < 2:
             raise InputError("--batch-size 1: negatives come from the batch, expected 2 or more")
+        if self.picture_size < 96 or self.picture_size % 96:
+            raise InputError(f"--picture-size {self.picture_size}: expected a multiple of 96 pixels")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"--precision {self.precision}: expected one of {', '.join(PRECISIONS)}")
         if not 0 <= self.warm_part <= 1:
             raise InputError(f"--warm-part {self.warm_part}: expected 0 to 1")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from camp_sdk.data import Split, load_split
 from camp_sdk.export.batches import Batch, CaptionDataset, decode_pictures, measure_pixels
-from camp_sdk.export.checkpoint import KEY, Origin, open_tokenizer
+from camp_sdk.export.checkpoint import KEY, Origin, load_checkpoint, open_tokenizer
 from camp_sdk.export.losses import contrastive_loss, fusion_loss
 from camp_sdk.export.measure import features_of, measure_network
 from camp_sdk.export.networks import Camp, ModelConfig, VisionNet
@@ -126,11 +126,13 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
         raise InputError(f"{config.output} is not empty: name a new folder, or go on with --resume")
     lightning.seed_everything(config.seed, verbose=False)
     data, origin = prepare(config, train, dev, cache)
-    best = ModelCheckpoint(
-        config.output, "best", monitor="rsum", mode="max", save_last=True, enable_version_counter=False
-    )
+    if config.resume and (found := load_checkpoint(last)[1].model) != origin.model:
+        raise InputError(f"--resume: {last} holds {found}, these options make {origin.model}; use the same options")
+    best = ModelCheckpoint(config.output, "best", monitor="rsum", mode="max", enable_version_counter=False)
+    # Not save_last of the other one: that is written only when the best one is.
+    every = ModelCheckpoint(config.output, "last", enable_version_counter=False)
     with quiet_lightning():
-        trainer = build_trainer(config, [best, RichProgressBar(leave=True)])
+        trainer = build_trainer(config, [best, every, RichProgressBar(leave=True)])
         trainer.fit(CampTraining(origin, config, data), ckpt_path=last if config.resume else None, weights_only=True)
     return Path(best.best_model_path)
 
@@ -180,6 +182,7 @@ def quiet_lightning() -> Iterator[None]:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     os.environ.setdefault("TENSORBOARD_NO_TF", "1")
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*number of training batches .* is smaller than the logging interval.*")
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")

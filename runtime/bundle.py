@@ -152,7 +152,7 @@ def _read_manifest(path: Path) -> Manifest:
         )
     try:
         return _parse(raw)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise BundleError(f"{path} breaks the contract ({type(error).__name__}: {error}); {EXPORT_AGAIN}") from None
 
 

@@ -40,14 +40,11 @@ class OnnxRuntimeEngine(Engine):
     """
 
     def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
-        ort = _import_onnxruntime(device)
+        ort, provider = _import_onnxruntime(device)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
-        if provider not in ort.get_available_providers():
-            raise BackendError(f"ONNX Runtime here has no {provider}; install it with: pip install 'camp-sdk[gpu]'")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # onnxruntime raises its own types, all derived from Exception
@@ -63,12 +60,16 @@ class OnnxRuntimeEngine(Engine):
         self._session = None
 
 
-def _import_onnxruntime(device: str) -> Any:
+def _import_onnxruntime(device: str) -> tuple[Any, str]:
+    """The library and the name of a device's provider. Raises BackendError if either is not installed."""
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     try:
         import onnxruntime
     except ImportError:
         raise MissingExtraError("onnxruntime", "gpu" if device == "cuda" else "cpu") from None
-    return onnxruntime
+    if provider not in onnxruntime.get_available_providers():
+        raise BackendError(f"ONNX Runtime here has no {provider}; install it with: pip install 'camp-sdk[gpu]'")
+    return onnxruntime, provider
 
 
 BACKENDS = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda"}
@@ -77,20 +78,20 @@ BACKENDS = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda"}
 def choose_backend(bundle: Bundle, backend: str = "auto") -> str:
     """The backend ``"auto"`` stands for on this machine: CUDA where it really opens a graph, otherwise the CPU.
 
-    Any other known name is returned as it is. Raises BackendError for an unknown one.
+    Any other known name is returned as it is. Raises BackendError for an unknown one, or one that is not installed.
     """
     if backend == "auto":
-        return "onnxruntime-cuda" if _cuda_works(bundle) else "onnxruntime"
+        backend = "onnxruntime-cuda" if _cuda_works(bundle) else "onnxruntime"
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r}: expected auto or one of {', '.join(BACKENDS)}")
+    _import_onnxruntime(BACKENDS[backend])
     return backend
 
 
 def _cuda_works(bundle: Bundle) -> bool:
     # ONNX Runtime lists the provider wherever its GPU build is installed, and falls back in silence without a GPU.
-    if "CUDAExecutionProvider" not in _import_onnxruntime("cpu").get_available_providers():
-        return False
     try:
+        _import_onnxruntime("cuda")
         open_engine(bundle, "image", "onnxruntime-cuda").close()
     except (BackendError, BundleError):
         return False

@@ -16,6 +16,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _replace(fresh: Path, target: Path, old: Path) -> None:
+    if not target.is_dir():
+        fresh.replace(target)
+        return
+    target.rename(old)  # a folder cannot be renamed over a full one
+    try:
+        fresh.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+
+
 @contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
     """Yield a path in a new folder beside ``target``; rename it to ``target`` on success, drop it on any exception.
@@ -27,8 +39,6 @@ def write_aside(target: Path) -> Iterator[Path]:
     try:
         fresh = aside / target.name
         yield fresh
-        if target.is_dir():  # a folder cannot be renamed over a full one: move the old one away first
-            target.rename(aside / "replaced")
-        fresh.replace(target)
+        _replace(fresh, target, aside / "replaced")
     finally:
         _remove(aside)

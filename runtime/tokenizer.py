@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,9 @@ class Tokenizer:
         return int(self._backend.get_vocab_size())
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        """Encode texts; InputError names the first that is no string, or holds no word at all."""
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"text {index} is a {type(text).__name__}: expected a string")
-        encodings = self._backend.encode_batch(list(texts))
+        """Encode texts; InputError names the first that is no valid string, or holds no word at all."""
+        texts = [_normal(text, index) for index, text in enumerate(texts)]
+        encodings = self._backend.encode_batch(texts)
         for index, encoding in enumerate(encodings):
             if len(encoding.ids) <= 2:
                 raise InputError(f"text {index} ({texts[index][:40]!r}) is empty: expected at least one word")
@@ -58,14 +57,24 @@ class Tokenizer:
             row[: len(encoding.ids)] = encoding.ids
         return Tokens(ids, lengths, tuple(_words(text, e.offsets) for text, e in zip(texts, encodings, strict=True)))
 
-    def check_query(self, text: str) -> None:
+    def check_queries(self, texts: Sequence[str]) -> None:
         """InputError if not one word of a query is in the vocabulary: every picture would be an arbitrary answer."""
-        ids = self.encode([text]).ids[0]
-        if (ids < SPECIAL_COUNT).all():
-            raise InputError(
-                f"no word of the query {text!r} is in the model's vocabulary of {self.vocabulary_size} words; "
-                "use words the model was trained on"
-            )
+        for text, ids in zip(texts, self.encode(texts).ids, strict=True):
+            if (ids < SPECIAL_COUNT).all():
+                raise InputError(
+                    f"no word of the query {text!r} is in the model's vocabulary of {self.vocabulary_size} words; "
+                    "use words the model was trained on"
+                )
+
+
+def _normal(text: str, index: int) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"text {index} is a {type(text).__name__}: expected a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"text {index} is not valid Unicode ({error})") from None
+    return unicodedata.normalize("NFC", text)  # the tokenizer composes too, but tells offsets of what it was given
 
 
 def _words(text: str, offsets: Sequence[tuple[int, int]]) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def test_the_encoded_tensors_fit_the_contract(feature_retriever: Retriever, imag
 
 
 def test_a_gallery_of_another_bundle_is_refused(picture_retriever: Retriever, images: Gallery, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="was made by another bundle .*; encode it again with this bundle"):
+    with pytest.raises(BundleError, match=r"was made by another bundle .*; encode it again with this bundle"):
         picture_retriever.open_gallery(saved(images, tmp_path / "gallery"))
 
 
@@ -256,6 +256,13 @@ def test_select_texts(feature_retriever: Retriever, images: Gallery, texts: Gall
     whole = feature_retriever.score_matrix(images, texts, logits=True)
     # Another block holds other texts: float32 sums run in another order.
     np.testing.assert_allclose(feature_retriever.score_matrix(images, part, logits=True), whole[:, chosen], atol=1e-5)
+
+
+@pytest.mark.parametrize("chosen", [[4], [5, 0], [3, 3, 1]])
+def test_selected_texts_keep_the_order_of_their_words(texts: Gallery, chosen: list[int]) -> None:
+    selected = texts.select(chosen).encoded.take(slice(None))
+    for name, array in texts.encoded.take(chosen).items():
+        np.testing.assert_array_equal(selected[name], array)
 
 
 def test_a_slice_of_images_copies_nothing(images: Gallery) -> None:

@@ -92,7 +92,7 @@ def test_there_is_a_word_for_every_index(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t", "\u3000"])
 def test_an_empty_text_is_named(tokenizer: Tokenizer, text: str) -> None:
-    with pytest.raises(InputError, match="text 1 .* is empty: expected at least one word"):
+    with pytest.raises(InputError, match=r"text 1 .* is empty: expected at least one word"):
         tokenizer.encode(["star", text])
 
 

@@ -1,0 +1,277 @@
+"""The `camp` command: the answer on standard output, one line on standard error when there is none."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from camp_sdk import Retriever, evaluate, evaluate_matrix, load_split
+from camp_sdk.cli import main
+from tests.tiny import CAPTIONS
+
+QUERY = "a small red circle"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Camp:
+    """Runs `camp` in this process, as the shell would call it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object, columns: int = 250) -> Result:
+        self._monkeypatch.setenv("COLUMNS", str(columns))
+        self._monkeypatch.setattr(sys, "argv", ["camp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = self._capsys.readouterr()
+        return Result(int(stopped.value.code or 0), out, err)
+
+
+@pytest.fixture
+def camp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Camp:
+    return Camp(monkeypatch, capsys)
+
+
+@pytest.fixture
+def precomputed(tmp_path: Path, features: NDArray[np.float32]) -> Path:
+    np.save(tmp_path / "test_ims.npy", features)
+    (tmp_path / "test_caps.txt").write_text("\n".join([*CAPTIONS, *CAPTIONS[:4]]) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def pictures_named(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for index, name in enumerate(names):
+        Image.effect_mandelbrot((40, 40), (-2, -1, 1, 1), 5 + 20 * index).save(folder / name)
+    return folder
+
+
+def squeezed(table: str) -> str:
+    """A table's text without its frame and folds."""
+    return "".join(letter for letter in table if letter not in "│ \n")
+
+
+def test_version(camp: Camp) -> None:
+    assert camp("--version") == Result(0, f"{version('camp-sdk')}\n", "")
+
+
+def test_help_names_the_commands(camp: Camp) -> None:
+    result = camp("--help")
+    assert result.code == 0
+    assert "eval" in result.out
+    assert "rank" in result.out
+
+
+# camp eval
+
+
+def test_eval_json(camp: Camp, picture_bundle: Path, scenes: Path) -> None:
+    result = camp("eval", picture_bundle, "--data", scenes, "--json")
+    answer = json.loads(result.out)
+    assert result.code == 0
+    assert list(answer)[:3] == ["text_to_image", "image_to_text", "rsum"]
+    for direction in ("text_to_image", "image_to_text"):
+        assert set(answer[direction]) == {"r1", "r5", "r10", "median_rank"}
+        assert all(0 <= answer[direction][recall] <= 100 for recall in ("r1", "r5", "r10"))
+    assert (answer["images"], answer["texts"], answer["folds"], answer["split"]) == (8, 40, 1, "test")
+    assert set(answer["global_vectors"]) == {"text_to_image", "image_to_text", "rsum"}
+
+
+def test_eval_json_is_what_python_says(
+    camp: Camp, picture_bundle: Path, picture_retriever: Retriever, scenes: Path
+) -> None:
+    answer = json.loads(camp("eval", picture_bundle, "--data", scenes, "--backend", "onnxruntime", "--json").out)
+    expected = evaluate(picture_retriever, load_split(scenes, "test")).as_dict()
+    assert answer == expected | {"split": "test", "backend": "onnxruntime"}
+
+
+def test_eval_of_features(camp: Camp, feature_bundle: Path, precomputed: Path) -> None:
+    answer = json.loads(camp("eval", feature_bundle, "--data", precomputed, "--json").out)
+    assert (answer["images"], answer["texts"]) == (10, 10)
+
+
+def test_eval_of_another_split(camp: Camp, picture_bundle: Path, scenes: Path) -> None:
+    answer = json.loads(camp("eval", picture_bundle, "--data", scenes, "--split", "dev", "--json").out)
+    assert (answer["split"], answer["images"]) == ("dev", 6)
+
+
+def test_folds_are_named_and_averaged(
+    camp: Camp, feature_bundle: Path, feature_retriever: Retriever, precomputed: Path
+) -> None:
+    result = camp("eval", feature_bundle, "--data", precomputed, "--folds", 5, "--backend", "onnxruntime", "--json")
+    answer = json.loads(result.out)
+    split = load_split(precomputed, "test")
+    parts = [(split.images[k : k + 2], split.captions[k : k + 2]) for k in range(0, 10, 2)]
+    folds = [evaluate_matrix(feature_retriever.score_matrix(*part, logits=True), np.arange(2)) for part in parts]
+    assert (answer["folds"], answer["protocol"]) == (5, "mean over 5 folds of 2 images")
+    assert answer["text_to_image"]["r1"] == sum(fold.text_to_image.r1 for fold in folds) / 5
+    assert answer["image_to_text"]["median_rank"] == pytest.approx(  # a mean of five may round in its last bit
+        sum(fold.image_to_text.median_rank for fold in folds) / 5, rel=1e-12
+    )
+
+
+def test_the_table_of_eval(camp: Camp, picture_bundle: Path, scenes: Path) -> None:
+    result = camp("eval", picture_bundle, "--data", scenes)
+    answer = json.loads(camp("eval", picture_bundle, "--data", scenes, "--json").out)
+    assert result.code == 0
+    for shown in ("R@1", "R@5", "R@10", "median", "rsum", "8 images x 40 captions", f"{answer['rsum']:.1f}"):
+        assert shown in result.out
+    assert f"{answer['global_vectors']['rsum']:.1f}" in result.out
+
+
+# camp rank
+
+
+def test_rank_json_is_in_order(camp: Camp, picture_bundle: Path, scenes: Path, picture_retriever: Retriever) -> None:
+    options = ["--images", scenes / "test", "--query", QUERY, "--top-k", 3, "--backend", "onnxruntime"]
+    result = camp("rank", picture_bundle, *options, "--json")
+    answer = json.loads(result.out)
+    paths = sorted((scenes / "test").glob("*.png"))
+    expected = picture_retriever.rank(QUERY, paths, 3)
+    assert answer["query"] == QUERY
+    assert [match["rank"] for match in answer["matches"]] == [1, 2, 3]
+    assert [match["document"] for match in answer["matches"]] == [match.document for match in expected]
+    assert [match["logit"] for match in answer["matches"]] == sorted((m.logit for m in expected), reverse=True)
+    assert [set(match) for match in answer["matches"]] == [{"rank", "document", "score", "logit", "corpus_id"}] * 3
+
+
+@pytest.mark.parametrize(("top_k", "count"), [(1, 1), (100, 8)])
+def test_rank_top_k(camp: Camp, picture_bundle: Path, scenes: Path, top_k: int, count: int) -> None:
+    result = camp("rank", picture_bundle, "--images", scenes / "test", "--query", QUERY, "--top-k", top_k, "--json")
+    assert len(json.loads(result.out)["matches"]) == count
+
+
+def test_the_table_of_rank(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:
+    folder = pictures_named(tmp_path / "pictures", "one.png", "two.png")
+    result = camp("rank", picture_bundle, "--images", folder, "--query", QUERY)
+    assert result.code == 0
+    for shown in (QUERY, "rank", "score", str(folder / "one.png"), str(folder / "two.png")):
+        assert shown in result.out
+
+
+def test_a_narrow_table_still_names_the_pictures(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:
+    folder = pictures_named(tmp_path / ("long" * 30), "one.png", "two.png")
+    table = squeezed(camp("rank", picture_bundle, "--images", folder, "--query", QUERY, columns=60).out)
+    assert "one.png" in table
+    assert "two.png" in table
+
+
+@pytest.mark.parametrize("name", ["holiday[red].png", "[1].png", "it[bold].png"])
+def test_file_names_are_shown_as_they_are(camp: Camp, picture_bundle: Path, tmp_path: Path, name: str) -> None:
+    folder = pictures_named(tmp_path / "pictures", name)
+    assert name in camp("rank", picture_bundle, "--images", folder, "--query", QUERY).out
+
+
+@pytest.mark.parametrize("query", ["a red [/b] circle", "a red [bold] circle"])
+def test_queries_are_shown_as_they_are(camp: Camp, picture_bundle: Path, tmp_path: Path, query: str) -> None:
+    folder = pictures_named(tmp_path / "pictures", "one.png")
+    assert query in camp("rank", picture_bundle, "--images", folder, "--query", query).out
+
+
+# Standard output is the answer, standard error the rest
+
+
+@pytest.mark.parametrize("command", ["eval", "rank"])
+def test_progress_goes_to_standard_error(camp: Camp, picture_bundle: Path, scenes: Path, command: str) -> None:
+    options = {"eval": ["--data", scenes], "rank": ["--images", scenes / "test", "--query", QUERY]}[command]
+    result = camp(command, picture_bundle, *options, "--json")
+    json.loads(result.out)
+    assert {"eval": "scoring pairs", "rank": "encoding pictures"}[command] in result.err
+
+
+def failing(name: str, bundle: Path, scenes: Path, tmp_path: Path) -> tuple[list[Any], str]:
+    """A command that cannot succeed, and what its error must name."""
+    (tmp_path / "empty").mkdir()
+    rank = ["rank", bundle, "--images", scenes / "test", "--query"]
+    return {
+        "no bundle": (
+            ["rank", tmp_path / "no", "--images", scenes / "test", "--query", QUERY],
+            "manifest.json not found",
+        ),
+        "no folder": (["rank", bundle, "--images", tmp_path / "no", "--query", QUERY], "is not a folder"),
+        "no pictures": (["rank", bundle, "--images", tmp_path / "empty", "--query", QUERY], "holds no pictures"),
+        "unknown backend": ([*rank, QUERY, "--backend", "abacus"], "backend 'abacus': expected auto"),
+        "no split": (["eval", bundle, "--data", scenes, "--split", "val"], "has no split 'val'"),
+        "no data": (["eval", bundle, "--data", tmp_path / "empty"], "has no split 'test'"),
+    }[name]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("name", ["no bundle", "no folder", "no pictures", "unknown backend", "no split", "no data"])
+def test_an_error_is_one_line(
+    camp: Camp, picture_bundle: Path, scenes: Path, tmp_path: Path, name: str, as_json: bool
+) -> None:
+    arguments, message = failing(name, picture_bundle, scenes, tmp_path)
+    result = camp(*arguments, *(["--json"] if as_json else []))
+    assert (result.code, result.out) == (1, "")
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("query", ["", "zebra"])
+def test_a_bad_query_ends_in_one_line(camp: Camp, picture_bundle: Path, scenes: Path, query: str) -> None:
+    result = camp("rank", picture_bundle, "--images", scenes / "test", "--query", query)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in result.err
+
+
+def test_a_broken_picture_ends_in_one_line(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:
+    folder = pictures_named(tmp_path / "pictures", "one.png")
+    (folder / "two.png").write_bytes(b"broken")
+    result = camp("rank", picture_bundle, "--images", folder, "--query", QUERY, "--json")
+    assert (result.code, result.out) == (1, "")
+    assert "two.png cannot be read as a picture" in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
+
+
+def test_pictures_for_a_model_of_features(camp: Camp, feature_bundle: Path, scenes: Path) -> None:
+    result = camp("rank", feature_bundle, "--images", scenes / "test", "--query", QUERY)
+    assert result.code == 1
+    assert "this bundle takes region features" in result.err.splitlines()[-1]
+
+
+def test_folds_that_do_not_divide(camp: Camp, feature_bundle: Path, precomputed: Path) -> None:
+    result = camp("eval", feature_bundle, "--data", precomputed, "--folds", 3, "--json")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines()[-1] == "error: 10 images do not divide into 3 equal folds"
+
+
+def test_an_altered_bundle(camp: Camp, bundle_copy: Path, precomputed: Path) -> None:
+    (bundle_copy / "scorer.onnx").write_bytes(b"")
+    result = camp("eval", bundle_copy, "--data", precomputed)
+    assert (result.code, result.out) == (1, "")
+    (line,) = result.err.splitlines()
+    assert "scorer.onnx has 0 bytes" in line
+
+
+def test_an_error_is_shown_as_it_is(camp: Camp, tmp_path: Path) -> None:
+    folder = pictures_named(tmp_path / "pictures", "one.png")
+    result = camp("rank", tmp_path / "[red]no[/b]", "--images", folder, "--query", QUERY)
+    assert result.code == 1
+    assert "[red]no[/b]/manifest.json not found" in result.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["rank"], ["eval", "bundle"], ["rank", "b", "--images", "i", "--query", "q", "--top-k", "0"], ["fly"], ["--fly"]],
+)
+def test_wrong_usage_is_exit_code_2(camp: Camp, arguments: list[str]) -> None:
+    result = camp(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "Traceback" not in result.err

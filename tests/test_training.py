@@ -1,0 +1,342 @@
+"""Training runs of a few seconds: what they leave behind, that a killed one goes on as if nothing had happened, errors."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from camp_sdk import BundleError, Direction, InputError, Metrics, Retriever, evaluate, load_split
+from camp_sdk.export import training as training_module
+from camp_sdk.export.batches import CaptionDataset, decode_pictures
+from camp_sdk.export.checkpoint import load_checkpoint
+from camp_sdk.export.measure import measure_network
+from camp_sdk.export.networks import VisionNet
+from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.training import CampTraining, run_training
+
+ROOT = Path(__file__).parents[1]
+EPOCHS = 2
+STEPS = 30  # 24 pictures x 5 captions in batches of four
+STEPS_ON_FEATURES = 20  # 16 images x 5 captions
+COLOURS, SIZES = ("red", "blue", "green", "pink"), ("small", "large", "tall", "flat")
+POOR = Metrics(Direction(0, 0, 0, 9), Direction(0, 0, 0, 9))
+
+both_variants = pytest.mark.parametrize("variant", ["paper", "scalar"])
+
+
+def tiny_config(data: Path, output: Path, **options: Any) -> TrainConfig:
+    """A run of two epochs with a network of width 8 on one device."""
+    sizes = {"width": 8, "word_width": 8, "epochs": EPOCHS, "batch_size": 4, "min_count": 1, "devices": "1"}
+    return TrainConfig(data, output, **{**sizes, **options})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads make networks this small slower, ten times so on a busy machine, and sums in them come in any order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=["paper", "scalar"])
+def run(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """An uninterrupted run of each variant on drawn pictures. Read only."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny_config(scenes, folder / "run", variant=request.param)
+    run_training(config, folder)
+    return config
+
+
+@pytest.fixture(scope="module")
+def precomputed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of 16 images with three regions of width six, five captions each: twenty steps an epoch."""
+    folder = tmp_path_factory.mktemp("tiny_precomp")
+    rng = np.random.default_rng(0)
+    for split in ("train", "dev"):
+        np.save(folder / f"{split}_ims.npy", rng.standard_normal((16, 3, 6), dtype=np.float32))
+        captions = [f"a {size} {colour} thing, no. {k}" for size in SIZES for colour in COLOURS for k in range(5)]
+        (folder / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    return folder
+
+
+def logits_of(checkpoint: Path) -> torch.Tensor:
+    """The logits of a checkpoint's own examples."""
+    model, origin = load_checkpoint(checkpoint)
+    tokens = origin.open_tokenizer().encode(origin.example_captions)
+    images = origin.example_batch()
+    with torch.no_grad():
+        features = images if model.vision is None else model.vision(images)
+        return model(features, torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths))
+
+
+def saved(checkpoint: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    return loaded
+
+
+# What a run leaves behind
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_a_checkpoint_loads_and_gives_logits(run: TrainConfig, name: str) -> None:
+    logits = logits_of(run.output / name)
+    assert logits.shape == (6, 30)
+    assert logits.isfinite().all()
+
+
+def test_a_checkpoint_holds_its_configuration(run: TrainConfig) -> None:
+    _, origin = load_checkpoint(run.output / "last.ckpt")
+    assert (origin.model.variant, origin.model.width, origin.model.picture_size) == (run.variant, 8, 96)
+    assert origin.pixels is not None
+    assert origin.training["epoch"] == EPOCHS - 1
+    assert origin.training["learning_rate"] == 2e-3
+    assert 0 <= origin.training["dev"]["rsum"] <= 600
+
+
+def test_a_checkpoint_knows_nothing_of_this_machine(run: TrainConfig) -> None:
+    _, origin = load_checkpoint(run.output / "last.ckpt")
+    assert str(run.data) not in repr(origin.training)
+    assert str(run.output) not in repr(origin.training)
+
+
+def test_weights_move(run: TrainConfig) -> None:
+    state = saved(run.output / "last.ckpt")
+    assert state["global_step"] == EPOCHS * STEPS
+    torch.manual_seed(run.seed)
+    untrained = VisionNet(8, 96).state_dict()
+    trained = {name.removeprefix("model.vision."): w for name, w in state["state_dict"].items() if ".vision." in name}
+    assert not any(torch.equal(untrained[name], trained[name]) for name in untrained if "weight" in name)
+
+
+def test_logs_are_there_as_csv_and_for_tensorboard(run: TrainConfig) -> None:
+    (csv,) = run.output.rglob("metrics.csv")
+    header, *rows = csv.read_text().splitlines()
+    assert {"rsum", "pair_loss", "global_loss", "text_to_image_r1", "global_rsum"} <= set(header.split(","))
+    assert len(rows) >= EPOCHS
+    assert list(run.output.rglob("events.out.tfevents.*"))
+
+
+# The same run twice
+
+
+def test_the_same_seed_gives_the_same_weights(run: TrainConfig, tmp_path: Path, cache: Path) -> None:
+    again = replace(run, output=tmp_path / "again")
+    run_training(again, cache)
+    first, second = (saved(config.output / "last.ckpt")["state_dict"] for config in (run, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("killed_at", [STEPS, STEPS + 17], ids=["first step of epoch 2", "midway"])
+def test_a_run_resumed_after_a_kill_equals_the_uninterrupted_run(
+    run: TrainConfig, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    killed = replace(run, output=tmp_path / "killed")
+    step = CampTraining.training_step
+
+    def die(self: CampTraining, batch: Any) -> torch.Tensor:
+        if self.global_step == killed_at:
+            raise ConnectionAbortedError("killed")
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CampTraining, "training_step", die)
+        with pytest.raises(ConnectionAbortedError, match="killed"):
+            run_training(killed, cache)
+    run_training(replace(killed, resume=True), cache)
+    whole, resumed = (saved(config.output / "last.ckpt") for config in (run, killed))
+    assert resumed["global_step"] == whole["global_step"]
+    assert all(torch.equal(whole["state_dict"][name], w) for name, w in resumed["state_dict"].items())
+
+
+def test_another_seed_gives_other_weights(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    runs = [tiny_config(precomputed, tmp_path / str(seed), seed=seed, epochs=1) for seed in (0, 1)]
+    first, second = (saved(run_training(config, cache))["state_dict"] for config in runs)
+    assert not torch.equal(first["model.scorer.W_v.weight"], second["model.scorer.W_v.weight"])
+
+
+# Features, early stopping
+
+
+@both_variants
+def test_a_run_on_precomputed_features(precomputed: Path, tmp_path: Path, cache: Path, variant: str) -> None:
+    best = run_training(tiny_config(precomputed, tmp_path / "run", variant=variant), cache)
+    model, origin = load_checkpoint(best)
+    assert (origin.model.feature_width, origin.pixels, model.vision) == (6, None, None)
+    assert logits_of(best).shape == (16, 80)
+
+
+def test_an_epoch_shorter_than_the_logging_interval_warns_of_nothing(
+    precomputed: Path, tmp_path: Path, cache: Path
+) -> None:
+    assert run_training(tiny_config(precomputed, tmp_path / "run", batch_size=16, epochs=1), cache).is_file()
+
+
+def test_a_run_stops_early_when_rsum_does_not_rise(
+    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_module, "measure_network", lambda model, data: (POOR, POOR))
+    run_training(tiny_config(precomputed, tmp_path / "run", epochs=20, patience=2), cache)
+    assert saved(tmp_path / "run/last.ckpt")["epoch"] == 2  # the first epoch, and two without a better one
+
+
+def test_the_best_checkpoint_is_the_one_of_the_highest_rsum(
+    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([POOR, replace(POOR, text_to_image=Direction(50, 50, 50, 1)), POOR])
+    monkeypatch.setattr(training_module, "measure_network", lambda model, data: (next(measured), POOR))
+    best = run_training(tiny_config(precomputed, tmp_path / "run", epochs=3), cache)
+    assert best == tmp_path / "run/best.ckpt"
+    assert (saved(best)["epoch"], saved(tmp_path / "run/last.ckpt")["epoch"]) == (1, 2)
+
+
+def test_negatives_narrow_from_the_whole_batch_to_the_hardest(
+    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates: list[int] = []
+    loss = training_module.fusion_loss
+
+    def spy(*arguments: Any) -> torch.Tensor:
+        candidates.append(arguments[4])
+        return loss(*arguments)
+
+    monkeypatch.setattr(training_module, "fusion_loss", spy)
+    run_training(tiny_config(precomputed, tmp_path / "run", warm_part=0.5), cache)
+    assert candidates[0] == 4
+    assert candidates == sorted(candidates, reverse=True)
+    assert set(candidates[STEPS_ON_FEATURES:]) == {1}  # half of the run, which is one epoch of two
+
+
+# Measuring
+
+
+def test_the_network_and_its_bundle_measure_the_same(
+    scenes: Path, picture_retriever: Retriever, checkpoints: Any, cache: Path
+) -> None:
+    split = load_split(scenes, "test")
+    model, origin = load_checkpoint(checkpoints("scalar", True))
+    assert origin.pixels is not None
+    store = decode_pictures(split, origin.pixels.height, cache / "test.npy")
+    measured = measure_network(model, CaptionDataset(split, store, origin.open_tokenizer(), origin.pixels))
+    found = evaluate(picture_retriever, split)
+    assert measured == (found.network, found.global_vectors)
+
+
+def test_measuring_leaves_the_mode_of_the_network_alone(precomputed: Path, checkpoints: Any) -> None:
+    model, origin = load_checkpoint(checkpoints("paper", False))
+    split = load_split(precomputed, "dev")
+    store = np.zeros((16, 3, 12), np.float32)
+    for training in (True, False):
+        model.train(training)
+        measure_network(model, CaptionDataset(split, store, origin.open_tokenizer(), None))
+        assert model.training is training
+
+
+# Errors
+
+
+def test_an_output_in_use_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(InputError, match="is not empty: name a new folder, or go on with --resume"):
+        run_training(tiny_config(precomputed, tmp_path), cache)
+
+
+def test_resuming_without_a_checkpoint_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(InputError, match=r"--resume: .*last\.ckpt not found"):
+        run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 1}, "--batch-size 1: negatives come from the batch, expected 2 or more"),
+        ({"batch_size": 81}, "--batch-size 81 is more than the 80 training captions"),
+        ({"batch_size": -3}, "--batch-size -3: expected 1 or more"),
+        ({"epochs": -1}, "--epochs -1: expected 1 or more"),
+        ({"width": -8}, "--width -8: expected 1 or more"),
+        ({"min_count": 0}, "--min-count 0: expected 1 or more"),
+        ({"min_count": 1000}, "no word occurs 1000 times"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan: expected a positive number"),
+        ({"warm_part": 1.5}, "--warm-part 1.5: expected 0 to 1"),
+        ({"learning_rate": -1.0}, "--learning-rate -1.0: expected a positive number"),
+        ({"variant": "papr"}, "variant 'papr': expected one of paper, scalar"),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_options_no_run_can_have_are_refused(
+    precomputed: Path, tmp_path: Path, cache: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        run_training(tiny_config(precomputed, tmp_path / "run", **options), cache)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", [-96, 0, 100])
+def test_a_picture_size_no_network_can_have_is_refused(scenes: Path, tmp_path: Path, cache: Path, size: int) -> None:
+    with pytest.raises(InputError, match=r"picture[- ]size"):
+        run_training(tiny_config(scenes, tmp_path / "run", picture_size=size), cache)
+
+
+def test_an_unknown_precision_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(InputError, match="precision"):
+        run_training(tiny_config(precomputed, tmp_path / "run", precision="8-bit"), cache)
+
+
+def test_resuming_with_another_width_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    config = tiny_config(precomputed, tmp_path / "run", epochs=1)
+    run_training(config, cache)
+    with pytest.raises(InputError, match="width"):
+        run_training(replace(config, resume=True, width=16), cache)
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_missing_split_is_named(precomputed: Path, tmp_path: Path, cache: Path, split: str) -> None:
+    for other in {"train", "dev"} - {split}:
+        for name in (f"{other}_ims.npy", f"{other}_caps.txt"):
+            (tmp_path / name).write_bytes((precomputed / name).read_bytes())
+    with pytest.raises(BundleError, match=f"has no split '{split}'"):
+        run_training(tiny_config(tmp_path, tmp_path / "run"), cache)
+
+
+def test_splits_of_different_kinds_are_refused(precomputed: Path, scenes: Path, tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "train").symlink_to(scenes / "train")
+    for name in ("dev_ims.npy", "dev_caps.txt"):
+        (tmp_path / name).write_bytes((precomputed / name).read_bytes())
+    with pytest.raises(InputError, match="one of train and dev holds pictures, the other features"):
+        run_training(tiny_config(tmp_path, tmp_path / "run"), cache)
+
+
+def test_features_with_nan_are_refused_by_image(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    for path in precomputed.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    features = np.load(tmp_path / "train_ims.npy")
+    features[3, 1, 2] = np.nan
+    np.save(tmp_path / "train_ims.npy", features)
+    with pytest.raises(InputError, match="the features of image 3 are NaN or infinite"):
+        run_training(tiny_config(tmp_path, tmp_path / "run"), cache)
+
+
+# The script
+
+
+def test_every_option_is_in_the_help_of_the_script() -> None:
+    command = [sys.executable, "export/train.py", "--help"]
+    environment = {"PATH": "", "TERM": "dumb", "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+    missing = [f.name for f in fields(TrainConfig) if f"--{f.name.replace('_', '-')}" not in done.stdout]
+    assert not missing
