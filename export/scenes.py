@@ -4,7 +4,8 @@
 
 A scene holds 3 to 5 objects (8 colours x 6 shapes x 2 sizes) in different cells of a jittered 3 x 3 grid. Scenes come in
 twins: the second of each two has the same sizes, colours and shapes in another binding, so that a model which only knows
-which words occur cannot tell them apart. Five captions name two objects each, joined by "and" or by where they lie.
+which words occur cannot tell them apart. Five captions name two objects each, joined by "and" or by where they lie; no sentence is written
+for two pictures of a split while another is to be had.
 
 The folder follows the ImageFolder convention: ``{split}/metadata.jsonl`` with ``file_name`` and ``captions``, and the
 drawn ``objects`` for whoever wants the ground truth. The same arguments give the same bytes.
@@ -40,6 +41,7 @@ COLOURS = {
 }
 SIZES = {"small": 7.0, "large": 12.5}  # radius in pixels of a 96-pixel picture
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
+CAPTIONS = 5
 GRID = 3
 CANVAS = 96
 SUPERSAMPLING = 4
@@ -157,15 +159,24 @@ def scenes(count: int, rng: random.Random) -> Iterator[list[SceneObject]]:
         yield _placed(rng, twin if index % 2 else looks)
 
 
+def _choose_captions(rng: random.Random, true: list[str], written: set[str]) -> list[str]:
+    """Five captions nobody has written in this split yet, while the scene has so many: the same sentence for two
+    pictures would have two right answers."""
+    fresh = [caption for caption in true if caption not in written]
+    return rng.sample(fresh if len(fresh) >= CAPTIONS else true, CAPTIONS)
+
+
 def write_split(folder: Path, count: int, seed: str, size: int) -> None:
     """Write ``count`` pictures and their metadata.jsonl into a new folder."""
     folder.mkdir(parents=True)
     rng = random.Random(seed)
+    written: set[str] = set()
     lines = []
     for index, objects in enumerate(progress(scenes(count, rng), f"drawing {folder.name}", count)):
         name = f"{index:06d}.png"
         draw_scene(objects, size).save(folder / name)
-        captions = rng.sample(true_captions(objects), 5)
+        captions = _choose_captions(rng, true_captions(objects), written)
+        written.update(captions)
         lines.append(json.dumps({"file_name": name, "captions": captions, "objects": [asdict(o) for o in objects]}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

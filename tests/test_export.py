@@ -25,7 +25,7 @@ from camp_sdk.export import graphs as graphs_module
 from camp_sdk.export.checkpoint import KEY, load_checkpoint
 from camp_sdk.export.graphs import ExportError, Graph, check_graph, export_graph
 from camp_sdk.export.networks import Camp, word_mask
-from camp_sdk.export.parity import MAX_LOGIT_ERROR, check_parity, require_parity, same_order
+from camp_sdk.export.parity import MAX_ERROR, check_parity, require_parity, same_order
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.runtime.bundle import sha256_of
 from tests.tiny import FEATURE_WIDTH, save_tiny_checkpoint, tiny_model, tiny_origin
@@ -234,7 +234,7 @@ def test_golden_examples_reproduce_through_the_runtime(bundles: dict[str, Path],
     sides = run_graph(bundles[variant], "image", {"features": golden["features"]})
     sides |= run_graph(bundles[variant], "text", {"tokens": golden["tokens"], "lengths": golden["lengths"]})
     logits = run_graph(bundles[variant], "scorer", sides)["logits"]
-    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=MAX_LOGIT_ERROR)  # the export's own limit
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=MAX_ERROR)  # the export's own limit
 
 
 def test_golden_pixels_give_golden_features(picture_bundle: Path) -> None:
