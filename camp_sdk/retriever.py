@@ -90,13 +90,11 @@ class Retriever:
 
         Raises InputError, naming the text, if one is empty, or if there is none at all.
         """
-        if isinstance(texts, str) or not isinstance(texts, Iterable):
-            raise InputError(f"texts is {texts!r}: expected a list of strings")
-        texts = list(texts)
-        if not texts:
-            raise InputError("there are no texts to encode: expected at least one")
-        tokens = self._tokenizer.encode(texts)
-        return Gallery(scoring.encode_texts(self._engine("text"), self.bundle, tokens), texts, self.bundle)
+        listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else []
+        if not listed:
+            raise InputError(f"texts is {texts!r}: expected a list of at least one string")
+        tokens = self._tokenizer.encode(listed)
+        return Gallery(scoring.encode_texts(self._engine("text"), self.bundle, tokens), listed, self.bundle)
 
     def open_gallery(self, folder: str | Path) -> Gallery:
         """A gallery saved by `Gallery.save`, memory-mapped. Raises BundleError if another bundle made it."""

@@ -4,8 +4,8 @@
 
 A scene holds 3 to 5 objects (8 colours x 6 shapes x 2 sizes) in different cells of a jittered 3 x 3 grid. Scenes come in
 twins: the second of each two has the same sizes, colours and shapes in another binding, so that a model which only knows
-which words occur cannot tell them apart. Five captions name two objects each, joined by "and" or by where they lie; no sentence is written
-for two pictures of a split while another is to be had.
+which words occur cannot tell them apart. Five captions name two objects each, joined by "and" or by where they lie; no
+sentence is written for two pictures of a split while another is to be had.
 
 The folder follows the ImageFolder convention: ``{split}/metadata.jsonl`` with ``file_name`` and ``captions``, and the
 drawn ``objects`` for whoever wants the ground truth. The same arguments give the same bytes.

@@ -22,7 +22,7 @@ def _replace(fresh: Path, target: Path, old: Path) -> None:
         return
     target.rename(old)  # a folder cannot be renamed over a full one
     try:
-        fresh.rename(target)
+        fresh.replace(target)
     except OSError:
         old.rename(target)
         raise
