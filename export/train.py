@@ -98,11 +98,11 @@ def _as_command() -> object:
         )
         for name in defaults
     ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it, mypy does not know it
     command.__annotations__ = hints
     command.__doc__ = main.__doc__
     return command
 
 
 if __name__ == "__main__":
-    run_command(_as_command())  # type: ignore[arg-type]
+    run_command(_as_command())  # type: ignore[arg-type]  # a function, typed as object

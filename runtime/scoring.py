@@ -17,8 +17,8 @@ from camp_sdk.runtime.tokenizer import Tokens
 
 Logits = NDArray[np.float32]
 
-# The scorer makes a few intermediates as large as the pair's own vectors. Blocks of about this many bytes of those stay
-# near the processor's caches; measured flat from 4 to 16 MB, a third slower at 64 MB.
+# The scorer makes a few intermediates as large as the pairs' own vectors; blocks of about this many bytes of those stay near
+# the processor's caches. A rule of thumb: not yet measured with ONNX Runtime.
 BLOCK_BYTES = 8 << 20
 BLOCK_TEXTS = 32
 ENCODE_TEXTS = 64
