@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from camp_sdk.data import Split
 from camp_sdk.pictures import normalise, read_picture
@@ -91,6 +92,30 @@ class CaptionDataset(Dataset[tuple[int, int]]):
             num_workers=workers,
             persistent_workers=workers > 0,
         )
+
+
+class NeighbourSampler(DistributedSampler[tuple[int, int]]):
+    """Every caption once an epoch, in an order that depends on the seed and the epoch alone; one device's share of it.
+
+    Images that follow each other in the data set stay together, ``neighbours`` of them with one caption each. Where a data
+    set puts look-alikes side by side, each thus finds the other in its batch: the hardest negative there is.
+    """
+
+    def __init__(self, data: CaptionDataset, neighbours: int, seed: int, device: int = 0, devices: int = 1) -> None:
+        super().__init__(data, devices, device, seed=seed, drop_last=True)
+        self.owner, self.neighbours = data.owner, neighbours
+
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]  # torch types it by what the data set returns
+        rng = np.random.default_rng([self.seed, self.epoch])
+        shuffled = rng.permutation(len(self.owner))
+        captions = shuffled[np.argsort(self.owner[shuffled], kind="stable")]  # by image, in random order inside one
+        owner = self.owner[captions]
+        turn = np.arange(len(owner)) - np.searchsorted(owner, owner)  # the how-manieth caption of its image
+        group = owner // self.neighbours
+        lots = rng.random((turn.max() + 1, group.max() + 1))  # in every turn the groups are drawn anew
+        order = captions[np.lexsort((owner, lots[turn, group], turn))]
+        start = self.rank * self.num_samples  # a slice: taking every n-th would part the neighbours
+        return iter(order[start : start + self.num_samples].tolist())
 
 
 def decode_pictures(split: Split, size: int, cache: Path) -> NDArray[np.uint8]:

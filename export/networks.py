@@ -44,7 +44,8 @@ class ModelConfig:
 class VisionNet(nn.Module):
     """A small convolutional network: pixels [B, 3, S, S], normalised, -> features [B, 36, D] of a 6 x 6 grid.
 
-    For drawn scenes, trained with the rest. S must be a multiple of 96; each region adds a learned position.
+    For drawn scenes, trained with the rest. S must be a multiple of 96; each region looks once around itself, and adds a
+    learned position.
     """
 
     GRID = 6
@@ -54,14 +55,20 @@ class VisionNet(nn.Module):
         if picture_size % (16 * self.GRID):
             raise InputError(f"picture size {picture_size}: expected a multiple of {16 * self.GRID} pixels")
         widths = [3, 16, 48, 96, feature_width]
-        layers: list[nn.Module] = []
-        for narrow, wide in itertools.pairwise(widths):
-            layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+        layers = [layer for narrow, wide in itertools.pairwise(widths) for layer in self._convolution(narrow, wide, 2)]
         self.layers = nn.Sequential(*layers, nn.AvgPool2d(picture_size // (16 * self.GRID)))
-        self.position = nn.Parameter(0.02 * torch.randn(self.GRID**2, feature_width))
+        self.around = nn.Sequential(*self._convolution(feature_width, feature_width, 1))
+        ramp = torch.linspace(-1.5, 1.5, self.GRID)
+        # Learned, but from coordinates on: "left of" is then a linear map away. From noise it is not found for a long time.
+        self.position = nn.Parameter(torch.cartesian_prod(ramp, ramp) @ torch.randn(2, feature_width))
+
+    @staticmethod
+    def _convolution(narrow: int, wide: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(narrow, wide, 3, stride, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
 
     def forward(self, pixels: Tensor) -> Tensor:
         grid = self.layers(pixels)  # [B, D, 6, 6]
+        grid = grid + self.around(grid)
         return cast(Tensor, grid.flatten(2).transpose(1, 2) + self.position)  # [B, 36, D]
 
 

@@ -3,9 +3,10 @@
     python export/scenes.py --output data/scenes --train 5000 --dev 100 --test 300 --seed 0
 
 A scene holds 3 to 5 objects (8 colours x 6 shapes x 2 sizes) in different cells of a jittered 3 x 3 grid. Scenes come in
-twins: the second of each two has the same sizes, colours and shapes in another binding, so that a model which only knows
-which words occur cannot tell them apart. Five captions name two objects each, joined by "and" or by where they lie; no
-sentence is written for two pictures of a split while another is to be had.
+twins, one after the other: in the second the objects have exchanged their sizes, colours or shapes, or, every other time,
+their places. Twins have the same words in another binding, so that a model which only knows which words occur cannot tell
+them apart. Five captions name two objects each, joined by "and" or by where they lie. None is true of the picture's twin,
+and no sentence is written for two pictures of a split while another is to be had.
 
 The folder follows the ImageFolder convention: ``{split}/metadata.jsonl`` with ``file_name`` and ``captions``, and the
 drawn ``objects`` for whoever wants the ground truth. The same arguments give the same bytes.
@@ -20,7 +21,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from PIL import Image, ImageDraw
@@ -46,9 +47,10 @@ GRID = 3
 CANVAS = 96
 SUPERSAMPLING = 4
 BACKGROUND = (246, 244, 238)
+SIZE, COLOUR, SHAPE, SPOT = range(4)
+TURNS = (SIZE, SPOT, COLOUR, SPOT, SHAPE, SPOT)  # what twins have exchanged; relations are the hardest to learn
 
-
-Look = tuple[str, str, str]  # size, colour, shape
+Spot = tuple[int, float, float]  # a cell of the grid; how far right and down of its middle, -1 to 1 of the free room
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class SceneObject:
     @property
     def look(self) -> tuple[str, str, str]:
         return self.size, self.colour, self.shape
+
+
+Scene = tuple[list[SceneObject], list[str]]  # what is drawn, and the captions it may be given
 
 
 def _polygon(angles_degrees: list[float], radii: list[float]) -> list[tuple[float, float]]:
@@ -108,30 +113,19 @@ def draw_scene(objects: list[SceneObject], size: int = CANVAS) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BOX)
 
 
-def _placed(rng: random.Random, looks: list[Look]) -> list[SceneObject]:
-    cell = CANVAS / GRID
-    objects = []
-    for look, index in zip(looks, rng.sample(range(GRID * GRID), len(looks)), strict=True):
-        slack = cell / 2 - 1.2 * SIZES[look[0]]
-        x = (index % GRID + 0.5) * cell + rng.uniform(-1, 1) * max(slack, 1.0)
-        y = (index // GRID + 0.5) * cell + rng.uniform(-1, 1) * max(slack, 1.0)
-        objects.append(SceneObject(*look, round(x, 2), round(y, 2)))
-    return objects
+def _placed(size: str, colour: str, shape: str, spot: Spot) -> SceneObject:
+    cell, room = CANVAS / GRID, max(CANVAS / GRID / 2 - 1.2 * SIZES[size], 1.0)
+    x = (spot[0] % GRID + 0.5) * cell + spot[1] * room
+    y = (spot[0] // GRID + 0.5) * cell + spot[2] * room
+    return SceneObject(size, colour, shape, round(x, 2), round(y, 2))
 
 
-def _looks(rng: random.Random) -> list[Look]:
-    every = list(itertools.product(SIZES, COLOURS, SHAPES))
-    return rng.sample(every, rng.randint(3, 5))
-
-
-def _twins(rng: random.Random) -> tuple[list[Look], list[Look]]:
-    """The looks of a scene, and the same sizes, colours and shapes bound otherwise."""
-    while True:  # a few looks have no other binding: draw again
-        looks = _looks(rng)
-        columns = [rng.sample(column, len(column)) for column in zip(*looks, strict=True)]
-        other = list(zip(*columns, strict=True))
-        if len(set(other)) == len(other) and set(other) != set(looks):
-            return looks, other
+def _columns(rng: random.Random) -> list[list[Any]]:
+    """The sizes, colours, shapes and spots of 3 to 5 objects, no two of which look the same."""
+    looks = rng.sample(list(itertools.product(SIZES, COLOURS, SHAPES)), rng.randint(3, 5))
+    cells = rng.sample(range(GRID * GRID), len(looks))
+    spots = [(cell, rng.uniform(-1, 1), rng.uniform(-1, 1)) for cell in cells]
+    return [*map(list, zip(*looks, strict=True)), spots]
 
 
 def relation(first: SceneObject, second: SceneObject) -> str:
@@ -151,19 +145,34 @@ def true_captions(objects: list[SceneObject]) -> list[str]:
     ]
 
 
-def scenes(count: int, rng: random.Random) -> Iterator[list[SceneObject]]:
+def _twins(rng: random.Random, exchanged: int) -> tuple[Scene, Scene]:
+    """A scene, and the same one after its objects have exchanged one column: sizes, colours, shapes or spots.
+
+    Each comes with the captions that are true of it and not of the other.
+    """
+    while True:  # some scenes stay what they are, or nearly, whatever is exchanged: draw again
+        columns = _columns(rng)
+        one = [_placed(*column) for column in zip(*columns, strict=True)]
+        rng.shuffle(columns[exchanged])
+        two = [_placed(*column) for column in zip(*columns, strict=True)]
+        true, true_of_two = true_captions(one), true_captions(two)
+        own = [caption for caption in true if caption not in true_of_two]
+        own_of_two = [caption for caption in true_of_two if caption not in true]
+        if min(len(own), len(own_of_two)) >= CAPTIONS and len({item.look for item in two}) == len(two):
+            return (one, own), (two, own_of_two)
+
+
+def scenes(count: int, rng: random.Random) -> Iterator[Scene]:
     """``count`` scenes, every second one the twin of the one before it."""
-    for index in range(count):
-        if index % 2 == 0:
-            looks, twin = _twins(rng)
-        yield _placed(rng, twin if index % 2 else looks)
+    couples = (_twins(rng, exchanged) for exchanged in itertools.cycle(TURNS))
+    return itertools.islice(itertools.chain.from_iterable(couples), count)
 
 
-def _choose_captions(rng: random.Random, true: list[str], written: set[str]) -> list[str]:
+def _choose_captions(rng: random.Random, own: list[str], written: set[str]) -> list[str]:
     """Five captions nobody has written in this split yet, while the scene has so many: the same sentence for two
     pictures would have two right answers."""
-    fresh = [caption for caption in true if caption not in written]
-    return rng.sample(fresh if len(fresh) >= CAPTIONS else true, CAPTIONS)
+    fresh = [caption for caption in own if caption not in written]
+    return rng.sample(fresh if len(fresh) >= CAPTIONS else own, CAPTIONS)
 
 
 def write_split(folder: Path, count: int, seed: str, size: int) -> None:
@@ -172,10 +181,10 @@ def write_split(folder: Path, count: int, seed: str, size: int) -> None:
     rng = random.Random(seed)
     written: set[str] = set()
     lines = []
-    for index, objects in enumerate(progress(scenes(count, rng), f"drawing {folder.name}", count)):
+    for index, (objects, own) in enumerate(progress(scenes(count, rng), f"drawing {folder.name}", count)):
         name = f"{index:06d}.png"
         draw_scene(objects, size).save(folder / name)
-        captions = _choose_captions(rng, true_captions(objects), written)
+        captions = _choose_captions(rng, own, written)
         written.update(captions)
         lines.append(json.dumps({"file_name": name, "captions": captions, "objects": [asdict(o) for o in objects]}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

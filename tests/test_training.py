@@ -16,7 +16,7 @@ import torch
 
 from camp_sdk import BundleError, Direction, InputError, Metrics, Retriever, evaluate, load_split
 from camp_sdk.export import training as training_module
-from camp_sdk.export.batches import CaptionDataset, decode_pictures
+from camp_sdk.export.batches import CaptionDataset, NeighbourSampler, decode_pictures
 from camp_sdk.export.checkpoint import load_checkpoint
 from camp_sdk.export.measure import measure_network
 from camp_sdk.export.networks import VisionNet
@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
 def run(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """An uninterrupted run of each variant on drawn pictures. Read only."""
     folder = tmp_path_factory.mktemp("run")
-    config = tiny_config(scenes, folder / "run", variant=request.param)
+    config = tiny_config(scenes, folder / "run", variant=request.param, warm_part=1.0)  # random negatives to the end
     run_training(config, folder)
     return config
 
@@ -106,7 +106,7 @@ def test_a_checkpoint_holds_its_configuration(run: TrainConfig) -> None:
     assert (origin.model.variant, origin.model.width, origin.model.picture_size) == (run.variant, 8, 96)
     assert origin.pixels is not None
     assert origin.training["epoch"] == EPOCHS - 1
-    assert origin.training["learning_rate"] == 2e-3
+    assert origin.training["learning_rate"] == 7e-4
     assert 0 <= origin.training["dev"]["rsum"] <= 600
 
 
@@ -223,6 +223,61 @@ def test_negatives_narrow_from_the_whole_batch_to_the_hardest(
     assert set(candidates[STEPS_ON_FEATURES:]) == {1}  # half of the run, which is one epoch of two
 
 
+# The order of captions
+
+
+class Owners:
+    """What the sampler asks of a data set: whose each caption is."""
+
+    def __init__(self, captions_per_image: list[int]) -> None:
+        self.owner = np.repeat(np.arange(len(captions_per_image)), captions_per_image)
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+
+def order_of(captions_per_image: list[int], neighbours: int, epoch: int = 0, device: int = 0, devices: int = 1) -> Any:
+    """Caption indices in the order of a sampler, and the images they belong to."""
+    data: Any = Owners(captions_per_image)
+    sampler = NeighbourSampler(data, neighbours, 1, device, devices)
+    sampler.set_epoch(epoch)
+    captions = np.array(list(sampler))
+    assert len(captions) == len(sampler)
+    return captions, data.owner[captions]
+
+
+@pytest.mark.parametrize("counts", [[5] * 8, [1] * 8, [3, 1, 4, 1, 5, 2]], ids=["five", "one", "mixed"])
+@pytest.mark.parametrize("neighbours", [1, 2, 3])
+def test_every_caption_comes_once_an_epoch(counts: list[int], neighbours: int) -> None:
+    captions, _ = order_of(counts, neighbours)
+    assert sorted(captions) == list(range(sum(counts)))
+
+
+def test_neighbours_stay_together() -> None:
+    _, images = order_of([5] * 30, 3)
+    groups = images.reshape(-1, 3)
+    assert (groups == groups[:, :1] // 3 * 3 + np.arange(3)).all()
+    assert (np.diff(groups[:, 0]) != 3).any()  # the groups themselves are shuffled
+
+
+def test_no_image_comes_twice_in_a_turn() -> None:
+    _, images = order_of([5] * 30, 2)
+    assert all(len(set(turn)) == 30 for turn in images.reshape(5, 30))
+
+
+def test_every_epoch_and_turn_has_its_own_order() -> None:
+    orders = [tuple(order_of([2] * 20, 2, epoch)[1][k : k + 20]) for epoch in (0, 1) for k in (0, 20)]
+    assert len(set(orders)) == 4
+    assert (order_of([2] * 20, 2, 1)[0] == order_of([2] * 20, 2, 1)[0]).all()
+
+
+def test_devices_share_an_epoch_without_parting_neighbours() -> None:
+    whole, _ = order_of([5] * 8, 2)
+    shares = [order_of([5] * 8, 2, device=device, devices=2) for device in (0, 1)]
+    assert (np.concatenate([captions for captions, _ in shares]) == whole).all()
+    assert all((images.reshape(-1, 2) // 2 == images.reshape(-1, 2)[:, :1] // 2).all() for _, images in shares)
+
+
 # Measuring
 
 
@@ -268,6 +323,7 @@ def test_resuming_without_a_checkpoint_is_refused(precomputed: Path, tmp_path: P
         ({"batch_size": 81}, "--batch-size 81 is more than the 80 training captions"),
         ({"batch_size": -3}, "--batch-size -3: expected 1 or more"),
         ({"epochs": -1}, "--epochs -1: expected 1 or more"),
+        ({"neighbours": -1}, "--neighbours -1: expected 1 or more"),
         ({"width": -8}, "--width -8: expected 1 or more"),
         ({"min_count": 0}, "--min-count 0: expected 1 or more"),
         ({"min_count": 1000}, "no word occurs 1000 times"),
