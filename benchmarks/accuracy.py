@@ -31,7 +31,7 @@ from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import run_command, stderr
 
 COUNTS = {"train": 5000, "dev": 100, "test": 300}
-EPOCHS = 2  # as the demo
+EPOCHS = 3  # as the demo
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 FIGURES = [(side, figure) for side in ("text_to_image", "image_to_text") for figure in ("r1", "r5", "r10")]
 

@@ -42,7 +42,7 @@ SHADE = np.array([32, 36, 52], np.float32)
 def main(
     output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("build/demo"),
     variant: Annotated[str, typer.Option(help="paper or scalar.")] = "paper",
-    epochs: Annotated[int, typer.Option(help="More than 2 are more accurate, and take longer.")] = 2,
+    epochs: Annotated[int, typer.Option(help="More than 3 are more accurate, and take longer.")] = 3,
 ) -> None:
     """Draw, train, export, check, evaluate, rank, and write a page."""
     if output.exists() and any(output.iterdir()):

@@ -15,10 +15,10 @@ BLOCK_IMAGES = 4  # with 48 texts and d = 128, intermediates of 5 MB: four times
 
 
 def matching_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
-    """Equation of section 3.5, averaged over the batch, from the logits [B] of three pairs each: L = -[log m(I, T) +
-    log(1 - m(I, T'))] - [log m(I, T) + log(1 - m(I', T))]."""
+    """Equation of section 3.5, averaged over the batch, from logits: L = -[log m(I, T) + log(1 - m(I, T'))] - [log m(I, T)
+    + log(1 - m(I', T))]. matching is [B], one pair each; the wrong ones may be several a pair: each term is a mean."""
     matching, wrong_text, wrong_image = (x.clamp(-CLAMP, CLAMP) for x in (matching, wrong_text, wrong_image))
-    return (2 * F.softplus(-matching) + F.softplus(wrong_text) + F.softplus(wrong_image)).mean()
+    return 2 * F.softplus(-matching).mean() + F.softplus(wrong_text).mean() + F.softplus(wrong_image).mean()
 
 
 def score_pairs(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
@@ -38,30 +38,36 @@ def score_blocks(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
     return torch.cat([scorer(_take(image, slice(k, k + BLOCK_IMAGES)), text) for k in blocks])
 
 
-def choose_negatives(logits: Tensor, candidates: int) -> Tensor:
-    """For each row of logits [B, C], one column among its ``candidates`` highest, at random: [B] int64.
+def choose_negatives(logits: Tensor, candidates: int, count: int = 1) -> Tensor:
+    """For each row of logits [B, C], ``count`` columns among its ``candidates`` highest, at random: [B, count] int64.
 
-    One candidate is the hardest negative; all of them is any negative of the batch. Pairs that match must hold -inf.
+    As many candidates as negatives are the hardest; all of them is any negatives of the batch. Pairs that match must hold
+    -inf, and are not chosen: where a row has fewer others, every row gets that few.
     """
-    usable = int(torch.isfinite(logits).sum(1).min())
-    best = logits.topk(max(1, min(candidates, usable)), dim=1).indices
-    pick = torch.randint(best.shape[1], (len(best), 1), device=best.device)
-    return best.gather(1, pick).squeeze(1)
+    usable = max(1, int(torch.isfinite(logits).sum(1).min()))
+    best = logits.topk(min(max(candidates, count), usable), dim=1).indices  # [B, candidates]
+    order = torch.rand(best.shape, device=best.device).argsort(1)
+    return best.gather(1, order[:, :count])
 
 
-def fusion_loss(scorer: Scorer, image: Tensors, text: Tensors, matches: Tensor, candidates: int = 1) -> Tensor:
+def fusion_loss(
+    scorer: Scorer, image: Tensors, text: Tensors, matches: Tensor, candidates: int = 1, negatives: int = 1
+) -> Tensor:
     """Hardest-negative loss of B aligned pairs, at the cost of 3 B gradients instead of B * B.
 
     All pairs are scored without gradients to find the negatives; the positives and the chosen negatives are then scored
-    again with gradients. matches [B, B] is true where an image and a text of the batch belong together. candidates widens
-    the choice to the so many hardest (see `choose_negatives`).
+    again with gradients. matches [B, B] is true where an image and a text of the batch belong together. The paper takes one
+    negative a direction; ``negatives`` averages over so many, and ``candidates`` widens the choice (`choose_negatives`).
     """
     logits = _full(score_blocks(scorer, image, text)).masked_fill(matches, -math.inf)
     own = torch.arange(len(logits), device=logits.device)
-    wrong_text, wrong_image = choose_negatives(logits, candidates), choose_negatives(logits.T, candidates)
-    images, texts = torch.cat([own, own, wrong_image]), torch.cat([own, wrong_text, own])
+    wrong_text = choose_negatives(logits, candidates, negatives)  # [B, negatives]
+    wrong_image = choose_negatives(logits.T, candidates, negatives)
+    images = torch.cat([own, own.repeat_interleave(wrong_text.shape[1]), wrong_image.flatten()])
+    texts = torch.cat([own, wrong_text.flatten(), own.repeat_interleave(wrong_image.shape[1])])
     chosen = _full(score_pairs(scorer, _take(image, images), _take(text, texts)))
-    return matching_bce(*chosen.chunk(3))
+    matching, wrong = chosen[: len(own)], chosen[len(own) :]
+    return matching_bce(matching, wrong[: wrong_text.numel()], wrong[wrong_text.numel() :])
 
 
 def contrastive_loss(image: Tensor, text: Tensor, matches: Tensor, log_scale: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class TrainConfig:
     epochs: Annotated[int, typer.Option(help="0: 30 for features, 5 for pictures.")] = 0
     batch_size: Annotated[int, typer.Option(help="Pairs a step. 0: 128 for features, 24 for pictures.")] = 0
     neighbours: Annotated[int, typer.Option(help="So many images in a row share a batch. 0: 1; 2 for pictures.")] = 0
+    negatives: Annotated[int, typer.Option(help="Hardest negatives a pair. 0: 1, the paper's; 3 for pictures.")] = 0
     learning_rate: Annotated[float, typer.Option(help="Peak. 0: 5e-4 for features, 7e-4 for pictures.")] = 0.0
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-3
     warm_part: Annotated[float, typer.Option(help="Part of the run that narrows to the hardest negatives.")] = 0.1
@@ -50,16 +51,10 @@ class TrainConfig:
 
     def with_defaults(self, pictures: bool) -> TrainConfig:
         """The same run with every 0 replaced by what suits pictures (small and quick) or features (the paper's sizes)."""
-        small = {"width": 128, "word_width": 64, "epochs": 5, "batch_size": 24, "neighbours": 2, "learning_rate": 7e-4}
-        large = {
-            "width": 1024,
-            "word_width": 300,
-            "epochs": 30,
-            "batch_size": 128,
-            "neighbours": 1,
-            "learning_rate": 5e-4,
-        }
-        values = {name: getattr(self, name) or value for name, value in (small if pictures else large).items()}
+        small = {"width": 128, "word_width": 64, "epochs": 5, "batch_size": 24, "learning_rate": 7e-4}
+        large = {"width": 1024, "word_width": 300, "epochs": 30, "batch_size": 128, "learning_rate": 5e-4}
+        chosen = small | {"neighbours": 2, "negatives": 3} if pictures else large | {"neighbours": 1, "negatives": 1}
+        values = {name: getattr(self, name) or value for name, value in chosen.items()}
         return TrainConfig(**({f.name: getattr(self, f.name) for f in fields(self)} | values))
 
     def as_dict(self) -> dict[str, str | int | float]:
@@ -68,7 +63,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise InputError for values no run can have."""
-        for name in ("epochs", "batch_size", "neighbours", "width", "word_width", "min_count"):
+        for name in ("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
         if self.batch_size < 2:

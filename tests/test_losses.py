@@ -120,24 +120,47 @@ def test_the_hardest_negative_is_the_best_wrong_one_of_each_row_and_column() -> 
 
 
 @pytest.mark.parametrize("candidates", [1, 2, 4, 100])
-def test_no_match_is_ever_chosen_as_a_negative(candidates: int) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_no_match_is_ever_chosen_as_a_negative(candidates: int, count: int) -> None:
     torch.manual_seed(0)
     logits = torch.randn(BATCH, BATCH).masked_fill(MATCHES, -math.inf)
     for _ in range(50):
-        chosen = choose_negatives(logits, candidates)
-        assert not MATCHES[torch.arange(BATCH), chosen].any()
+        chosen = choose_negatives(logits, candidates, count)
+        assert not MATCHES.gather(1, chosen).any()
+        assert all(len(set(row)) == count for row in chosen.tolist())
 
 
 def test_negatives_come_from_all_of_the_candidates_and_from_no_other() -> None:
     torch.manual_seed(0)
     logits = torch.tensor([[-math.inf, 5.0, 1.0, 4.0, 3.0], [2.0, -math.inf, 7.0, 1.0, 6.0]])
-    rows = torch.stack([choose_negatives(logits, 3) for _ in range(200)])
+    rows = torch.cat([choose_negatives(logits, 3) for _ in range(200)], dim=1).T
     assert [set(column.tolist()) for column in rows.T] == [{1, 3, 4}, {0, 2, 4}]
 
 
 def test_one_candidate_is_the_hardest() -> None:
     logits = torch.tensor([[-math.inf, 5.0, 1.0], [2.0, -math.inf, 7.0], [9.0, 8.0, -math.inf]])
-    assert choose_negatives(logits, 1).tolist() == [1, 2, 0]
+    assert choose_negatives(logits, 1).tolist() == [[1], [2], [0]]
+
+
+def test_as_many_candidates_as_negatives_are_the_hardest() -> None:
+    logits = torch.tensor([[-math.inf, 5.0, 1.0, 3.0], [2.0, -math.inf, 7.0, 9.0]])
+    assert [set(row) for row in choose_negatives(logits, 1, 2).tolist()] == [{1, 3}, {2, 3}]
+
+
+def test_where_negatives_are_few_all_are_taken() -> None:
+    logits = torch.tensor([[-math.inf, 5.0, -math.inf], [2.0, -math.inf, 7.0]])
+    assert choose_negatives(logits, 1, 4).shape == (2, 1)
+    assert choose_negatives(logits, 1, 4)[0].tolist() == [1]
+
+
+def test_several_negatives_are_averaged() -> None:
+    table = torch.tensor([[3.0, 2.0, -1.0, 0.0], [0.5, 1.0, -2.0, 0.7], [-3.0, 1.5, 4.0, 0.2], [2.5, 0.1, 0.3, 5.0]])
+    stub = Bilinear(table)
+    loss = fusion_loss(stub, *stub.tensors(), torch.eye(4, dtype=torch.bool), 1, 2)  # type: ignore[arg-type]
+    texts = torch.tensor([[2.0, 0.0], [0.7, 0.5], [1.5, 0.2], [2.5, 0.3]])
+    images = torch.tensor([[2.5, 0.5], [2.0, 1.5], [0.3, -1.0], [0.7, 0.2]])
+    expected = matching_bce(table.diagonal(), texts, images)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)  # the same float32 terms through one-hot products
 
 
 @both_variants

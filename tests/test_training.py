@@ -324,6 +324,7 @@ def test_resuming_without_a_checkpoint_is_refused(precomputed: Path, tmp_path: P
         ({"batch_size": -3}, "--batch-size -3: expected 1 or more"),
         ({"epochs": -1}, "--epochs -1: expected 1 or more"),
         ({"neighbours": -1}, "--neighbours -1: expected 1 or more"),
+        ({"negatives": -1}, "--negatives -1: expected 1 or more"),
         ({"width": -8}, "--width -8: expected 1 or more"),
         ({"min_count": 0}, "--min-count 0: expected 1 or more"),
         ({"min_count": 1000}, "no word occurs 1000 times"),
