@@ -97,8 +97,9 @@ class CaptionDataset(Dataset[tuple[int, int]]):
 class NeighbourSampler(DistributedSampler[tuple[int, int]]):
     """Every caption once an epoch, in an order that depends on the seed and the epoch alone; one device's share of it.
 
-    Images that follow each other in the data set stay together, ``neighbours`` of them with one caption each. Where a data
-    set puts look-alikes side by side, each thus finds the other in its batch: the hardest negative there is.
+    The first ``neighbours`` images of the data set, the next ones, and so on stay together with one caption each. Where a
+    data set puts look-alikes side by side, each thus finds the other in its batch, but for a few at the borders of batches:
+    the hardest negative there is.
     """
 
     def __init__(self, data: CaptionDataset, neighbours: int, seed: int, device: int = 0, devices: int = 1) -> None:
@@ -110,7 +111,11 @@ class NeighbourSampler(DistributedSampler[tuple[int, int]]):
         shuffled = rng.permutation(len(self.owner))
         captions = shuffled[np.argsort(self.owner[shuffled], kind="stable")]  # by image, in random order inside one
         owner = self.owner[captions]
+        counts = np.bincount(owner)
         turn = np.arange(len(owner)) - np.searchsorted(owner, owner)  # the how-manieth caption of its image
+        turn = (
+            turn * counts.max() // counts[owner]
+        )  # spread, lest the last batches hold the images with most captions alone
         group = owner // self.neighbours
         lots = rng.random((turn.max() + 1, group.max() + 1))  # in every turn the groups are drawn anew
         order = captions[np.lexsort((owner, lots[turn, group], turn))]

@@ -148,7 +148,8 @@ def true_captions(objects: list[SceneObject]) -> list[str]:
 def _twins(rng: random.Random, exchanged: int) -> tuple[Scene, Scene]:
     """A scene, and the same one after its objects have exchanged one column: sizes, colours, shapes or spots.
 
-    Each comes with the captions that are true of it and not of the other.
+    Large objects have less room in their cells, so an exchange of sizes moves them a little. Each scene comes with the
+    captions that are true of it and not of the other.
     """
     while True:  # some scenes stay what they are, or nearly, whatever is exchanged: draw again
         columns = _columns(rng)

@@ -36,8 +36,8 @@ class TrainConfig:
     picture_size: Annotated[int, typer.Option(help="Pixels, a multiple of 96.")] = 96
     epochs: Annotated[int, typer.Option(help="0: 30 for features, 5 for pictures.")] = 0
     batch_size: Annotated[int, typer.Option(help="Pairs a step. 0: 128 for features, 24 for pictures.")] = 0
-    neighbours: Annotated[int, typer.Option(help="So many images in a row share a batch. 0: 1; 2 for pictures.")] = 0
-    negatives: Annotated[int, typer.Option(help="Hardest negatives a pair. 0: 1, the paper's; 3 for pictures.")] = 0
+    neighbours: Annotated[int, typer.Option(help="Images side by side that share a batch. 0: 1; 2 for pictures.")] = 0
+    negatives: Annotated[int, typer.Option(help="Hardest negatives each way. 0: 1, the paper's; 3 for pictures.")] = 0
     learning_rate: Annotated[float, typer.Option(help="Peak. 0: 5e-4 for features, 7e-4 for pictures.")] = 0.0
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-3
     warm_part: Annotated[float, typer.Option(help="Part of the run that narrows to the hardest negatives.")] = 0.1

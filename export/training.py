@@ -56,7 +56,7 @@ class CampTraining(lightning.LightningModule):
         self.origin, self.config, self.data = origin, config, data
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches in an order that depends on the seed and the epoch alone, so that a resumed run is the same run."""
+        """Batches in an order that depends on seed, epoch and devices alone, so that a resumed run is the same run."""
         config, trainer = self.config, self.trainer
         share = trainer.global_rank, trainer.world_size
         sampler = NeighbourSampler(self.data.train, config.neighbours, config.seed, *share)
@@ -77,7 +77,8 @@ class CampTraining(lightning.LightningModule):
         return pairs + self.config.global_weight * vectors
 
     def _candidates(self, batch_size: int) -> int:
-        """How many of the hardest negatives to choose among: all of the batch at first, one after `warm_part` of the run.
+        """How many of the hardest negatives to choose among: all of the batch at first, one (or as many as are wanted) after
+        `warm_part` of the run.
 
         Hardest-only from the first step does not converge: while scores are noise, the hardest is a random mistake.
         """
@@ -118,6 +119,8 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
         raise InputError(f"{config.data}: one of train and dev holds pictures, the other features")
     config = config.with_defaults(train.has_pictures)
     config.check()
+    if len(train.images) < 2:
+        raise InputError(f"{config.data}: one training image; negatives are other images, expected 2 or more")
     if config.batch_size > len(train.captions):
         raise InputError(f"--batch-size {config.batch_size} is more than the {len(train.captions)} training captions")
     last = config.output / "last.ckpt"

@@ -153,6 +153,18 @@ def test_where_negatives_are_few_all_are_taken() -> None:
     assert choose_negatives(logits, 1, 4)[0].tolist() == [1]
 
 
+def test_a_pair_without_negatives_costs_no_more_than_its_own_terms() -> None:
+    table = torch.tensor([[3.0, 2.0], [1.5, 4.0]], requires_grad=True)
+    stub = Bilinear(table)
+    loss = fusion_loss(stub, *stub.tensors(), torch.ones(2, 2, dtype=torch.bool))  # type: ignore[arg-type]
+    floor = torch.full((2,), -math.inf)
+    expected = matching_bce(table.diagonal(), floor, floor)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # the same float32 terms
+    loss.backward()
+    assert table.grad is not None
+    assert table.grad[0, 1] == table.grad[1, 0] == 0
+
+
 def test_several_negatives_are_averaged() -> None:
     table = torch.tensor([[3.0, 2.0, -1.0, 0.0], [0.5, 1.0, -2.0, 0.7], [-3.0, 1.5, 4.0, 0.2], [2.5, 0.1, 0.3, 5.0]])
     stub = Bilinear(table)

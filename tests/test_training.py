@@ -25,7 +25,7 @@ from camp_sdk.export.training import CampTraining, run_training
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 2
-STEPS = 30  # 24 pictures x 5 captions in batches of four
+STEPS = 10  # 24 pictures x 5 captions in batches of twelve
 STEPS_ON_FEATURES = 20  # 16 images x 5 captions
 COLOURS, SIZES = ("red", "blue", "green", "pink"), ("small", "large", "tall", "flat")
 POOR = Metrics(Direction(0, 0, 0, 9), Direction(0, 0, 0, 9))
@@ -52,7 +52,8 @@ def one_thread() -> Iterator[None]:
 def run(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """An uninterrupted run of each variant on drawn pictures. Read only."""
     folder = tmp_path_factory.mktemp("run")
-    config = tiny_config(scenes, folder / "run", variant=request.param, warm_part=1.0)  # random negatives to the end
+    # Negatives are still drawn from several candidates when the second epoch begins.
+    config = tiny_config(scenes, folder / "run", variant=request.param, batch_size=12, warm_part=1.0, negatives=1)
     run_training(config, folder)
     return config
 
@@ -106,7 +107,7 @@ def test_a_checkpoint_holds_its_configuration(run: TrainConfig) -> None:
     assert (origin.model.variant, origin.model.width, origin.model.picture_size) == (run.variant, 8, 96)
     assert origin.pixels is not None
     assert origin.training["epoch"] == EPOCHS - 1
-    assert origin.training["learning_rate"] == 7e-4
+    assert (origin.training["learning_rate"], origin.training["neighbours"]) == (7e-4, 2)
     assert 0 <= origin.training["dev"]["rsum"] <= 600
 
 
@@ -143,7 +144,7 @@ def test_the_same_seed_gives_the_same_weights(run: TrainConfig, tmp_path: Path, 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("killed_at", [STEPS, STEPS + 17], ids=["first step of epoch 2", "midway"])
+@pytest.mark.parametrize("killed_at", [STEPS, STEPS + 6], ids=["first step of epoch 2", "midway"])
 def test_a_run_resumed_after_a_kill_equals_the_uninterrupted_run(
     run: TrainConfig, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_run_on_precomputed_features(precomputed: Path, tmp_path: Path, cache:
     best = run_training(tiny_config(precomputed, tmp_path / "run", variant=variant), cache)
     model, origin = load_checkpoint(best)
     assert (origin.model.feature_width, origin.pixels, model.vision) == (6, None, None)
+    assert (origin.training["neighbours"], origin.training["negatives"]) == (1, 1)
     assert logits_of(best).shape == (16, 80)
 
 
@@ -214,13 +216,38 @@ def test_negatives_narrow_from_the_whole_batch_to_the_hardest(
 
     def spy(*arguments: Any) -> torch.Tensor:
         candidates.append(arguments[4])
+        assert arguments[5] == 2
         return loss(*arguments)
 
     monkeypatch.setattr(training_module, "fusion_loss", spy)
-    run_training(tiny_config(precomputed, tmp_path / "run", warm_part=0.5), cache)
+    run_training(tiny_config(precomputed, tmp_path / "run", warm_part=0.5, negatives=2), cache)
     assert candidates[0] == 4
     assert candidates == sorted(candidates, reverse=True)
     assert set(candidates[STEPS_ON_FEATURES:]) == {1}  # half of the run, which is one epoch of two
+
+
+def test_pictures_meet_their_neighbours_and_three_negatives(
+    scenes: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[int]] = []
+    negatives: set[int] = set()
+    step, loss = CampTraining.training_step, training_module.fusion_loss
+
+    def watch(self: CampTraining, batch: Any) -> torch.Tensor:
+        batches.append(sorted(batch.image_ids.tolist()))
+        return step(self, batch)
+
+    def spy(*arguments: Any) -> torch.Tensor:
+        negatives.add(arguments[5])
+        return loss(*arguments)
+
+    monkeypatch.setattr(CampTraining, "training_step", watch)
+    monkeypatch.setattr(training_module, "fusion_loss", spy)
+    run_training(tiny_config(scenes, tmp_path / "run", epochs=1), cache)
+    assert negatives == {3}
+    assert all(
+        one + 1 == two and one % 2 == 0 for images in batches for one, two in zip(*[iter(images)] * 2, strict=True)
+    )
 
 
 # The order of captions
@@ -258,6 +285,12 @@ def test_neighbours_stay_together() -> None:
     groups = images.reshape(-1, 3)
     assert (groups == groups[:, :1] // 3 * 3 + np.arange(3)).all()
     assert (np.diff(groups[:, 0]) != 3).any()  # the groups themselves are shuffled
+
+
+def test_images_with_most_captions_are_spread_over_the_epoch() -> None:
+    _, images = order_of([5] * 20 + [10] * 2, 1)
+    last = images[-24:]
+    assert len(set(last)) > 12
 
 
 def test_no_image_comes_twice_in_a_turn() -> None:
@@ -341,6 +374,16 @@ def test_options_no_run_can_have_are_refused(
     with pytest.raises(InputError, match=re.escape(message)):
         run_training(tiny_config(precomputed, tmp_path / "run", **options), cache)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_training_image_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    for path in precomputed.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    np.save(tmp_path / "train_ims.npy", np.load(tmp_path / "train_ims.npy")[:1])
+    lines = (tmp_path / "train_caps.txt").read_text().splitlines()[:5]
+    (tmp_path / "train_caps.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="one training image; negatives are other images"):
+        run_training(tiny_config(tmp_path, tmp_path / "run"), cache)
 
 
 @pytest.mark.parametrize("size", [-96, 0, 100])
