@@ -54,7 +54,7 @@ def encoded_batch(model: Camp, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
 
 
 def written_out_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
-    """Step 5 of CAMP.md, letter by letter: probabilities, clamped to [1e-6, 1 - 1e-6], and their logarithms."""
+    """The loss of section 3.5, letter by letter: probabilities, clamped to [1e-6, 1 - 1e-6], and their logarithms."""
     m, m_text, m_image = (x.sigmoid().clamp(1e-6, 1 - 1e-6) for x in (matching, wrong_text, wrong_image))
     losses = -(m.log() + (1 - m_text).log()) - (m.log() + (1 - m_image).log())
     return losses.mean()
