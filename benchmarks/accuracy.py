@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 
 from camp_sdk.export.measure import measure_checkpoint
-from camp_sdk.export.networks import SCORERS
 from camp_sdk.export.scenes import oracle_recalls, write_scenes
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.train import main as train
@@ -31,6 +30,7 @@ from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import run_command, stderr
 
 COUNTS = {"train": 5000, "dev": 100, "test": 300}
+VARIANTS = ("paper", "scalar")
 EPOCHS = 3  # as the demo
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 FIGURES = [(side, figure) for side in ("text_to_image", "image_to_text") for figure in ("r1", "r5", "r10")]
@@ -44,7 +44,7 @@ def main(
     data = output / "data"
     if not data.exists():
         write_scenes(data, COUNTS)
-    runs = [measure_run(data, output, variant, seed) for variant in SCORERS for seed in range(seeds)]
+    runs = [measure_run(data, output, variant, seed) for variant in VARIANTS for seed in range(seeds)]
     report = {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: version(name) for name in ("camp-sdk", "torch", "lightning", "numpy")},
@@ -83,7 +83,7 @@ def table(runs: list[dict[str, Any]]) -> Table:
     shown.add_column("")
     for side, figure in FIGURES:
         shown.add_column(f"{side.replace('_', ' ')} {figure.upper().replace('R', 'R@')}", justify="right")
-    for variant in SCORERS:
+    for variant in VARIANTS:
         own = [run for run in runs if run["variant"] == variant]
         for scored, name in (("network", variant), ("global_vectors", f"{variant}: global vectors alone")):
             values = [[run[scored][side][figure] for run in own] for side, figure in FIGURES]

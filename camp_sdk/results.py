@@ -42,15 +42,15 @@ class Explanation:
 
     to_words [R, N]: for each word, a distribution over regions (columns sum to 1); to_regions [R, N]: for each region, a
     distribution over words (rows sum to 1); region_gates [R] and word_gates [N]: 0..1, how much of each message was let
-    in; grid: rows and columns of the regions where they tile the picture, otherwise None.
+    in, None in variants without gates; grid: rows and columns of the regions where they tile the picture, otherwise None.
     """
 
     words: tuple[str, ...]
     score: float
     to_words: FloatArray
     to_regions: FloatArray
-    region_gates: FloatArray
-    word_gates: FloatArray
+    region_gates: FloatArray | None
+    word_gates: FloatArray | None
     grid: tuple[int, int] | None
 
     def word_map(self, word: int) -> FloatArray:

@@ -176,8 +176,8 @@ class Retriever:
             score=float(self._activate(self._logits(gallery, texts))[0, 0]),
             to_words=out["attention.to_words"][0, 0],
             to_regions=out["attention.to_regions"][0, 0],
-            region_gates=out["gates.regions"][0, 0],
-            word_gates=out["gates.words"][0, 0],
+            region_gates=out["gates.regions"][0, 0] if "gates.regions" in out else None,
+            word_gates=out["gates.words"][0, 0] if "gates.words" in out else None,
             grid=pixels.grid if pixels and pixels.grid[0] * pixels.grid[1] == regions else None,
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camp_sdk.export.networks import Camp, ModelConfig
+from camp_sdk.export.model import Camp, ModelConfig
 from camp_sdk.runtime.bundle import PixelSpec, parse_pixels
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.tokenizer import Tokenizer

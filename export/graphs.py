@@ -19,7 +19,8 @@ import torch
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torch import Tensor, nn
 
-from camp_sdk.export.networks import Camp, Tensors, TextEncoder
+from camp_sdk.export.model import Camp
+from camp_sdk.export.networks import Tensors, TextEncoder
 from camp_sdk.runtime.bundle import TensorSpec
 from camp_sdk.runtime.errors import CampError
 
@@ -127,10 +128,10 @@ def graphs_of(model: Camp) -> list[Graph]:
     graphs = [
         Graph("image", _Images(model), {"features": (features, ("I", "R", "D"))}, tuple(image)),
         Graph("text", _Texts(model), {"tokens": (tokens, ("T", "N")), "lengths": (lengths, ("T",))}, tuple(text)),
-        Graph("scorer", _Pairs(model, list(kept), False), _pair_inputs(kept), ("logits",)),
+        Graph("scorer", _Pairs(model, list(kept), False), _pair_inputs(model, kept), ("logits",)),
     ]
     used = _read_by_explainer(model, kept)
-    graphs.append(Graph("explainer", _Pairs(model, list(used), True), _pair_inputs(used), tuple(explained)))
+    graphs.append(Graph("explainer", _Pairs(model, list(used), True), _pair_inputs(model, used), tuple(explained)))
     if model.vision is not None:
         size = model.config.picture_size
         pixels = torch.randn(2, 3, size, size, device=device)
@@ -138,10 +139,11 @@ def graphs_of(model: Camp) -> list[Graph]:
     return graphs
 
 
-def _pair_inputs(tensors: Tensors) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
-    inner = {"image": ("I", "R"), "text": ("T", "N")}
+def _pair_inputs(model: Camp, tensors: Tensors) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
+    square = model.scorer.square
+    letters = {"image": ("I", "R", "d"), "text": ("T", "N", "d")}
     return {
-        name: (tensor, (*inner[name.split(".")[0]][: min(tensor.ndim, 2)], "d")[: tensor.ndim])
+        name: (tensor, ("I", "R", "R") if name in square else letters[name.split(".")[0]][: tensor.ndim])
         for name, tensor in tensors.items()
     }
 

@@ -1,4 +1,4 @@
-"""The losses of CAMP: hardest-negative binary cross-entropy on pairs, and a contrastive loss on the global vectors."""
+"""The losses of CAMP: hardest-negative binary cross-entropy or margin ranking on pairs, contrastive on global vectors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ def matching_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> T
     + log(1 - m(I', T))]. matching is [B], one pair each; the wrong ones may be several a pair: each term is a mean."""
     matching, wrong_text, wrong_image = (x.clamp(-CLAMP, CLAMP) for x in (matching, wrong_text, wrong_image))
     return 2 * F.softplus(-matching).mean() + F.softplus(wrong_text).mean() + F.softplus(wrong_image).mean()
+
+
+def margin_ranking(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor, margin: float = 0.2) -> Tensor:
+    """Hinge loss of the cross-attention models, averaged over the batch: max(0, margin - s(I, T) + s(I, T')) + max(0, margin
+    - s(I, T) + s(I', T)), from cosines. matching is [B]; the wrong ones may be several a pair, in the pairs' order."""
+
+    def violation(wrong: Tensor) -> Tensor:
+        own = matching.repeat_interleave(len(wrong) // len(matching))
+        return (margin - own + wrong).clamp(min=0).mean()
+
+    return violation(wrong_text) + violation(wrong_image)
 
 
 def score_pairs(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
@@ -50,10 +61,12 @@ def choose_negatives(logits: Tensor, candidates: int, count: int = 1) -> Tensor:
     return best.gather(1, order[:, :count])
 
 
-def fusion_loss(
+def pair_loss(
     scorer: Scorer, image: Tensors, text: Tensors, matches: Tensor, candidates: int = 1, negatives: int = 1
 ) -> Tensor:
     """Hardest-negative loss of B aligned pairs, at the cost of 3 B gradients instead of B * B with one negative.
+
+    The loss is `matching_bce` where scores are probabilities, `margin_ranking` where they are cosines.
 
     All pairs are scored without gradients to find the negatives; the positives and the chosen negatives are then scored
     again with gradients. matches [B, B] is true where an image and a text of the batch belong together. The paper takes one
@@ -68,7 +81,8 @@ def fusion_loss(
     chosen = _full(score_pairs(scorer, _take(image, images), _take(text, texts)))
     # A row of matches alone has no negative: its pair, at -inf, is clamped, costs next to nothing and has no gradient.
     matching, wrong = chosen[: len(own)], chosen[len(own) :].masked_fill(matches[images, texts][len(own) :], -math.inf)
-    return matching_bce(matching, wrong[: wrong_text.numel()], wrong[wrong_text.numel() :])
+    loss = margin_ranking if scorer.activation == "none" else matching_bce
+    return loss(matching, wrong[: wrong_text.numel()], wrong[wrong_text.numel() :])
 
 
 def contrastive_loss(image: Tensor, text: Tensor, matches: Tensor, log_scale: Tensor) -> Tensor:

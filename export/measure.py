@@ -15,7 +15,8 @@ from camp_sdk.data import load_split
 from camp_sdk.export.batches import CaptionDataset, decode_pictures
 from camp_sdk.export.checkpoint import load_checkpoint
 from camp_sdk.export.losses import score_blocks
-from camp_sdk.export.networks import Camp, Tensors
+from camp_sdk.export.model import Camp
+from camp_sdk.export.networks import Tensors
 from camp_sdk.metrics import Metrics, evaluate_matrix
 
 IMAGES_AT_ONCE = 64
@@ -24,7 +25,7 @@ TEXTS_AT_ONCE = 64
 
 def measure_checkpoint(
     checkpoint: Path, data: Path, split: str, on_progress: Callable[[int], None] = lambda pairs: None
-) -> tuple[Metrics, Metrics]:
+) -> tuple[Metrics, Metrics | None]:
     """`measure_network` of a checkpoint on a split on disk, decoded as the checkpoint says. Raises BundleError."""
     model, origin = load_checkpoint(checkpoint)
     loaded = load_split(data, split)
@@ -40,23 +41,27 @@ def measure_checkpoint(
 @torch.no_grad()
 def measure_network(
     model: Camp, data: CaptionDataset, on_progress: Callable[[int], None] = lambda pairs: None
-) -> tuple[Metrics, Metrics]:
-    """Metrics of the network and of its global vectors alone on a whole split; the model is left as it was found."""
+) -> tuple[Metrics, Metrics | None]:
+    """Metrics of the network and of its global vectors alone (None without any) on a whole split.
+
+    The model is left as it was found.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     image = _encode_images(model, data, device)
     order = np.argsort(data.tokens.lengths, kind="stable")
     logits = np.empty((len(data.store), len(data)), np.float32)
-    vectors = np.empty_like(logits)
+    vectors = np.empty_like(logits) if model.config.global_vectors else None
     for start in range(0, len(order), TEXTS_AT_ONCE):
         chosen = order[start : start + TEXTS_AT_ONCE]
         text = _encode_texts(model, data, chosen, device)
         logits[:, chosen] = score_blocks(model.scorer, image, text).float().cpu().numpy()
-        vectors[:, chosen] = (image["image.global"] @ text["text.global"].T).float().cpu().numpy()
+        if vectors is not None:
+            vectors[:, chosen] = (image["image.global"] @ text["text.global"].T).float().cpu().numpy()
         on_progress(logits.shape[0] * len(chosen))
     model.train(was_training)
-    return evaluate_matrix(logits, data.owner), evaluate_matrix(vectors, data.owner)
+    return evaluate_matrix(logits, data.owner), None if vectors is None else evaluate_matrix(vectors, data.owner)
 
 
 def _encode_images(model: Camp, data: CaptionDataset, device: torch.device) -> Tensors:

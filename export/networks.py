@@ -13,8 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,21 +23,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from camp_sdk.runtime.errors import InputError
 
 Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything needed to rebuild a network before its weights are loaded.
-
-    ``picture_size`` in pixels is 0 for a model of ready region features; otherwise a `VisionNet` makes the features.
-    """
-
-    vocabulary_size: int
-    variant: str = "paper"
-    width: int = 1024
-    feature_width: int = 2048
-    word_width: int = 300
-    picture_size: int = 0
 
 
 class VisionNet(nn.Module):
@@ -127,12 +111,62 @@ def messages(attention: Tensor, vectors: Tensor) -> Tensor:
     return (attention.reshape(a, b * x, y) @ vectors).reshape(a, b, x, vectors.shape[-1])
 
 
+def scalar_gates(image: Tensors, text: Tensors, to_words: Tensor, to_regions: Tensor) -> tuple[Tensor, Tensor]:
+    """Gates of one number, g = sigmoid(own . message): of regions [T, I, R] and of words [I, T, N].
+
+    A message is sum_j a_j y_j, so its product with x is sum_j a_j (x . y_j), read off one matrix of products.
+    """
+    S = products(image["image.V"], text["text.T"])  # [I, R, T, N]
+    g = (to_regions * S.permute(2, 0, 1, 3)).sum(-1).sigmoid()
+    h = (to_words * S.permute(0, 2, 3, 1)).sum(-1).sigmoid()
+    return g, h
+
+
 class Scorer(nn.Module):
-    """What both variants share: attention (3.2), pooling (3.4) and match probability (3.5); the fusion (3.3) differs.
+    """The face of every variant's scorer: what each side keeps for its pairs, and the logits of all pairs.
 
     Region-side intermediates are laid out [T, I, R, ...] and word-side ones [I, T, N, ...], so that each message is one
-    batched matrix product.
+    batched matrix product. ``activation`` turns logits into scores, "none" where logits are cosines. ``fusion`` names the
+    parts that fuse and match: what is left to train when encoders and attention are frozen. ``square`` names the tensors
+    of an image that are [I, R, R].
     """
+
+    activation: ClassVar[str] = "sigmoid"
+    fusion: ClassVar[tuple[str, ...]] = ()
+    square: ClassVar[frozenset[str]] = frozenset()
+
+    def image_side(self, V: Tensor) -> Tensors:
+        """All that a pair needs from its image, V [I, R, d] -> named tensors, each [I, ...]."""
+        raise NotImplementedError
+
+    def text_side(self, T: Tensor, mask: Tensor) -> Tensors:
+        """All that a pair needs from its text, T [T, N, d] and mask [T, N] -> named tensors, each [T, ...]."""
+        raise NotImplementedError
+
+    def attention(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
+        """What each message is made of: to_words [I, T, N, R] over regions, to_regions [T, I, R, N] over words."""
+        raise NotImplementedError
+
+    def gates(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor] | None:
+        """Mean gates in 0..1, of every region [I, T, R] and of every word [I, T, N]; None where there are none."""
+        return None
+
+    def explain(self, image: Tensors, text: Tensors) -> Tensors:
+        """What the network looked at, for every pair.
+
+        attention.to_words [I, T, R, N]: for each word, weights over regions; attention.to_regions [I, T, R, N]: for each
+        region, weights over words; gates.regions [I, T, R], gates.words [I, T, N]: how much of each message was let in.
+        """
+        to_words, to_regions = self.attention(image, text)
+        looks = {"attention.to_words": to_words.transpose(2, 3), "attention.to_regions": to_regions.transpose(0, 1)}
+        gates = self.gates(image, text)
+        return looks if gates is None else looks | {"gates.regions": gates[0], "gates.words": gates[1]}
+
+
+class CampScorer(Scorer):
+    """What both fusions of the paper share: attention (3.2), pooling (3.4) and match probability (3.5)."""
+
+    fusion = ("F_v", "F_t", "pool_v", "pool_t", "mlp")
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -169,10 +203,6 @@ class Scorer(nn.Module):
         """Section 3.3: fused regions V_hat [T, I, R, d] and fused words T_hat [I, T, N, d]."""
         raise NotImplementedError
 
-    def gates(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
-        """Mean gates in 0..1: of every region [I, T, R] and of every word [I, T, N]."""
-        raise NotImplementedError
-
     def forward(self, image: Tensors, text: Tensors) -> Tensor:
         """Logits [I, T]; their sigmoid is the match probability m(I, T) of section 3.5."""
         V_hat, T_hat = self.fuse(image, text)
@@ -183,23 +213,8 @@ class Scorer(nn.Module):
         t_star = (a_t.unsqueeze(-2) @ T_hat).squeeze(-2)  # [I, T, d]
         return cast(Tensor, self.mlp(v_star.transpose(0, 1) + t_star).squeeze(-1))
 
-    def explain(self, image: Tensors, text: Tensors) -> Tensors:
-        """What the network looked at, for every pair.
 
-        attention.to_words [I, T, R, N]: for each word, weights over regions; attention.to_regions [I, T, R, N]: for each
-        region, weights over words; gates.regions [I, T, R], gates.words [I, T, N]: how much of each message was let in.
-        """
-        to_words, to_regions = self.attention(image, text)
-        regions, words = self.gates(image, text)
-        return {
-            "attention.to_words": to_words.transpose(2, 3),
-            "attention.to_regions": to_regions.transpose(0, 1),
-            "gates.regions": regions,
-            "gates.words": words,
-        }
-
-
-class PaperScorer(Scorer):
+class PaperScorer(CampScorer):
     """The paper's fusion: gates of d numbers, g_i = sigmoid(v_i * t~_i)."""
 
     def _gated(self, image: Tensors, text: Tensors) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -222,7 +237,7 @@ class PaperScorer(Scorer):
         return G.mean(-1).transpose(0, 1), H.mean(-1)
 
 
-class ScalarScorer(Scorer):
+class ScalarScorer(CampScorer):
     """One number a gate, g_i = sigmoid(v_i . t~_i), which makes everything before the ReLU linear in one side.
 
     With P = F X and Q = F Y computed once a side, F(g (x + sum_j a_j y_j)) = g (P + sum_j a_j Q_j), and the gate's own dot
@@ -235,54 +250,13 @@ class ScalarScorer(Scorer):
     def text_side(self, T: Tensor, mask: Tensor) -> Tensors:
         return super().text_side(T, mask) | {"text.P": T @ self.F_t.weight.T, "text.Q": T @ self.F_v.weight.T}
 
-    def _gates(self, image: Tensors, text: Tensors, to_words: Tensor, to_regions: Tensor) -> tuple[Tensor, Tensor]:
-        S = products(image["image.V"], text["text.T"])  # [I, R, T, N]
-        g = (to_regions * S.permute(2, 0, 1, 3)).sum(-1).sigmoid()  # [T, I, R]
-        h = (to_words * S.permute(0, 2, 3, 1)).sum(-1).sigmoid()  # [I, T, N]
-        return g, h
-
     def fuse(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
         to_words, to_regions = self.attention(image, text)
-        g, h = self._gates(image, text, to_words, to_regions)
+        g, h = scalar_gates(image, text, to_words, to_regions)
         fused_v = g.unsqueeze(-1) * (image["image.P"] + messages(to_regions, text["text.Q"])) + self.F_v.bias
         fused_t = h.unsqueeze(-1) * (text["text.P"] + messages(to_words, image["image.Q"])) + self.F_t.bias
         return F.relu(fused_v) + image["image.V"], F.relu(fused_t) + text["text.T"]
 
     def gates(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
-        g, h = self._gates(image, text, *self.attention(image, text))
+        g, h = scalar_gates(image, text, *self.attention(image, text))
         return g.transpose(0, 1), h
-
-
-SCORERS: dict[str, type[Scorer]] = {"paper": PaperScorer, "scalar": ScalarScorer}
-
-
-class Camp(nn.Module):
-    """The whole network: `vision` (if it takes pictures), both encoders, the scorer and the two global vectors."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        if config.variant not in SCORERS:
-            raise InputError(f"variant {config.variant!r}: expected one of {', '.join(SCORERS)}")
-        self.config = config
-        self.vision = VisionNet(config.feature_width, config.picture_size) if config.picture_size else None
-        self.image_encoder = ImageEncoder(config.feature_width, config.width)
-        self.text_encoder = TextEncoder(config.vocabulary_size, config.word_width, config.width)
-        self.scorer = SCORERS[config.variant](config.width)
-        self.global_v = nn.Linear(config.width, config.width)
-        self.global_t = nn.Linear(config.width, config.width)
-
-    def encode_images(self, features: Tensor) -> Tensors:
-        """Features [I, R, D] -> the image tensors of the bundle, `image.global` [I, d] (unit length) among them."""
-        V = self.image_encoder(features)
-        return self.scorer.image_side(V) | {"image.global": F.normalize(self.global_v(V.mean(1)), dim=-1)}
-
-    def encode_texts(self, tokens: Tensor, lengths: Tensor) -> Tensors:
-        """Tokens [T, N] and lengths [T], int64 -> the text tensors of the bundle, `text.global` [T, d] among them."""
-        T = self.text_encoder(tokens, lengths)
-        mask = word_mask(lengths, tokens.shape[1])
-        mean = T.sum(1) / lengths[:, None].to(T.dtype)  # [T, d]; words beyond the length are zero
-        return self.scorer.text_side(T, mask) | {"text.global": F.normalize(self.global_t(mean), dim=-1)}
-
-    def forward(self, features: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Logits [I, T] of all images against all texts."""
-        return cast(Tensor, self.scorer(self.encode_images(features), self.encode_texts(tokens, lengths)))

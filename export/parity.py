@@ -15,7 +15,8 @@ from rich.table import Table
 from camp_sdk.export.checkpoint import Origin
 from camp_sdk.export.graphs import ExportError
 from camp_sdk.export.measure import features_of
-from camp_sdk.export.networks import Camp, word_mask
+from camp_sdk.export.model import Camp
+from camp_sdk.export.networks import word_mask
 from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, Bundle
 from camp_sdk.runtime.engines import Arrays, open_engine
 
@@ -120,7 +121,7 @@ def _compare(case: Case, expected: Arrays, found: Arrays) -> Check:
 
 
 def _worst(errors: Iterable[float]) -> float:
-    return float(np.max(list(errors)))  # numpy's maximum keeps a NaN, Python's loses it
+    return float(np.max([0.0, *errors]))  # numpy's maximum keeps a NaN, Python's loses it
 
 
 def _difference(expected: NDArray[Any], found: NDArray[Any]) -> float:

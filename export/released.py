@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camp_sdk.export.networks import Tensors, masked_softmax, messages, products
+from camp_sdk.export.networks import Scorer, Tensors, masked_softmax, messages, products, scalar_gates
 
 HEADS = 4
 PADDED_WORDS = 50  # the released code pads every caption to this many rows, and `cross_attention_new` averages over all
@@ -51,11 +51,12 @@ class Summary(nn.Module):
         return shares.mean(-2)
 
 
-class ReleasedScorer(nn.Module):
+class ReleasedScorer(Scorer):
     """What all four share: where the words and the regions look."""
 
     SECOND_ATTENTION = False
     activation = "none"
+    square = frozenset({"image.G", "image.VV"})
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -73,14 +74,12 @@ class ReleasedScorer(nn.Module):
         return maps[0].T @ maps[1] / math.sqrt(self.width)
 
     def image_side(self, V: Tensor) -> Tensors:
-        """All that a pair needs from its image, V [I, R, d] -> named tensors, each [I, ...]."""
         if not self.SECOND_ATTENTION:
             return {"image.V": V}
         gram = V @ self._between("weighted_img_query_fc", "weighted_img_key_fc") @ V.transpose(1, 2)  # [I, R, R]
         return {"image.V": V, "image.G": gram}
 
     def text_side(self, T: Tensor, mask: Tensor) -> Tensors:
-        """All that a pair needs from its text, T [T, N, d] and mask [T, N] -> named tensors, each [T, ...]."""
         if not self.SECOND_ATTENTION:
             return {"text.T": T, "text.mask": mask, "text.K": T @ self._between("txt_key_fc", "img_key_fc")}
         return {
@@ -167,6 +166,7 @@ class GateFusion(ReleasedScorer):
     FC_BIAS = True
     SUMMARIES = ("reduce_layer_1", "reduce_layer_2")
     activation = "sigmoid"
+    fusion = ("fc_1", "fc_2", "fc_out", *SUMMARIES)
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
@@ -176,24 +176,29 @@ class GateFusion(ReleasedScorer):
         for name in self.SUMMARIES:
             self.add_module(name, Summary(width))
 
+    def _halves(self, layer: nn.Sequential) -> tuple[Tensor, Tensor]:
+        """The parts of a map that meet a row's own vector and its message, [d, d] each: it takes both side by side."""
+        weight = first_of(layer).weight  # sliced, not chunked: an exported slice folds into the weights
+        return weight[:, : self.width], weight[:, self.width :]
+
     def image_side(self, V: Tensor) -> Tensors:
-        own, _ = first_of(self.fc_1).weight.chunk(2, dim=1)
-        _, message = first_of(self.fc_2).weight.chunk(2, dim=1)
+        own, message = self._halves(self.fc_1)[0], self._halves(self.fc_2)[1]
         return super().image_side(V) | {"image.P": V @ own.T, "image.Q": V @ message.T}
 
     def text_side(self, T: Tensor, mask: Tensor) -> Tensors:
-        own, _ = first_of(self.fc_2).weight.chunk(2, dim=1)
-        _, message = first_of(self.fc_1).weight.chunk(2, dim=1)
+        own, message = self._halves(self.fc_2)[0], self._halves(self.fc_1)[1]
         return super().text_side(T, mask) | {"text.P": T @ own.T, "text.Q": T @ message.T}
+
+    def gates(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
+        g, h = scalar_gates(image, text, *self.messages_of(image, text))
+        return g.transpose(0, 1), h
 
     def fuse(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
         """Fused regions [T, I, R, d] and fused words [I, T, N, d]."""
         to_words, to_regions = self.messages_of(image, text)
-        S = products(image["image.V"], text["text.T"])  # [I, R, T, N]
-        g = (to_regions * S.permute(2, 0, 1, 3)).sum(-1, keepdim=True).sigmoid()  # [T, I, R, 1]
-        h = (to_words * S.permute(0, 2, 3, 1)).sum(-1, keepdim=True).sigmoid()  # [I, T, N, 1]
-        V_hat = g * (image["image.P"] + messages(to_regions, text["text.Q"]))
-        T_hat = h * (text["text.P"] + messages(to_words, image["image.Q"]))
+        g, h = scalar_gates(image, text, to_words, to_regions)
+        V_hat = g.unsqueeze(-1) * (image["image.P"] + messages(to_regions, text["text.Q"]))
+        T_hat = h.unsqueeze(-1) * (text["text.P"] + messages(to_words, image["image.Q"]))
         if self.FC_BIAS:
             V_hat, T_hat = V_hat + first_of(self.fc_1).bias, T_hat + first_of(self.fc_2).bias
         return F.relu(V_hat) + image["image.V"], F.relu(T_hat) + text["text.T"]
@@ -223,6 +228,7 @@ class GateFusionNew(GateFusion):
     SECOND_ATTENTION = True
     FC_BIAS = False
     SUMMARIES = ("final_reduce_1", "final_reduce_2")
+    fusion = ("fc_1", "fc_2", "fc_out", *SUMMARIES)
 
     def image_side(self, V: Tensor) -> Tensors:
         return super().image_side(V) | {"image.VV": V @ V.transpose(1, 2)}  # [I, R, R]
@@ -239,7 +245,8 @@ class GateFusionNew(GateFusion):
 def unit(weights: Tensor, gram: Tensor) -> Tensor:
     """Weights of sums of vectors, scaled so that each sum has unit length; gram holds the products of the vectors."""
     squared = (messages(weights, gram) * weights).sum(-1, keepdim=True)
-    return weights / (squared.clamp_min(0).sqrt() + EPSILON)
+    # Not clamped at zero: a square root has no gradient there.
+    return weights / (squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt() + EPSILON)
 
 
 RELEASED: dict[str, type[ReleasedScorer]] = {

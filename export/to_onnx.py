@@ -46,7 +46,7 @@ def export_bundle(checkpoint: Path, output: Path) -> Bundle:
             contract[graph.name] = {"file": f"{graph.name}.onnx", "inputs": _specs(inputs), "outputs": _specs(outputs)}
         (aside / "tokenizer.json").write_text(origin.tokenizer, encoding="utf-8")
         np.savez(aside / "golden.npz", **golden_arrays(model, origin))
-        manifest = _manifest(origin, contract)
+        manifest = _manifest(origin, contract, model.scorer.activation)
         _write_manifest(aside, manifest)
         checks = check_parity(model, origin, Bundle(aside))
         stderr.print(parity_table(checks))
@@ -70,13 +70,13 @@ def _specs(specs: Any) -> dict[str, Any]:
     return {spec.name: {"dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs}
 
 
-def _manifest(origin: Any, contract: dict[str, Any]) -> dict[str, Any]:
+def _manifest(origin: Any, contract: dict[str, Any], activation: str) -> dict[str, Any]:
     from camp_sdk.export.vocabulary import MAX_WORDS
 
     return {
         "schema_version": SCHEMA_VERSION,
         "variant": origin.model.variant,
-        "activation": "sigmoid",
+        "activation": activation,
         "sizes": asdict(origin.model),
         "graphs": contract,
         "pixels": asdict(origin.pixels) if origin.pixels else None,

@@ -4,6 +4,12 @@
 
 The run's folder receives best.ckpt (by rsum on the dev split), last.ckpt, and logs as CSV and for TensorBoard. A run that
 was killed goes on with --resume.
+
+The recipe of the released code trains a gated model in three stages: its cross-attention model with a margin ranking loss,
+then the fusion alone on top of the frozen encoders and attention, then everything:
+
+    python export/train.py --data data/f30k_precomp --variant gate_fusion_new --output runs/full \\
+        --attention-epochs 30 --fusion-epochs 10 --epochs 20
 """
 
 from __future__ import annotations
@@ -11,7 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
@@ -21,6 +27,11 @@ from camp_sdk.runtime.errors import InputError
 from camp_sdk.terminal import run_command
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # what each starts from
+UNTOLD = ("data", "output", "start", "resume", "devices", "workers")  # where things lay on this machine
+VARIANT = "paper (gates of d numbers), scalar (one number, factored), or one of the released code's: " + ", ".join(
+    [*CROSS_ATTENTION.values(), *CROSS_ATTENTION]
+)
 
 
 @dataclass(frozen=True)
@@ -29,19 +40,25 @@ class TrainConfig:
 
     data: Annotated[Path, typer.Option(help="Data set: a folder of pictures or of precomputed features.")]
     output: Annotated[Path, typer.Option(help="Folder of the run.")]
-    variant: Annotated[str, typer.Option(help="paper (gates of d numbers) or scalar (one number, factored).")] = "paper"
+    variant: Annotated[str, typer.Option(help=VARIANT)] = "paper"
+    start: Annotated[Path | None, typer.Option(help="Checkpoint to start from; brings its vocabulary.")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False
     width: Annotated[int, typer.Option(help="d. 0: 1024 for features, 128 for pictures.")] = 0
     word_width: Annotated[int, typer.Option(help="Word embedding. 0: 300 for features, 64 for pictures.")] = 0
     picture_size: Annotated[int, typer.Option(help="Pixels, a multiple of 96.")] = 96
-    epochs: Annotated[int, typer.Option(help="0: 30 for features, 5 for pictures.")] = 0
+    attention_epochs: Annotated[int, typer.Option(help="First train the variant's cross-attention model so long.")] = 0
+    fusion_epochs: Annotated[int, typer.Option(help="Then train the fusion alone, encoders and attention frozen.")] = 0
+    epochs: Annotated[int, typer.Option(help="Of everything. 0: 30 for features, 5 for pictures.")] = 0
     batch_size: Annotated[int, typer.Option(help="Pairs a step. 0: 128 for features, 24 for pictures.")] = 0
     neighbours: Annotated[int, typer.Option(help="Images side by side that share a batch. 0: 1; 2 for pictures.")] = 0
     negatives: Annotated[int, typer.Option(help="Hardest negatives each way. 0: 1, the paper's; 3 for pictures.")] = 0
-    learning_rate: Annotated[float, typer.Option(help="Peak. 0: 5e-4 for features, 7e-4 for pictures.")] = 0.0
+    learning_rate: Annotated[
+        float,
+        typer.Option(help="Peak. 0: 5e-4 for features, 7e-4 for pictures, times the root of batch size / default."),
+    ] = 0.0
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-3
     warm_part: Annotated[float, typer.Option(help="Part of the run that narrows to the hardest negatives.")] = 0.1
-    global_weight: Annotated[float, typer.Option(help="Weight of the global vectors' loss.")] = 0.5
+    global_weight: Annotated[float, typer.Option(help="Weight of the global vectors' loss. 0: no such vectors.")] = 0.5
     patience: Annotated[int, typer.Option(help="Stop after this many epochs without a better rsum; 0: never.")] = 0
     min_count: Annotated[int, typer.Option(help="Words seen less often become <unk>.")] = 4
     precision: Annotated[str, typer.Option(help="Lightning's: 32-true, 16-mixed or bf16-mixed.")] = "32-true"
@@ -50,22 +67,29 @@ class TrainConfig:
     seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0
 
     def with_defaults(self, pictures: bool) -> TrainConfig:
-        """The same run with every 0 replaced by what suits pictures (small and quick) or features (the paper's sizes)."""
+        """The same run with every 0 replaced by what suits pictures (small and quick) or features (the paper's sizes).
+
+        The learning rate grows with the batch, by its square root as Adam's steps want it: a larger batch has a steadier
+        gradient.
+        """
         small = {"width": 128, "word_width": 64, "epochs": 5, "batch_size": 24, "learning_rate": 7e-4}
         large = {"width": 1024, "word_width": 300, "epochs": 30, "batch_size": 128, "learning_rate": 5e-4}
         chosen = small | {"neighbours": 2, "negatives": 3} if pictures else large | {"neighbours": 1, "negatives": 1}
         values = {name: getattr(self, name) or value for name, value in chosen.items()}
-        return TrainConfig(**({f.name: getattr(self, f.name) for f in fields(self)} | values))
+        if not self.learning_rate and self.batch_size > 0:
+            values["learning_rate"] *= math.sqrt(self.batch_size / chosen["batch_size"])
+        return replace(self, **values)
 
     def as_dict(self) -> dict[str, str | int | float]:
         """Plain values, for the checkpoint; without where things lay on this machine."""
-        return {k: v for k, v in asdict(self).items() if k not in ("data", "output", "resume", "devices", "workers")}
+        return {name: value for name, value in asdict(self).items() if name not in UNTOLD}
 
     def check(self) -> None:
         """Raise InputError for values no run can have."""
         for name in ("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
+        self._check_stages()
         if self.batch_size < 2:
             raise InputError("--batch-size 1: negatives come from the batch, expected 2 or more")
         if self.picture_size < 96 or self.picture_size % 96:
@@ -76,6 +100,15 @@ class TrainConfig:
             raise InputError(f"--warm-part {self.warm_part}: expected 0 to 1")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
+
+    def _check_stages(self) -> None:
+        for name in ("attention_epochs", "fusion_epochs", "global_weight"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 or more")
+        if self.attention_epochs and self.variant not in CROSS_ATTENTION:
+            raise InputError(f"--attention-epochs: {self.variant} has no cross-attention model to start from")
+        if self.fusion_epochs and self.variant in CROSS_ATTENTION.values():
+            raise InputError(f"--fusion-epochs: {self.variant} has no fusion to train")
 
 
 def main(config: TrainConfig) -> None:

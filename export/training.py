@@ -25,10 +25,11 @@ from torch.utils.data import DataLoader
 from camp_sdk.data import Split, load_split
 from camp_sdk.export.batches import Batch, CaptionDataset, NeighbourSampler, decode_pictures, measure_pixels
 from camp_sdk.export.checkpoint import KEY, Origin, load_checkpoint, open_tokenizer
-from camp_sdk.export.losses import contrastive_loss, fusion_loss
+from camp_sdk.export.losses import contrastive_loss, pair_loss
 from camp_sdk.export.measure import features_of, measure_network
-from camp_sdk.export.networks import Camp, ModelConfig, VisionNet
-from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.model import Camp, ModelConfig
+from camp_sdk.export.networks import VisionNet
+from camp_sdk.export.train import CROSS_ATTENTION, TrainConfig
 from camp_sdk.export.vocabulary import build_tokenizer
 from camp_sdk.runtime.errors import InputError
 
@@ -47,13 +48,22 @@ class TrainingData:
 class CampTraining(lightning.LightningModule):
     """CAMP with its losses and its optimiser; the checkpoint carries what `load_checkpoint` needs."""
 
-    def __init__(self, origin: Origin, config: TrainConfig, data: TrainingData) -> None:
+    def __init__(self, origin: Origin, config: TrainConfig, data: TrainingData, fusion_only: bool = False) -> None:
         super().__init__()
         self.model = Camp(origin.model)
         if self.model.vision is not None:  # convolutions in this layout take two thirds of the time, on CPUs too
             self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it not
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.origin, self.config, self.data = origin, config, data
+        self.origin, self.config, self.data, self.fusion_only = origin, config, data, fusion_only
+        if fusion_only:
+            self.requires_grad_(False)
+            for part in self.model.scorer.fusion:
+                self.model.scorer.get_submodule(part).requires_grad_(True)
+
+    def on_train_epoch_start(self) -> None:
+        """Keep the statistics of a frozen vision network as they are."""
+        if self.fusion_only and self.model.vision is not None:
+            self.model.vision.eval()
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in an order that depends on seed, epoch and devices alone, so that a resumed run is the same run."""
@@ -67,14 +77,17 @@ class CampTraining(lightning.LightningModule):
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: Batch) -> Tensor:
-        """One step: fusion loss on pairs, contrastive loss on the global vectors."""
+        """One step: hardest-negative loss on pairs, contrastive loss on the global vectors if there are any."""
         image = self.model.encode_images(features_of(self.model, batch.images))
         text = self.model.encode_texts(batch.tokens, batch.lengths)
-        vectors = contrastive_loss(image.pop("image.global"), text.pop("text.global"), batch.matches, self.log_scale)
+        v, t = image.pop("image.global", None), text.pop("text.global", None)
         candidates = self._candidates(len(batch.lengths))
-        pairs = fusion_loss(self.model.scorer, image, text, batch.matches, candidates, self.config.negatives)
-        self.log_dict({"pair_loss": pairs, "global_loss": vectors}, prog_bar=True, batch_size=len(batch.lengths))
-        return pairs + self.config.global_weight * vectors
+        pairs = pair_loss(self.model.scorer, image, text, batch.matches, candidates, self.config.negatives)
+        losses = {"pair_loss": pairs}
+        if v is not None and t is not None:
+            losses["global_loss"] = contrastive_loss(v, t, batch.matches, self.log_scale)
+        self.log_dict(losses, prog_bar=True, batch_size=len(batch.lengths))
+        return pairs + self.config.global_weight * losses.get("global_loss", 0)
 
     def _candidates(self, batch_size: int) -> int:
         """How many of the hardest negatives to choose among: all of the batch at first, one (or as many as are wanted) after
@@ -92,12 +105,14 @@ class CampTraining(lightning.LightningModule):
         self.log("rsum", network.rsum, prog_bar=True, sync_dist=True)
         self.log("text_to_image_r1", network.text_to_image.r1, prog_bar=True, sync_dist=True)
         self.log("image_to_text_r1", network.image_to_text.r1, sync_dist=True)
-        self.log("global_rsum", vectors.rsum, sync_dist=True)
+        if vectors:
+            self.log("global_rsum", vectors.rsum, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW under a one-cycle learning rate."""
         config = self.config
-        optimiser = torch.optim.AdamW(self.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+        trained = [weight for weight in self.parameters() if weight.requires_grad]
+        optimiser = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, steps, pct_start=0.15)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -109,56 +124,149 @@ class CampTraining(lightning.LightningModule):
         checkpoint[KEY] = replace(self.origin, training=training).as_dict()
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One part of a run, in a folder of its own (the last in the run's): what to train, from where the one before stopped."""
+
+    config: TrainConfig
+    fusion_only: bool = False
+
+    @property
+    def finished(self) -> Path:
+        """The empty file that tells that this stage is done."""
+        return self.config.output / "finished"
+
+
+def stages_of(config: TrainConfig) -> list[Stage]:
+    """The stages of a run: the cross-attention model, the fusion alone, everything; those of no epochs are left out."""
+    attention = replace(
+        config,
+        variant=CROSS_ATTENTION.get(config.variant, config.variant),
+        epochs=config.attention_epochs,
+        output=config.output / "attention",
+    )
+    fusion = replace(config, epochs=config.fusion_epochs, output=config.output / "fusion")
+    stages = [Stage(attention), Stage(fusion, fusion_only=True), Stage(config)]
+    return [stage for stage in stages if stage.config.epochs]
+
+
 def run_training(config: TrainConfig, cache: Path) -> Path:
     """Train, and return the path of the best checkpoint. ``cache`` is a folder for decoded pictures.
 
     Raises InputError for options no run can have or an output folder in use, BundleError for a broken data set.
     """
     train, dev = load_split(config.data, "train"), load_split(config.data, "dev")
-    if train.has_pictures != dev.has_pictures:
-        raise InputError(f"{config.data}: one of train and dev holds pictures, the other features")
+    started = load_checkpoint(config.start)[1] if config.start else None
+    if started:
+        config = with_sizes(config, started.model)
     config = config.with_defaults(train.has_pictures)
     config.check()
+    check_data(config, train, dev)
+    stages = stages_of(config)
+    check_output(config, stages)
+    keep_freed_memory()
+    data, origin = prepare(config, train, dev, cache, started)
+    best = config.start
+    for stage in stages:
+        if config.resume and stage.finished.is_file():
+            best = stage.config.output / "best.ckpt"
+            continue
+        best = run_stage(stage, data, origin, best)
+        if stage is not stages[-1]:  # the last one can be prolonged: resume it with more epochs
+            stage.finished.touch()
+    assert best is not None
+    return best
+
+
+def check_data(config: TrainConfig, train: Split, dev: Split) -> None:
+    """Raise InputError for splits no run can use."""
+    if train.has_pictures != dev.has_pictures:
+        raise InputError(f"{config.data}: one of train and dev holds pictures, the other features")
     if len(train.images) < 2:
         raise InputError(f"{config.data}: one training image; negatives are other images, expected 2 or more")
     if config.batch_size > len(train.captions):
         raise InputError(f"--batch-size {config.batch_size} is more than the {len(train.captions)} training captions")
-    last = config.output / "last.ckpt"
-    if config.resume and not last.is_file():
-        raise InputError(f"--resume: {last} not found; start the run without --resume")
+
+
+def check_output(config: TrainConfig, stages: list[Stage]) -> None:
+    """Raise InputError for a folder in use, or one without anything to resume."""
+    last = [stage.config.output / "last.ckpt" for stage in stages]
+    if config.resume and not any(path.is_file() for path in last):
+        raise InputError(f"--resume: {last[0]} not found; start the run without --resume")
     if not config.resume and config.output.exists() and any(config.output.iterdir()):
         raise InputError(f"{config.output} is not empty: name a new folder, or go on with --resume")
-    keep_freed_memory()
+
+
+def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | None) -> Path:
+    """Train one stage from the weights of ``start``, or from where it was killed; returns its best checkpoint."""
+    config = stage.config
     lightning.seed_everything(config.seed, verbose=False)
-    data, origin = prepare(config, train, dev, cache)
-    if config.resume and (found := load_checkpoint(last)[1].model) != origin.model:
-        raise InputError(f"--resume: {last} holds {found}, these options make {origin.model}; use the same options")
+    model = replace(origin.model, variant=config.variant)
+    module = CampTraining(replace(origin, model=model, training=config.as_dict()), config, data, stage.fusion_only)
+    last = config.output / "last.ckpt"
+    resume = config.resume and last.is_file()
+    if resume and (found := load_checkpoint(last)[1].model) != model:
+        raise InputError(f"--resume: {last} holds {found}, these options make {model}; use the same options")
+    if start and not resume:
+        start_from(module.model, start)
     best = ModelCheckpoint(config.output, "best", monitor="rsum", mode="max", enable_version_counter=False)
     # Not save_last of the other one: that is written only when the best one is.
     every = ModelCheckpoint(config.output, "last", enable_version_counter=False)
     with quiet_lightning():
         trainer = build_trainer(config, [best, every, RichProgressBar(refresh_rate=10, leave=True)])
-        trainer.fit(CampTraining(origin, config, data), ckpt_path=last if config.resume else None, weights_only=True)
+        trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     return Path(best.best_model_path)
 
 
-def prepare(config: TrainConfig, train: Split, dev: Split, cache: Path) -> tuple[TrainingData, Origin]:
-    """Tokenizer, decoded pictures and configuration of a run."""
-    tokenizer_text = build_tokenizer(train.captions, config.min_count).to_str()
+def start_from(model: Camp, checkpoint: Path) -> None:
+    """Give a network the weights of a checkpoint of its sizes; what the checkpoint has not stays as it is.
+
+    Raises InputError listing what the checkpoint has that the network has not.
+    """
+    weights, own = load_checkpoint(checkpoint)[0].state_dict(), model.state_dict()
+    if not model.config.global_vectors:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("global_")}
+    if surplus := [name for name, t in weights.items() if name not in own or own[name].shape != t.shape]:
+        raise InputError(f"{checkpoint} holds what {model.config.variant} has not: {', '.join(surplus)}")
+    model.load_state_dict(weights, strict=False)
+
+
+def with_sizes(config: TrainConfig, started: ModelConfig) -> TrainConfig:
+    """The configuration with the sizes of the checkpoint it starts from; InputError if it asks for others."""
+    sizes = {"width": started.width, "word_width": started.word_width}
+    if started.picture_size:
+        sizes["picture_size"] = started.picture_size
+    for name, size in sizes.items():
+        asked = getattr(config, name)
+        if asked not in (size, TrainConfig.__dataclass_fields__[name].default):
+            raise InputError(f"--{name.replace('_', '-')} {asked}: {config.start} has {size}")
+    return replace(config, **sizes)
+
+
+def prepare(
+    config: TrainConfig, train: Split, dev: Split, cache: Path, started: Origin | None = None
+) -> tuple[TrainingData, Origin]:
+    """Tokenizer, decoded pictures and configuration of a run; tokenizer and preprocessing of what it starts from."""
+    tokenizer_text = started.tokenizer if started else build_tokenizer(train.captions, config.min_count).to_str()
     tokenizer = open_tokenizer(tokenizer_text)
     pixels = None
     stores: list[Any] = [train.images, dev.images]
     if train.has_pictures:
         stores = [decode_pictures(split, config.picture_size, cache / f"{split.name}.npy") for split in (train, dev)]
-        pixels = measure_pixels(stores[0], config.picture_size, VisionNet.GRID)
+        pixels = started.pixels if started else measure_pixels(stores[0], config.picture_size, VisionNet.GRID)
+    feature_width = config.width if train.has_pictures else int(stores[0].shape[2])
+    if started and (bool(started.pixels), started.model.feature_width) != (train.has_pictures, feature_width):
+        expected = "pictures" if started.pixels else f"features of width {started.model.feature_width}"
+        raise InputError(f"{config.start} takes {expected}, {config.data} holds something else")
     sets = [CaptionDataset(split, store, tokenizer, pixels) for split, store in zip((train, dev), stores, strict=True)]
     model = ModelConfig(
         vocabulary_size=tokenizer.vocabulary_size,
         variant=config.variant,
         width=config.width,
-        feature_width=config.width if pixels else int(stores[0].shape[2]),
+        feature_width=feature_width,
         word_width=config.word_width,
         picture_size=config.picture_size if pixels else 0,
+        global_vectors=config.global_weight > 0,
     )
     examples = torch.from_numpy(np.array(stores[1][:EXAMPLES]))
     origin = Origin(model, pixels, tokenizer_text, examples, dev.captions[: 5 * EXAMPLES], config.as_dict())

@@ -24,7 +24,8 @@ from camp_sdk import Bundle, BundleError, InputError, Retriever
 from camp_sdk.export import graphs as graphs_module
 from camp_sdk.export.checkpoint import KEY, load_checkpoint
 from camp_sdk.export.graphs import ExportError, Graph, check_graph, export_graph
-from camp_sdk.export.networks import Camp, word_mask
+from camp_sdk.export.model import Camp
+from camp_sdk.export.networks import word_mask
 from camp_sdk.export.parity import MAX_ERROR, check_parity, require_parity, same_order
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.runtime.bundle import sha256_of

@@ -12,12 +12,13 @@ from torch import Tensor
 from camp_sdk.export.losses import (
     choose_negatives,
     contrastive_loss,
-    fusion_loss,
     matching_bce,
+    pair_loss,
     score_blocks,
     score_pairs,
 )
-from camp_sdk.export.networks import Camp, Tensors
+from camp_sdk.export.model import Camp
+from camp_sdk.export.networks import Tensors
 from tests.tiny import FEATURE_WIDTH, tiny_model
 
 BATCH = 6
@@ -33,6 +34,8 @@ both_precisions = pytest.mark.parametrize("dtype", TOLERANCE)
 
 class Bilinear:
     """Stands in for a scorer: the logit of image i and text t is table[i, t], read with one-hot vectors."""
+
+    activation = "sigmoid"
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
@@ -85,7 +88,7 @@ def test_matching_bce_stops_at_the_clamp(logit: float) -> None:
 def test_hardest_negative_loss_equals_the_loss_over_all_pairs(variant: str, dtype: torch.dtype) -> None:
     model = tiny_model(variant).to(dtype)
     image, text = encoded_batch(model, dtype)
-    cheap, full = fusion_loss(model.scorer, image, text, MATCHES, candidates=1), full_loss(model, image, text)
+    cheap, full = pair_loss(model.scorer, image, text, MATCHES, candidates=1), full_loss(model, image, text)
     torch.testing.assert_close(cheap, full, rtol=0, atol=TOLERANCE[dtype], check_dtype=False)
 
 
@@ -94,7 +97,7 @@ def test_hardest_negative_loss_equals_the_loss_over_all_pairs(variant: str, dtyp
 def test_hardest_negative_gradient_equals_the_gradient_over_all_pairs(variant: str, dtype: torch.dtype) -> None:
     model = tiny_model(variant).to(dtype)
     weights = [w for name, w in model.named_parameters() if "global" not in name]
-    cheap = torch.autograd.grad(fusion_loss(model.scorer, *encoded_batch(model, dtype), MATCHES), weights)
+    cheap = torch.autograd.grad(pair_loss(model.scorer, *encoded_batch(model, dtype), MATCHES), weights)
     full = torch.autograd.grad(full_loss(model, *encoded_batch(model, dtype)), weights)
     for found, expected in zip(cheap, full, strict=True):
         torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
@@ -103,7 +106,7 @@ def test_hardest_negative_gradient_equals_the_gradient_over_all_pairs(variant: s
 def test_captions_of_the_same_image_are_never_negatives() -> None:
     table = torch.zeros(BATCH, BATCH).masked_fill(MATCHES, 9.0)  # as a negative, a match would cost 9 a pair
     stub = Bilinear(table)
-    losses = [fusion_loss(stub, *stub.tensors(), MATCHES, candidates) for candidates in (1, 2, BATCH)]  # type: ignore[arg-type]
+    losses = [pair_loss(stub, *stub.tensors(), MATCHES, candidates) for candidates in (1, 2, BATCH)]  # type: ignore[arg-type]
     nine, zero = torch.full((1,), 9.0), torch.zeros(1)
     expected = float(matching_bce(nine, zero, zero))
     assert [float(loss) for loss in losses] == pytest.approx(
@@ -114,7 +117,7 @@ def test_captions_of_the_same_image_are_never_negatives() -> None:
 def test_the_hardest_negative_is_the_best_wrong_one_of_each_row_and_column() -> None:
     table = torch.tensor([[3.0, 2.0, -1.0], [0.5, 1.0, -2.0], [-3.0, 1.5, 4.0]])
     stub = Bilinear(table)
-    loss = fusion_loss(stub, *stub.tensors(), torch.eye(3, dtype=torch.bool))  # type: ignore[arg-type]
+    loss = pair_loss(stub, *stub.tensors(), torch.eye(3, dtype=torch.bool))  # type: ignore[arg-type]
     expected = matching_bce(table.diagonal(), torch.tensor([2.0, 0.5, 1.5]), torch.tensor([0.5, 2.0, -1.0]))
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)  # the same float32 terms through one-hot products
 
@@ -156,7 +159,7 @@ def test_where_negatives_are_few_all_are_taken() -> None:
 def test_a_pair_without_negatives_costs_no_more_than_its_own_terms() -> None:
     table = torch.tensor([[3.0, 2.0], [1.5, 4.0]], requires_grad=True)
     stub = Bilinear(table)
-    loss = fusion_loss(stub, *stub.tensors(), torch.ones(2, 2, dtype=torch.bool))  # type: ignore[arg-type]
+    loss = pair_loss(stub, *stub.tensors(), torch.ones(2, 2, dtype=torch.bool))  # type: ignore[arg-type]
     floor = torch.full((2,), -math.inf)
     expected = matching_bce(table.diagonal(), floor, floor)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # the same float32 terms
@@ -168,7 +171,7 @@ def test_a_pair_without_negatives_costs_no_more_than_its_own_terms() -> None:
 def test_several_negatives_are_averaged() -> None:
     table = torch.tensor([[3.0, 2.0, -1.0, 0.0], [0.5, 1.0, -2.0, 0.7], [-3.0, 1.5, 4.0, 0.2], [2.5, 0.1, 0.3, 5.0]])
     stub = Bilinear(table)
-    loss = fusion_loss(stub, *stub.tensors(), torch.eye(4, dtype=torch.bool), 1, 2)  # type: ignore[arg-type]
+    loss = pair_loss(stub, *stub.tensors(), torch.eye(4, dtype=torch.bool), 1, 2)  # type: ignore[arg-type]
     texts = torch.tensor([[2.0, 0.0], [0.7, 0.5], [1.5, 0.2], [2.5, 0.3]])
     images = torch.tensor([[2.5, 0.5], [2.0, 1.5], [0.3, -1.0], [0.7, 0.2]])
     expected = matching_bce(table.diagonal(), texts, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -107,7 +108,8 @@ def test_a_checkpoint_holds_its_configuration(run: TrainConfig) -> None:
     assert (origin.model.variant, origin.model.width, origin.model.picture_size) == (run.variant, 8, 96)
     assert origin.pixels is not None
     assert origin.training["epoch"] == EPOCHS - 1
-    assert (origin.training["learning_rate"], origin.training["neighbours"]) == (7e-4, 2)
+    assert origin.training["learning_rate"] == 7e-4 * math.sqrt(12 / 24)  # it grows with the batch
+    assert origin.training["neighbours"] == 2
     assert 0 <= origin.training["dev"]["rsum"] <= 600
 
 
@@ -212,14 +214,14 @@ def test_negatives_narrow_from_the_whole_batch_to_the_hardest(
     precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     candidates: list[int] = []
-    loss = training_module.fusion_loss
+    loss = training_module.pair_loss
 
     def spy(*arguments: Any) -> torch.Tensor:
         candidates.append(arguments[4])
         assert arguments[5] == 2
         return loss(*arguments)
 
-    monkeypatch.setattr(training_module, "fusion_loss", spy)
+    monkeypatch.setattr(training_module, "pair_loss", spy)
     run_training(tiny_config(precomputed, tmp_path / "run", warm_part=0.5, negatives=2), cache)
     assert candidates[0] == 4
     assert candidates == sorted(candidates, reverse=True)
@@ -231,7 +233,7 @@ def test_pictures_meet_their_neighbours_and_three_negatives(
 ) -> None:
     batches: list[list[int]] = []
     negatives: set[int] = set()
-    step, loss = CampTraining.training_step, training_module.fusion_loss
+    step, loss = CampTraining.training_step, training_module.pair_loss
 
     def watch(self: CampTraining, batch: Any) -> torch.Tensor:
         batches.append(sorted(batch.image_ids.tolist()))
@@ -242,7 +244,7 @@ def test_pictures_meet_their_neighbours_and_three_negatives(
         return loss(*arguments)
 
     monkeypatch.setattr(CampTraining, "training_step", watch)
-    monkeypatch.setattr(training_module, "fusion_loss", spy)
+    monkeypatch.setattr(training_module, "pair_loss", spy)
     run_training(tiny_config(scenes, tmp_path / "run", epochs=1), cache)
     assert negatives == {3}
     assert all(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from camp_sdk.export.checkpoint import KEY, Origin
-from camp_sdk.export.networks import Camp, ModelConfig
+from camp_sdk.export.model import Camp, ModelConfig
 from camp_sdk.export.vocabulary import build_tokenizer
 from camp_sdk.runtime.bundle import PixelSpec
 

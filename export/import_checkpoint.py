@@ -1,0 +1,94 @@
+"""Import a checkpoint of the released research code, so that `export/to_onnx.py` takes it as one of our own.
+
+    python export/import_checkpoint.py RELEASED.pth.tar --vocab VOCAB --output runs/imported
+    python export/to_onnx.py --checkpoint runs/imported/best.ckpt --output bundle/
+
+All four scorers are known: cross_attention, cross_attention_new, gate_fusion, gate_fusion_new. Nothing in the files is
+executed. Without --data the parity gate of the export runs on random examples.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from camp_sdk.runtime.errors import BundleError, InputError
+from camp_sdk.runtime.files import write_aside
+from camp_sdk.terminal import run_command, stderr
+
+EXAMPLES = 24
+REGIONS = 36
+
+
+def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | None = None) -> Path:
+    """Write ``output``/best.ckpt, and return its path.
+
+    data: a folder of precomputed features, whose dev or test split gives the examples the export is checked on.
+    Raises BundleError for a broken or foreign checkpoint, vocabulary or data set, InputError if ``output`` is in use.
+    """
+    import torch  # here: --help need not wait for it
+
+    from camp_sdk.export.checkpoint import KEY, Origin
+    from camp_sdk.export.nltk_words import nltk_tokenizer
+    from camp_sdk.export.released_files import read_checkpoint, read_vocabulary
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is not empty: name a new folder")
+    released, words = read_checkpoint(checkpoint), read_vocabulary(vocab)
+    config = released.config
+    if len(words) != config.vocabulary_size:
+        raise BundleError(
+            f"{vocab} has {len(words)} words, {checkpoint} embeds {config.vocabulary_size}: "
+            "expected the vocabulary it was trained with"
+        )
+    width = config.feature_width
+    images, captions = real_examples(data, width) if data else random_examples(words, width)
+    tokenizer = nltk_tokenizer(words).to_str()
+    origin = Origin(config, None, tokenizer, torch.from_numpy(images), captions, released.training)
+    state = {f"model.{name}": tensor for name, tensor in released.weights.items()}
+    path = output / "best.ckpt"
+    with write_aside(path) as aside:
+        torch.save({"state_dict": state, KEY: origin.as_dict()}, aside)
+    return path
+
+
+def real_examples(data: Path, width: int) -> tuple[NDArray[np.float32], list[str]]:
+    """Features [24, R, D] of a data set's dev (or test) split, and captions of theirs. Raises BundleError."""
+    from camp_sdk.data import load_split
+
+    split = load_split(data, "dev" if (data / "dev_ims.npy").is_file() else "test")
+    if split.has_pictures:
+        raise BundleError(f"{data} holds pictures: expected precomputed features of width {width}")
+    features: Any = split.images
+    if features.shape[2] != width:
+        raise BundleError(f"{data} has features of width {features.shape[2]}, the checkpoint takes {width}")
+    captions = [split.captions[index] for index in np.flatnonzero(split.image_of_caption < EXAMPLES)]
+    return np.array(features[:EXAMPLES]), captions
+
+
+def random_examples(words: dict[str, int], width: int) -> tuple[NDArray[np.float32], list[str]]:
+    """Features [24, 36, D], positive as detectors' are, and captions of 3 to 20 of the vocabulary's words; seeded."""
+    from camp_sdk.export.vocabulary import SPECIALS
+
+    rng, plain = np.random.default_rng(0), sorted(words.keys() - SPECIALS)
+    images = np.abs(rng.standard_normal((EXAMPLES, REGIONS, width), dtype=np.float32)) / 2
+    return images, [" ".join(rng.choice(plain, rng.integers(3, 21))) for _ in range(2 * EXAMPLES)]
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the released code (.pth.tar).")],
+    vocab: Annotated[Path, typer.Option(help="Its vocabulary: the pickle, or JSON with the same keys.")],
+    output: Annotated[Path, typer.Option(help="Folder to write best.ckpt into.")],
+    data: Annotated[Path | None, typer.Option(help="Precomputed features, for the examples of the export.")] = None,
+) -> None:
+    """Import a checkpoint of the released research code."""
+    path = import_checkpoint(checkpoint, vocab, output, data)
+    stderr.print(f"wrote {path}; next: python export/to_onnx.py --checkpoint {path} --output bundle/", highlight=False)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,211 @@
+"""The files of the released research code, read as data: its checkpoints and its vocabularies. Nothing in them is executed.
+
+A checkpoint is a dict saved by torch: `model` = [image, text and scorer state], `opt` (an `easydict.EasyDict`), `epoch`,
+`best_rsum`, `Eiters`. A vocabulary is a pickled object of a class `Vocabulary`, or the same as JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camp_sdk.export.model import Camp, ModelConfig
+from camp_sdk.export.released import RELEASED
+from camp_sdk.export.vocabulary import SPECIALS
+from camp_sdk.runtime.errors import BundleError
+
+States = dict[str, dict[str, Tensor]]
+
+PARTS = {"image": "image_encoder", "text": "text_encoder", "scorer": "scorer"}  # theirs, in their order: our module
+VOCABULARY_BYTES_LIMIT = 64 << 20
+# What another value of an option means is another network than the four we know.
+FIXED_OPTIONS = {
+    "no_imgnorm": True,
+    "no_txtnorm": True,
+    "bi_gru": True,
+    "num_layers": 1,
+    "self_attention": False,
+    "use_abs": False,
+}
+
+
+@dataclass(frozen=True)
+class ReleasedCheckpoint:
+    """A released checkpoint, checked: its configuration, and its weights under the names of `Camp`.
+
+    ``training`` is what it tells of its own training: epoch, best_rsum and a few options.
+    """
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    training: dict[str, Any]
+
+
+def read_checkpoint(path: Path) -> ReleasedCheckpoint:
+    """Read a checkpoint of the released code, with or without the `module.` prefix of several GPUs.
+
+    Raises BundleError for a file that is truncated, holds anything but tensors and plain values, is another model's, or
+    lacks a tensor, has one too many or one of another shape: all of them are listed.
+    """
+    raw = _load(path)
+    options = raw.get("opt") if isinstance(raw.get("opt"), dict) else {}
+    states = _states(path, raw.get("model"))
+    config = _config(path, states, options)
+    _check_weights(path, config, states)
+    weights = {f"{PARTS[part]}.{name}": t.float() for part, state in states.items() for name, t in state.items()}
+    kept = ("batch_size", "learning_rate", "margin", "loss_func", "max_violation", "data_name")
+    told = {"epoch": raw.get("epoch"), "best_rsum": raw.get("best_rsum")} | {name: options.get(name) for name in kept}
+    plain = {name: value for name, value in told.items() if isinstance(value, (int, float, str))}
+    return ReleasedCheckpoint(config, weights, {"released_code": config.variant} | plain)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BundleError(f"{path} not found: expected a checkpoint of the released code (.pth.tar)")
+    try:
+        # The option dictionary is a dict of a class that need not be installed: an ordered dict stands in for it.
+        with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):  # type: ignore[list-item]  # pairs are allowed
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types for what is no checkpoint
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {refused[1]}, which is not data: refused" if refused else _first_line(error)
+        raise BundleError(f"{path} cannot be read as a checkpoint: {reason}") from None
+    if not isinstance(loaded, dict):
+        raise BundleError(f"{path} holds a {type(loaded).__name__}: expected a dict with model, opt and epoch")
+    return loaded
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _states(path: Path, model: Any) -> States:
+    listed = isinstance(model, list) and len(model) == len(PARTS) and all(isinstance(state, dict) for state in model)
+    if not listed or not all(isinstance(t, Tensor) for state in model for t in state.values()):
+        raise BundleError(f"{path} is not a CAMP checkpoint: expected model = [image, text, scorer], tensors by name")
+    return {
+        part: {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+        for part, state in zip(PARTS, model, strict=True)
+    }
+
+
+def _config(path: Path, states: States, options: Mapping[str, Any]) -> ModelConfig:
+    expected = f"expected one of {', '.join(RELEASED)}"
+    variant = options.get("measure", _variant_of(states))
+    if variant not in RELEASED:
+        raise BundleError(f"{path} scores by {variant!r}: {expected}")
+    for name, value in FIXED_OPTIONS.items():
+        if options.get(name, value) != value:
+            raise BundleError(f"{path} was trained with {name} = {options[name]}: another network, expected {value}")
+    width, feature_width = _shape(states["image"].get("fc.weight"), options, "embed_size", "img_dim")
+    vocabulary_size, word_width = _shape(states["text"].get("embed.weight"), options, "vocab_size", "word_dim")
+    return ModelConfig(vocabulary_size, variant, width, feature_width, word_width, global_vectors=False)
+
+
+def _variant_of(states: States) -> str | None:
+    """The variant whose tensors these are, for a checkpoint without options."""
+    for variant, scorer in RELEASED.items():
+        with torch.device("meta"):
+            if scorer(1).state_dict().keys() == states["scorer"].keys():
+                return variant
+    return None
+
+
+def _shape(tensor: Tensor | None, options: Mapping[str, Any], *names: str) -> tuple[int, int]:
+    """The two sizes of a matrix; if it is missing, what the options say, so that the rest can be checked and listed."""
+    if tensor is not None and tensor.ndim == 2:
+        return tensor.shape[0], tensor.shape[1]
+    rows, columns = (options.get(name) for name in names)
+    return (rows if isinstance(rows, int) else 1), (columns if isinstance(columns, int) else 1)
+
+
+def _check_weights(path: Path, config: ModelConfig, states: States) -> None:
+    """BundleError listing every tensor that is missing, surplus, of another shape, or not finite numbers."""
+    with torch.device("meta"):
+        whole = Camp(config)
+    faults = []
+    for part, module in PARTS.items():
+        expected, found = whole.get_submodule(module).state_dict(), states[part]
+        faults += [f"{part} {name} is missing" for name in expected if name not in found]
+        faults += [f"{part} {name} is not of this model" for name in found if name not in expected]
+        for name in expected.keys() & found.keys():
+            shape, wanted = tuple(found[name].shape), tuple(expected[name].shape)
+            if shape != wanted:
+                faults.append(f"{part} {name} is {shape}, expected {wanted}")
+            elif not (found[name].is_floating_point() and found[name].isfinite().all()):
+                faults.append(f"{part} {name} holds other things than finite numbers")
+    if faults:
+        raise BundleError(f"{path} does not hold the weights of {config.variant}: {'; '.join(sorted(faults))}")
+
+
+class Vocabulary:
+    """What a pickled vocabulary becomes: an object that only carries attributes."""
+
+
+class _VocabularyUnpickler(pickle.Unpickler):
+    """Plain values, and objects of the one class `Vocabulary`; every other name a pickle asks for is refused."""
+
+    def find_class(self, module: str, name: str) -> type[Vocabulary]:
+        if (module, name) in (("vocab", "Vocabulary"), ("__main__", "Vocabulary")):
+            return Vocabulary
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data: refused")
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """The words of a vocabulary file and their indices, 0 to n - 1, `<pad>` `<start>` `<end>` `<unk>` first.
+
+    Reads the pickled object or JSON with the same keys (`word2idx`, `idx2word`, `idx`). Raises BundleError for a file
+    that is truncated, asks for anything but a `Vocabulary`, or contradicts itself.
+    """
+    if not path.is_file():
+        raise BundleError(f"{path} not found: expected a vocabulary, pickled or JSON")
+    if path.stat().st_size > VOCABULARY_BYTES_LIMIT:
+        raise BundleError(f"{path} has {path.stat().st_size} bytes: more than a vocabulary can have")
+    raw = path.read_bytes()
+    try:
+        if raw.lstrip()[:1] == b"{":
+            attributes: Any = json.loads(raw)
+        else:
+            loaded = _VocabularyUnpickler(io.BytesIO(raw), encoding="utf-8").load()
+            attributes = vars(loaded) if type(loaded) is Vocabulary else loaded
+    except Exception as error:  # a broken pickle raises whatever its opcodes run into
+        raise BundleError(f"{path} cannot be read as a vocabulary: {_first_line(error)}") from None
+    return _check_vocabulary(path, attributes)
+
+
+def _check_vocabulary(path: Path, attributes: Any) -> dict[str, int]:
+    words = attributes.get("word2idx") if isinstance(attributes, dict) else None
+    typed = isinstance(words, dict) and all(type(w) is str and type(i) is int for w, i in words.items())
+    if not isinstance(words, dict) or not typed:
+        raise BundleError(f"{path} is not a vocabulary: expected word2idx, a dict of words to whole numbers")
+    if sorted(words.values()) != list(range(len(words))):
+        raise BundleError(f"{path}: its {len(words)} words are not numbered 0 to {len(words) - 1}, each once")
+    if found := [f"{word} at {words.get(word)}" for index, word in enumerate(SPECIALS) if words.get(word) != index]:
+        raise BundleError(f"{path}: expected {', '.join(SPECIALS)} at 0 to 3, found {', '.join(found)}")
+    if len(words) == len(SPECIALS):
+        raise BundleError(f"{path} holds no word beside {', '.join(SPECIALS)}")
+    reverse = attributes.get("idx2word")
+    if reverse is not None and not _is_reverse(reverse, words):
+        raise BundleError(f"{path}: idx2word is not the reverse of word2idx")
+    if attributes.get("idx", len(words)) != len(words):
+        raise BundleError(f"{path}: idx is {attributes['idx']}, expected the number of words, {len(words)}")
+    return words
+
+
+def _is_reverse(reverse: Any, words: dict[str, int]) -> bool:
+    """Whether idx2word says the same; JSON turns its keys into text, and a list will do as well."""
+    if isinstance(reverse, list):
+        reverse = dict(enumerate(reverse))
+    return isinstance(reverse, dict) and {str(i): w for i, w in reverse.items()} == {
+        str(i): w for w, i in words.items()
+    }
