@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from camp_sdk.data import load_split
-from camp_sdk.evaluation import Evaluation, evaluate, pair_count
+from camp_sdk.data import load_split, map_features
+from camp_sdk.evaluation import Evaluation, evaluate, pair_count, protocol_folds
 from camp_sdk.metrics import Direction
 from camp_sdk.pictures import find_pictures
 from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import progress_bar, run_app
 
 app = typer.Typer(
@@ -48,16 +50,27 @@ def eval_command(
     bundle: BundleArgument,
     data: Annotated[Path, typer.Option(help="Data set: a folder of pictures or of precomputed features.")],
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
-    folds: Annotated[int, typer.Option(help="Average over this many equal parts of the images.", min=1)] = 1,
+    protocol: Annotated[
+        str | None, typer.Option(help="flickr30k, coco-5k or coco-1k: checks that the data fit.")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Average over this many equal parts of the images.", min=1)] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Measure recall on a split: network and global vectors, both directions."""
     loaded = load_split(data, split)
-    with Retriever(bundle, backend) as retriever, progress_bar("scoring pairs", pair_count(loaded, folds)) as advance:
-        result = evaluate(retriever, loaded, folds, advance)
+    if protocol and folds:
+        raise InputError(f"--folds {folds}: {protocol} has its own folds, give one of the two")
+    parts = protocol_folds(protocol, loaded) if protocol else folds or 1
+    with Retriever(bundle, backend) as retriever, progress_bar("scoring pairs", pair_count(loaded, parts)) as advance:
+        result = evaluate(retriever, loaded, parts, advance, protocol)
+    answer = json.dumps(result.as_dict() | {"split": split, "backend": retriever.backend}, indent=2)
+    if output:
+        with write_aside(output) as aside:
+            aside.write_text(f"{answer}\n", encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(result.as_dict() | {"split": split, "backend": retriever.backend}, indent=2))
+        typer.echo(answer)
     else:
         Console().print(evaluation_table(result, f"{data} {split}: {result.protocol}"))
 
@@ -65,18 +78,18 @@ def eval_command(
 @app.command("rank")
 def rank_command(
     bundle: BundleArgument,
-    images: Annotated[Path, typer.Option(help="Folder of pictures.")],
+    images: Annotated[Path, typer.Option(help="Folder of pictures, or a .npy file of features [I, R, D].")],
     query: Annotated[str, typer.Option(help="What to look for, in words.")],
     top_k: Annotated[int, typer.Option(help="How many answers.", min=1)] = 5,
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Rank the pictures of a folder by a text."""
-    paths = find_pictures(images)
+    """Rank the pictures of a folder, or the rows of a file of features, by a text."""
+    found = map_features(images) if images.suffix == ".npy" else find_pictures(images)
     with Retriever(bundle, backend) as retriever:
         retriever.check_queries([query])  # before the pictures: they may take minutes
-        with progress_bar("encoding pictures", len(paths)) as advance:
-            gallery = retriever.encode_images(paths, on_progress=advance)
+        with progress_bar("encoding images", len(found)) as advance:
+            gallery = retriever.encode_images(found, on_progress=advance)
         matches = retriever.rank(query, gallery, top_k)
     if as_json:
         typer.echo(json.dumps({"query": query, "matches": [_as_dict(match) for match in matches]}, indent=2))
@@ -106,9 +119,9 @@ def _as_dict(match: Match) -> dict[str, Any]:
 
 def _ranking_table(query: str, matches: list[Match]) -> Table:
     # Text, not markup: a query or a file name may hold brackets.
-    table = Table("rank", "score", Column("picture", overflow="fold"), title=Text(query))
+    table = Table("rank", "score", Column("image", overflow="fold"), title=Text(query))
     for match in matches:
-        table.add_row(str(match.rank), f"{match.score:.4f}", Text(match.document or ""))
+        table.add_row(str(match.rank), f"{match.score:.4f}", Text(match.document or f"row {match.corpus_id}"))
     return table
 
 

@@ -8,6 +8,7 @@ are read: five captions an image, and one feature row a caption with each image'
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def _parse_line(line: str, folder: Path, where: str) -> tuple[Path, list[str]]:
 
 def _load_features(folder: Path, split: str) -> Split:
     features_file, captions_file = folder / f"{split}_ims.npy", folder / f"{split}_caps.txt"
-    features = _map_features(features_file)
+    features = map_features(features_file)
     captions = _read_captions(captions_file)
     rows, count = len(features), len(captions)
     if rows == count and rows % CAPTIONS_PER_IMAGE == 0 and _rows_repeat(features):
@@ -109,7 +110,8 @@ def _load_features(folder: Path, split: str) -> Split:
     return Split(split, features, captions, np.repeat(np.arange(len(features)), count // len(features)))
 
 
-def _map_features(path: Path) -> NDArray[np.float32]:
+def map_features(path: Path) -> NDArray[np.float32]:
+    """Open a .npy file of features float32 [images, R, D], memory-mapped. Raises BundleError for anything else."""
     try:
         features: NDArray[Any] = open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
@@ -117,6 +119,16 @@ def _map_features(path: Path) -> NDArray[np.float32]:
     if features.dtype != np.float32 or features.ndim != 3 or not len(features):
         raise BundleError(f"{path} is {features.dtype} {features.shape}: expected float32 [images, regions, width]")
     return features
+
+
+def forget_pages(features: Any) -> None:
+    """Tell the system that what was read of memory-mapped features need not stay: a walk over a file of 9 GB would
+    otherwise count as 9 GB of this process. What is read again comes from the system's cache. Other arrays are left alone.
+    """
+    mapped = getattr(features, "_mmap", None)
+    # Only of read-only maps: of a copy-on-write map this would drop the changes.
+    if isinstance(features, np.memmap) and features.mode == "r" and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_captions(path: Path) -> list[str]:

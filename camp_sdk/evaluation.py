@@ -17,13 +17,34 @@ from camp_sdk.runtime.errors import InputError
 
 Matrix = NDArray[np.float32]
 TEXTS_AT_ONCE = 1024
+CAPTIONS_PER_IMAGE = 5
+PROTOCOLS = {"flickr30k": (1000, 1), "coco-5k": (5000, 1), "coco-1k": (5000, 5)}  # images, folds
+
+
+def protocol_folds(protocol: str, split: Split) -> int:
+    """The folds of a named protocol: flickr30k (1,000 images), coco-5k (5,000), coco-1k (the same in five folds).
+
+    Raises InputError for an unknown name, or data that are not that many images with five captions each: recalls
+    depend on how many candidates there are, so that figures of other data must not bear the name.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    images, folds = PROTOCOLS[protocol]
+    counts = np.bincount(split.image_of_caption, minlength=len(split.images))
+    if len(split.images) != images or (counts != CAPTIONS_PER_IMAGE).any():
+        raise InputError(
+            f"{protocol} is measured on {images} images with {CAPTIONS_PER_IMAGE} captions each; split {split.name} has "
+            f"{len(split.images)} images with {counts.min()} to {counts.max()} captions: leave out the protocol"
+        )
+    return folds
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Metrics of the network and of its global vectors alone, on ``images`` images and ``texts`` captions.
 
-    folds: 1 for the whole split at once, otherwise every figure is the mean over that many equal parts.
+    folds: 1 for the whole split at once, otherwise every figure is the mean over that many equal parts. name: the
+    protocol the data were checked against, if any.
     """
 
     network: Metrics
@@ -31,13 +52,14 @@ class Evaluation:
     images: int
     texts: int
     folds: int
+    name: str | None = None
 
     @property
     def protocol(self) -> str:
         """How it was measured, in words, for the output."""
+        name = f"{self.name}, " if self.name else ""
         if self.folds == 1:
-            return f"{self.images} images x {self.texts} captions"
-        name = "coco-1k, " if (self.folds, self.images) == (5, 5000) else ""
+            return f"{name}{self.images} images x {self.texts} captions"
         return f"{name}mean over {self.folds} folds of {self.images // self.folds} images"
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,13 +70,20 @@ class Evaluation:
 
 
 def evaluate(
-    retriever: Retriever, split: Split, folds: int = 1, on_progress: Callable[[int], None] = lambda pairs: None
+    retriever: Retriever,
+    split: Split,
+    folds: int = 1,
+    on_progress: Callable[[int], None] = lambda pairs: None,
+    protocol: str | None = None,
 ) -> Evaluation:
     """Rank every caption against every image of a split, both ways, and measure.
 
-    folds: split the images into that many equal runs and average (5 on COCO 5K gives COCO 1K). on_progress hears the
-    number of pairs scored. Raises InputError if the images do not divide into the folds.
+    folds: split the images into that many equal runs and average. on_progress hears the number of pairs scored.
+    protocol: flickr30k, coco-5k or coco-1k, which brings its own folds and checks the data (`protocol_folds`). Raises
+    InputError if the images do not divide into the folds, or the data are not the protocol's.
     """
+    if protocol:
+        folds = protocol_folds(protocol, split)
     images = len(split.images)
     if folds < 1 or images % folds:
         raise InputError(f"{images} images do not divide into {folds} equal folds")
@@ -62,7 +91,8 @@ def evaluate(
     measured = [_evaluate_fold(retriever, split, slice(k * size, (k + 1) * size), on_progress) for k in range(folds)]
     beside = [vectors for _, vectors in measured if vectors]
     network = mean_metrics([metrics for metrics, _ in measured])
-    return Evaluation(network, mean_metrics(beside) if beside else None, images, len(split.captions), folds)
+    vectors = mean_metrics(beside) if beside else None
+    return Evaluation(network, vectors, images, len(split.captions), folds, protocol)
 
 
 def pair_count(split: Split, folds: int = 1) -> int:

@@ -10,6 +10,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.data import forget_pages
 from camp_sdk.gallery import Gallery
 from camp_sdk.pictures import normalise, read_picture
 from camp_sdk.results import Explanation, FloatArray, Match
@@ -237,6 +238,7 @@ class Retriever:
             if batch[0][0] == 0 and _is_features(batch[0][1]):
                 first = batch[0][1]
             yield self._read_pictures(batch) if first is None else self._check_features(batch, first.shape[0])
+            forget_pages(images)
             documents += [str(image) if isinstance(image, (str, Path)) else None for _, image in batch]
             on_progress(len(batch))
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from camp_sdk.data import Split
+from camp_sdk.data import Split, forget_pages
 from camp_sdk.pictures import normalise, read_picture
 from camp_sdk.runtime.bundle import PixelSpec
 from camp_sdk.runtime.errors import InputError
@@ -74,6 +74,7 @@ class CaptionDataset(Dataset[tuple[int, int]]):
     def image_batch(self, indices: NDArray[np.integer]) -> Tensor:
         """Some images as the network takes them: normalised pixels, or features; InputError names one with NaN."""
         rows = np.asarray(self.store[indices])
+        forget_pages(self.store)
         if self.pixels:
             return torch.from_numpy(normalise(rows, self.pixels))
         finite = np.isfinite(rows).all(axis=(1, 2))

@@ -190,7 +190,7 @@ def test_progress_goes_to_standard_error(camp: Camp, picture_bundle: Path, scene
     options = {"eval": ["--data", scenes], "rank": ["--images", scenes / "test", "--query", QUERY]}[command]
     result = camp(command, picture_bundle, *options, "--json")
     json.loads(result.out)
-    assert {"eval": "scoring pairs", "rank": "encoding pictures"}[command] in result.err
+    assert {"eval": "scoring pairs", "rank": "encoding images"}[command] in result.err
 
 
 def failing(name: str, bundle: Path, scenes: Path, tmp_path: Path) -> tuple[list[Any], str]:

@@ -12,12 +12,13 @@ from torch import Tensor
 from camp_sdk.export.losses import (
     choose_negatives,
     contrastive_loss,
+    margin_ranking,
     matching_bce,
     pair_loss,
     score_blocks,
     score_pairs,
 )
-from camp_sdk.export.model import Camp
+from camp_sdk.export.model import SCORERS, Camp
 from camp_sdk.export.networks import Tensors
 from tests.tiny import FEATURE_WIDTH, tiny_model
 
@@ -28,7 +29,7 @@ MATCHES = IMAGE_OF_CAPTION[:, None] == IMAGE_OF_CAPTION[None, :]
 # Float32: sums in another order.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
-both_variants = pytest.mark.parametrize("variant", ["paper", "scalar"])
+every_variant = pytest.mark.parametrize("variant", SCORERS)
 both_precisions = pytest.mark.parametrize("dtype", TOLERANCE)
 
 
@@ -63,11 +64,18 @@ def written_out_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -
     return losses.mean()
 
 
+def written_out_ranking(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
+    """The margin ranking loss of both directions, pair by pair, with a margin of 0.2."""
+    zero = torch.zeros_like(matching)
+    return (torch.maximum(zero, 0.2 - matching + wrong_text) + torch.maximum(zero, 0.2 - matching + wrong_image)).mean()
+
+
 def full_loss(model: Camp, image: Tensors, text: Tensors) -> Tensor:
     """The hardest-negative loss read off the full matrix [B, B], every pair with its gradient."""
     logits = model.scorer(image, text)
     wrong = logits.masked_fill(MATCHES, -math.inf)
-    return written_out_bce(logits.diagonal(), wrong.max(1).values, wrong.max(0).values)
+    written_out = written_out_bce if model.scorer.activation == "sigmoid" else written_out_ranking
+    return written_out(logits.diagonal(), wrong.max(1).values, wrong.max(0).values)
 
 
 def test_matching_bce_is_the_equation_with_clamped_probabilities() -> None:
@@ -83,8 +91,21 @@ def test_matching_bce_stops_at_the_clamp(logit: float) -> None:
     assert matching_bce(saturated, calm, calm) == pytest.approx(float(matching_bce(edge, calm, calm)), rel=1e-5)
 
 
+def test_margin_ranking_is_the_equation_written_out() -> None:
+    m, t, i = torch.tensor([0.9, 0.2, -0.5]), torch.tensor([0.75, 0.3, -0.8]), torch.tensor([0.1, 0.0, 0.4])
+    # Violations by hand: texts 0.05, 0.3, 0; images 0, 0, 1.1; float32.
+    assert float(margin_ranking(m, t, i)) == pytest.approx((0.05 + 0.3 + 1.1) / 3, rel=1e-6)
+    assert float(margin_ranking(m, t, i)) == pytest.approx(float(written_out_ranking(m, t, i)), rel=1e-6)
+
+
+def test_margin_ranking_of_several_negatives_keeps_each_with_its_pair() -> None:
+    m, nothing = torch.tensor([1.0, 0.0]), torch.full((2,), -math.inf)
+    wrong = torch.tensor([[1.1, 0.9], [-1.0, 0.1]])
+    assert float(margin_ranking(m, wrong.flatten(), nothing)) == pytest.approx((0.3 + 0.1 + 0 + 0.3) / 4, rel=1e-6)
+
+
 @both_precisions
-@both_variants
+@every_variant
 def test_hardest_negative_loss_equals_the_loss_over_all_pairs(variant: str, dtype: torch.dtype) -> None:
     model = tiny_model(variant).to(dtype)
     image, text = encoded_batch(model, dtype)
@@ -93,7 +114,7 @@ def test_hardest_negative_loss_equals_the_loss_over_all_pairs(variant: str, dtyp
 
 
 @both_precisions
-@both_variants
+@every_variant
 def test_hardest_negative_gradient_equals_the_gradient_over_all_pairs(variant: str, dtype: torch.dtype) -> None:
     model = tiny_model(variant).to(dtype)
     weights = [w for name, w in model.named_parameters() if "global" not in name]
@@ -178,7 +199,7 @@ def test_several_negatives_are_averaged() -> None:
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)  # the same float32 terms through one-hot products
 
 
-@both_variants
+@every_variant
 @torch.no_grad()
 def test_aligned_scores_are_the_diagonal_of_the_cross_product(variant: str) -> None:
     model = tiny_model(variant).double()
@@ -188,7 +209,7 @@ def test_aligned_scores_are_the_diagonal_of_the_cross_product(variant: str) -> N
     torch.testing.assert_close(score_pairs(model.scorer, image, text), diagonal, rtol=0, atol=1e-12)
 
 
-@both_variants
+@every_variant
 @torch.no_grad()
 def test_blocks_of_images_equal_the_whole(variant: str) -> None:
     model = tiny_model(variant).double()

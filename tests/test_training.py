@@ -20,6 +20,7 @@ from camp_sdk.export import training as training_module
 from camp_sdk.export.batches import CaptionDataset, NeighbourSampler, decode_pictures
 from camp_sdk.export.checkpoint import load_checkpoint
 from camp_sdk.export.measure import measure_network
+from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import VisionNet
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.training import CampTraining, run_training
@@ -252,6 +253,161 @@ def test_pictures_meet_their_neighbours_and_three_negatives(
     )
 
 
+# The released variants, and training in stages
+
+STAGES = {"attention_epochs": 1, "fusion_epochs": 1, "epochs": 1, "seed": 2}
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("model."): tensor for name, tensor in saved(checkpoint)["state_dict"].items()}
+
+
+def is_fusion(name: str) -> bool:
+    """Whether a weight belongs to what the second stage trains: the fusion, the summaries and the matching network."""
+    return name.startswith(("scorer.fc_", "scorer.reduce_layer_", "scorer.final_reduce_"))
+
+
+@pytest.fixture(scope="module", params=["gate_fusion", "gate_fusion_new"])
+def staged(request: pytest.FixtureRequest, precomputed: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """An uninterrupted run of three stages of an epoch each. Read only."""
+    config = tiny_config(precomputed, tmp_path_factory.mktemp("staged") / "run", variant=request.param, **STAGES)
+    assert run_training(config, config.data) == config.output / "best.ckpt"
+    return config
+
+
+def test_each_stage_has_its_variant_and_its_folder(staged: TrainConfig) -> None:
+    found = [load_checkpoint(staged.output / stage / "best.ckpt")[1].model for stage in ("attention", "fusion", ".")]
+    attention = staged.variant.replace("gate_fusion", "cross_attention")
+    assert [model.variant for model in found] == [attention, staged.variant, staged.variant]
+
+
+def test_the_fusion_stage_trains_the_fusion_and_nothing_else(staged: TrainConfig) -> None:
+    before, after = (weights(staged.output / stage / "best.ckpt") for stage in ("attention", "fusion"))
+    kept = [name for name in before if not is_fusion(name) and name != "log_scale"]
+    assert kept
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    moved = weights(staged.output / "fusion/last.ckpt")
+    torch.manual_seed(staged.seed)
+    untrained = Camp(load_checkpoint(staged.output / "fusion/last.ckpt")[1].model).state_dict()
+    assert not any(torch.equal(untrained[name], moved[name]) for name in untrained if name.startswith("scorer.fc_"))
+
+
+def test_the_last_stage_trains_everything(staged: TrainConfig) -> None:
+    before, after = weights(staged.output / "fusion/best.ckpt"), weights(staged.output / "last.ckpt")
+    assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("weight"))
+
+
+@pytest.mark.parametrize("killed_at", [0, 3], ids=["between stages", "midway"])
+@pytest.mark.parametrize("stage", ["fusion", "."])
+def test_a_killed_stage_goes_on_as_if_nothing_had_happened(
+    staged: TrainConfig, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, stage: str, killed_at: int
+) -> None:
+    killed = replace(staged, output=tmp_path / "killed", epochs=2)
+    step = CampTraining.training_step
+
+    def die(self: CampTraining, batch: Any) -> torch.Tensor:
+        if self.config.output == killed.output / stage and self.global_step == killed_at:
+            raise ConnectionAbortedError("killed")
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CampTraining, "training_step", die)
+        with pytest.raises(ConnectionAbortedError, match="killed"):
+            run_training(killed, cache)
+    run_training(replace(killed, resume=True), cache)
+    whole = replace(staged, output=tmp_path / "whole", epochs=2)
+    run_training(whole, cache)
+    expected = weights(whole.output / "last.ckpt")
+    assert all(torch.equal(expected[name], w) for name, w in weights(killed.output / "last.ckpt").items())
+
+
+@pytest.mark.parametrize("variant", ["cross_attention", "cross_attention_new"])
+def test_a_cross_attention_model_learns_the_margin(
+    precomputed: Path, tmp_path: Path, cache: Path, variant: str
+) -> None:
+    """Sixteen images with features drawn once can be learnt by heart."""
+    config = tiny_config(precomputed, tmp_path / "run", variant=variant, width=16, epochs=15, learning_rate=2e-2)
+    best = run_training(replace(config, global_weight=0.0, data=same_captions(precomputed, tmp_path)), cache)
+    model, origin = load_checkpoint(best)
+    assert not model.config.global_vectors
+    assert origin.training["dev"]["text_to_image_r1"] > 50  # by chance 1 of 16
+
+
+def same_captions(precomputed: Path, folder: Path) -> Path:
+    """The training split as the dev split, too."""
+    data = folder / "same"
+    data.mkdir()
+    for split in ("train", "dev"):
+        for name in ("ims.npy", "caps.txt"):
+            (data / f"{split}_{name}").write_bytes((precomputed / f"train_{name}").read_bytes())
+    return data
+
+
+def test_a_frozen_vision_network_keeps_its_statistics(scenes: Path, tmp_path: Path, cache: Path) -> None:
+    config = tiny_config(scenes, tmp_path / "run", variant="gate_fusion", batch_size=12, **STAGES)
+    run_training(config, cache)
+    before, after = (weights(config.output / stage / "best.ckpt") for stage in ("attention", "fusion"))
+    statistics = [name for name in before if "running" in name]
+    assert statistics
+    assert all(torch.equal(before[name], after[name]) for name in statistics)
+
+
+# Starting from a checkpoint
+
+
+def test_a_run_starts_from_a_checkpoint_with_its_words_and_sizes(
+    run: TrainConfig, scenes: Path, tmp_path: Path, cache: Path
+) -> None:
+    start = run.output / "best.ckpt"
+    config = TrainConfig(
+        scenes, tmp_path / "run", run.variant, start, epochs=1, batch_size=12, learning_rate=1e-12, devices="1"
+    )
+    origin = load_checkpoint(run_training(config, cache))[1]
+    expected = load_checkpoint(start)[1]
+    assert (origin.model, origin.tokenizer, origin.pixels) == (expected.model, expected.tokenizer, expected.pixels)
+    before, after = weights(start), weights(config.output / "last.ckpt")
+    for name, weight in before.items():
+        if "running" not in name and "num_batches" not in name and name != "log_scale":
+            torch.testing.assert_close(after[name], weight, rtol=0, atol=1e-9)  # ten steps of at most 1e-12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 16}, "--width 16: .*best.ckpt has 8"),
+        ({"variant": "gate_fusion"}, "holds what gate_fusion has not: scorer.W_v.weight"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    run: TrainConfig, scenes: Path, tmp_path: Path, cache: Path, options: dict[str, Any], message: str
+) -> None:
+    start = run.output / "best.ckpt"
+    with pytest.raises(InputError, match=message):
+        run_training(tiny_config(scenes, tmp_path / "run", start=start, **options), cache)
+
+
+def test_a_start_of_another_kind_of_data_is_refused(
+    run: TrainConfig, precomputed: Path, tmp_path: Path, cache: Path
+) -> None:
+    with pytest.raises(InputError, match=r"takes pictures, .* holds something else"):
+        run_training(tiny_config(precomputed, tmp_path / "run", start=run.output / "best.ckpt"), cache)
+
+
+# The learning rate
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_the_learning_rate_grows_with_the_batch(pictures: bool) -> None:
+    def rate(**options: Any) -> float:
+        return TrainConfig(Path("data"), Path("run"), **options).with_defaults(pictures).learning_rate
+
+    default = {True: 24, False: 128}[pictures]
+    assert rate(batch_size=default) == rate()
+    assert rate(batch_size=4 * default) == pytest.approx(2 * rate())
+    assert rate(batch_size=default // 4) == pytest.approx(rate() / 2)
+    assert rate(batch_size=default // 4, learning_rate=0.25) == 0.25
+
+
 # The order of captions
 
 
@@ -366,6 +522,10 @@ def test_resuming_without_a_checkpoint_is_refused(precomputed: Path, tmp_path: P
         ({"learning_rate": float("nan")}, "--learning-rate nan: expected a positive number"),
         ({"warm_part": 1.5}, "--warm-part 1.5: expected 0 to 1"),
         ({"learning_rate": -1.0}, "--learning-rate -1.0: expected a positive number"),
+        ({"attention_epochs": -1}, "--attention-epochs -1: expected 0 or more"),
+        ({"attention_epochs": 1}, "--attention-epochs: paper has no cross-attention model to start from"),
+        ({"fusion_epochs": 1, "variant": "cross_attention"}, "--fusion-epochs: cross_attention has no fusion to train"),
+        ({"global_weight": float("nan")}, "--global-weight nan: expected 0 or more"),
         ({"variant": "papr"}, "variant 'papr': expected one of paper, scalar"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
