@@ -102,7 +102,7 @@ def _states(path: Path, model: Any) -> States:
 def _config(path: Path, states: States, options: Mapping[str, Any]) -> ModelConfig:
     expected = f"expected one of {', '.join(RELEASED)}"
     variant = options.get("measure", _variant_of(states))
-    if variant not in RELEASED:
+    if not isinstance(variant, str) or variant not in RELEASED:
         raise BundleError(f"{path} scores by {variant!r}: {expected}")
     for name, value in FIXED_OPTIONS.items():
         if options.get(name, value) != value:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from camp_sdk.runtime.errors import InputError
 
@@ -28,8 +30,12 @@ def build_tokenizer(captions: Iterable[str], min_count: int = 4) -> Tokenizer:
     words = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
     if not words:
         raise InputError(f"no word occurs {min_count} times in the captions: lower --min-count or add captions")
-    vocabulary = {word: index for index, word in enumerate((*SPECIALS, *words))}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106  # a word, not a password
+    return word_tokenizer({word: index for index, word in enumerate((*SPECIALS, *words))}, normaliser, splitter)
+
+
+def word_tokenizer(vocabulary: Mapping[str, int], normaliser: Normalizer, splitter: PreTokenizer) -> Tokenizer:
+    """Looks up what ``splitter`` makes of the normalised text, else `<unk>`; cut at 47 words, in `<start>` ... `<end>`."""
+    tokenizer = Tokenizer(WordLevel(dict(vocabulary), unk_token="<unk>"))  # noqa: S106  # a word, not a password
     tokenizer.normalizer = normaliser
     tokenizer.pre_tokenizer = splitter
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -39,6 +39,8 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for every parse error
             raise BundleError(f"{path} is not a tokenizer ({error}); export the bundle again") from None
         self._backend.no_padding()
+        normaliser = self._backend.normalizer
+        self._composes = normaliser is not None and normaliser.normalize_str("e\u0301") == "\xe9"
 
     @property
     def vocabulary_size(self) -> int:
@@ -46,7 +48,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Encode texts; InputError names the first that is no valid string, or holds no word at all."""
-        texts = [_normal(text, index) for index, text in enumerate(texts)]
+        texts = [self._checked(text, index) for index, text in enumerate(texts)]
         encodings = self._backend.encode_batch(texts)
         for index, encoding in enumerate(encodings):
             if len(encoding.ids) <= 2:
@@ -66,15 +68,15 @@ class Tokenizer:
                     "use words the model was trained on"
                 )
 
-
-def _normal(text: str, index: int) -> str:
-    if not isinstance(text, str):
-        raise InputError(f"text {index} is a {type(text).__name__}: expected a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"text {index} is not valid Unicode ({error})") from None
-    return unicodedata.normalize("NFC", text)  # the tokenizer composes too, but tells offsets of what it was given
+    def _checked(self, text: str, index: int) -> str:
+        if not isinstance(text, str):
+            raise InputError(f"text {index} is a {type(text).__name__}: expected a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"text {index} is not valid Unicode ({error})") from None
+        # Where the file composes, it is done here: the library's offsets would be wrong.
+        return unicodedata.normalize("NFC", text) if self._composes else text
 
 
 def _words(text: str, offsets: Sequence[tuple[int, int]]) -> tuple[str, ...]:
