@@ -13,14 +13,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from camp_sdk.data import load_split, map_features
-from camp_sdk.evaluation import Evaluation, evaluate, pair_count, protocol_folds
+from camp_sdk.evaluation import Evaluation, evaluate, protocol_folds, work_of
 from camp_sdk.metrics import Direction
 from camp_sdk.pictures import find_pictures
 from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import write_aside
-from camp_sdk.terminal import progress_bar, run_app
+from camp_sdk.terminal import progress_bar, progress_bars, run_app
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help="Rank pictures by text with CAMP."
@@ -63,7 +63,7 @@ def eval_command(
     if protocol and folds:
         raise InputError(f"--folds {folds}: {protocol} has its own folds, give one of the two")
     parts = protocol_folds(protocol, loaded) if protocol else folds or 1
-    with Retriever(bundle, backend) as retriever, progress_bar("scoring pairs", pair_count(loaded, parts)) as advance:
+    with Retriever(bundle, backend) as retriever, progress_bars(work_of(loaded, parts)) as advance:
         result = evaluate(retriever, loaded, parts, advance, protocol)
     answer = json.dumps(result.as_dict() | {"split": split, "backend": retriever.backend}, indent=2)
     if output:

@@ -61,10 +61,14 @@ def _load_pictures(folder: Path, split: str) -> Split:
     images: list[Path] = []
     captions: list[str] = []
     owners: list[int] = []
+    lines_of: dict[Path, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         path, own = _parse_line(line, folder, f"{metadata}:{number}")
+        if (before := lines_of.setdefault(path, number)) != number:
+            # As images of their own they would be each other's negatives, and never be found.
+            raise BundleError(f"{metadata}:{number} describes {path.name}, as line {before} does: expected one line")
         owners += [len(images)] * len(own)
         captions += own
         images.append(path)
@@ -80,9 +84,9 @@ def _parse_line(line: str, folder: Path, where: str) -> tuple[Path, list[str]]:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is not JSON ({error}): {expected}") from None
     name, captions = (row.get("file_name"), row.get("captions")) if isinstance(row, dict) else (None, None)
-    strings = isinstance(captions, list) and all(isinstance(c, str) and c.strip() for c in captions)
+    strings = isinstance(captions, list) and all(isinstance(c, str) and c.strip() and _encodes(c) for c in captions)
     if not isinstance(name, str) or not captions or not strings:
-        raise BundleError(f"{where}: {expected}, with at least one caption and none of them empty")
+        raise BundleError(f"{where}: {expected}, with at least one caption, none of them empty, in valid Unicode")
     path = folder / name
     try:
         inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
@@ -93,6 +97,15 @@ def _parse_line(line: str, folder: Path, where: str) -> tuple[Path, list[str]]:
     if not there:
         raise BundleError(f"{where}: {path} is missing")
     return path, captions
+
+
+def _encodes(caption: str) -> bool:
+    """JSON can spell halves of characters, which no file or tokenizer takes."""
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _load_features(folder: Path, split: str) -> Split:
@@ -125,7 +138,7 @@ def forget_pages(features: Any) -> None:
     """Tell the system that what was read of memory-mapped features need not stay: a walk over a file of 9 GB would
     otherwise count as 9 GB of this process. What is read again comes from the system's cache. Other arrays are left alone.
     """
-    mapped = getattr(features, "_mmap", None)
+    mapped: Any = getattr(features, "_mmap", None)
     # Only of read-only maps: of a copy-on-write map this would drop the changes.
     if isinstance(features, np.memmap) and features.mode == "r" and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED)
@@ -143,7 +156,7 @@ def _read_captions(path: Path) -> list[str]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8") as file:  # str.splitlines would also split at rarer separators
+        with path.open(encoding="utf-8-sig") as file:  # str.splitlines would also split at rarer separators
             return list(file)
     except UnicodeDecodeError as error:
         raise BundleError(f"{path} is not UTF-8 text ({error}): convert it to UTF-8") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
 
 Matrix = NDArray[np.float32]
+Progress = Callable[[str, int], None]
+ENCODING, SCORING = "encoding images", "scoring pairs"
 TEXTS_AT_ONCE = 1024
 CAPTIONS_PER_IMAGE = 5
 PROTOCOLS = {"flickr30k": (1000, 1), "coco-5k": (5000, 1), "coco-1k": (5000, 5)}  # images, folds
@@ -73,14 +76,14 @@ def evaluate(
     retriever: Retriever,
     split: Split,
     folds: int = 1,
-    on_progress: Callable[[int], None] = lambda pairs: None,
+    on_progress: Progress = lambda step, done: None,
     protocol: str | None = None,
 ) -> Evaluation:
     """Rank every caption against every image of a split, both ways, and measure.
 
-    folds: split the images into that many equal runs and average. on_progress hears the number of pairs scored.
-    protocol: flickr30k, coco-5k or coco-1k, which brings its own folds and checks the data (`protocol_folds`). Raises
-    InputError if the images do not divide into the folds, or the data are not the protocol's.
+    folds: split the images into that many equal runs and average. on_progress hears a step of `work_of` and how much of
+    it was just done. protocol: flickr30k, coco-5k or coco-1k, which brings its own folds and checks the data
+    (`protocol_folds`). Raises InputError if the images do not divide into the folds, or the data are not the protocol's.
     """
     if protocol:
         folds = protocol_folds(protocol, split)
@@ -95,21 +98,23 @@ def evaluate(
     return Evaluation(network, vectors, images, len(split.captions), folds, protocol)
 
 
-def pair_count(split: Split, folds: int = 1) -> int:
-    """How many pairs `evaluate` will score, for a progress bar."""
+def work_of(split: Split, folds: int = 1) -> dict[str, int]:
+    """How much of each step `evaluate` will do, for progress bars: images to encode, pairs to score."""
     size = len(split.images) // max(folds, 1)
     owner = split.image_of_caption
-    return sum(size * int(((owner >= k * size) & (owner < (k + 1) * size)).sum()) for k in range(folds))
+    pairs = sum(size * int(((owner >= k * size) & (owner < (k + 1) * size)).sum()) for k in range(folds))
+    return {ENCODING: len(split.images), SCORING: pairs}
 
 
 def _evaluate_fold(
-    retriever: Retriever, split: Split, part: slice, on_progress: Callable[[int], None]
+    retriever: Retriever, split: Split, part: slice, on_progress: Progress
 ) -> tuple[Metrics, Metrics | None]:
-    images = retriever.encode_images(split.images[part])
+    names = None if split.has_pictures else [f"image {k} of {split.name}" for k in range(part.start, part.stop)]
+    images = retriever.encode_images(split.images[part], names, partial(on_progress, ENCODING))
     chosen = np.flatnonzero((split.image_of_caption >= part.start) & (split.image_of_caption < part.stop))
     captions = [split.captions[index] for index in chosen]
     owner = split.image_of_caption[chosen] - part.start
-    logits, vectors = similarity_matrices(retriever, images, captions, on_progress)
+    logits, vectors = similarity_matrices(retriever, images, captions, partial(on_progress, SCORING))
     return evaluate_matrix(logits, owner), None if vectors is None else evaluate_matrix(vectors, owner)
 
 

@@ -14,7 +14,7 @@ from camp_sdk.runtime.bundle import Bundle, Manifest, TensorSpec
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, Indices, words_axis
 from camp_sdk.runtime.engines import Arrays
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.files import holds_only, write_aside
 
 FORMAT_VERSION = 1
 METADATA = "gallery.json"
@@ -55,7 +55,12 @@ class Gallery:
 
     def select(self, indices: Indices) -> Gallery:
         """A gallery of some of its items; a slice of images copies nothing. Raises InputError if none is left."""
-        chosen = np.arange(len(self))[indices]
+        try:
+            chosen = np.arange(len(self))[indices]
+        except IndexError as error:
+            raise InputError(f"select from {len(self)} items: {error}") from None
+        if not chosen.ndim:
+            raise InputError(f"select takes a slice or a list of indices: for one item, select([{chosen}])")
         if not len(chosen):
             raise InputError(f"select left none of {len(self)} items: a gallery holds at least one")
         return Gallery(self.encoded.select(indices), [self.documents[i] for i in chosen], self._bundle)
@@ -63,11 +68,11 @@ class Gallery:
     def save(self, folder: str | Path) -> None:
         """Write the gallery as a folder, whole or not at all; an older gallery of that name is replaced.
 
-        Raises InputError if the name is taken by something that is not a gallery.
+        Raises InputError if the name is taken by something that is not a gallery, or holds other files too.
         """
         target = Path(folder)
-        if target.exists() and not (target / METADATA).is_file():
-            raise InputError(f"{target} exists and is not a gallery: name another folder")
+        if target.exists() and not _is_gallery(target):
+            raise InputError(f"{target} exists and is not a gallery, or holds other files too: name another folder")
         with write_aside(target) as aside:
             aside.mkdir()
             arrays = dict(self.encoded.tensors)
@@ -100,6 +105,14 @@ class Gallery:
         if len(encoded) != len(about["documents"]):
             raise BundleError(f"{path}: {len(encoded)} items but {len(about['documents'])} names; encode it again")
         return cls(encoded, about["documents"], bundle)
+
+
+def _is_gallery(folder: Path) -> bool:
+    try:
+        _read_metadata(folder / METADATA)
+    except BundleError:
+        return False
+    return holds_only(folder, [METADATA, *(path.name for path in folder.glob("*.npy"))])
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

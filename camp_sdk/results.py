@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from camp_sdk.pictures import open_picture
 from camp_sdk.runtime.errors import InputError, MissingExtraError
+from camp_sdk.runtime.files import write_aside
 
 FloatArray = NDArray[np.float32]
 
@@ -81,4 +82,5 @@ class Explanation:
             axes.imshow(self.word_map(k), extent=(0, 1, 0, 1), alpha=0.6, cmap="magma", vmin=0, interpolation="bicubic")
             axes.set_title(self.words[k], fontsize=9)
             axes.axis("off")
-        figure.savefig(path, dpi=120)
+        with write_aside(Path(path)) as aside:
+            figure.savefig(aside, dpi=120)

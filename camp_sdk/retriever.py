@@ -62,7 +62,7 @@ class Retriever:
         self._engines.clear()
 
     def encode_images(
-        self, images: Iterable[Image], names: Sequence[str] | None = None, on_progress: Callable[[int], None] = _silent
+        self, images: Iterable[Image], names: Iterable[str] | None = None, on_progress: Callable[[int], None] = _silent
     ) -> Gallery:
         """Encode images once, for any number of rankings.
 
@@ -74,10 +74,11 @@ class Retriever:
         if isinstance(images, (str, Path)) or not isinstance(images, Iterable):
             raise InputError(f"images is {images!r}: expected a list of images, or one array [I, R, D]")
         documents: list[str | None] = []
+        names = None if names is None else list(names)
         total = len(images) if isinstance(images, Sized) else None
         if names is not None and total is not None and len(names) != total:
             raise InputError(f"{len(names)} names for {total} images: expected one each")
-        batches = self._feature_batches(images, documents, on_progress)
+        batches = self._feature_batches(images, names, documents, on_progress)
         first = next(batches, None)
         if first is None:
             raise InputError("there are no images to encode: expected at least one")
@@ -115,8 +116,8 @@ class Retriever:
         image when the corpus is a gallery of texts, or when it is a `Path`. top_k above the size of the gallery returns
         all of it. Raises InputError for an empty query, one without a single known word, or top_k below 1.
         """
-        if top_k < 1:
-            raise InputError(f"top_k is {top_k}: expected 1 or more")
+        if not isinstance(top_k, (int, np.integer)) or top_k < 1:
+            raise InputError(f"top_k is {top_k!r}: expected a whole number, 1 or more")
         if self._is_text_query(query, corpus):
             queries = [query] if isinstance(query, str) else list(query)
             self.check_queries(queries)
@@ -130,9 +131,16 @@ class Retriever:
         """Raise InputError for a query that is empty, or has no word the model knows; `rank` does this by itself."""
         self._tokenizer.check_queries(queries)
 
-    def score(self, pairs: Sequence[tuple[Image, str]]) -> FloatArray:
-        """Scores [P] float32 of chosen (image, text) pairs; each distinct image and text is encoded once."""
-        if not len(pairs):
+    def score(self, pairs: Iterable[tuple[Image, str]]) -> FloatArray:
+        """Scores [P] float32 of chosen (image, text) pairs; each distinct image and text is encoded once.
+
+        Raises InputError for anything but pairs, and as `encode_images` and `encode_texts` do.
+        """
+        pairs = list(pairs)
+        for index, pair in enumerate(pairs):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise InputError(f"pair {index} is {_kind(pair)}: expected (image, text)")
+        if not pairs:
             return np.empty(0, np.float32)
         images, image_ids = _distinct([image for image, _ in pairs])
         texts, text_ids = _distinct([text for _, text in pairs])
@@ -229,15 +237,19 @@ class Retriever:
         return gallery.encoded
 
     def _feature_batches(
-        self, images: Iterable[Image], documents: list[str | None], on_progress: Callable[[int], None]
+        self,
+        images: Iterable[Image],
+        names: Sequence[str] | None,
+        documents: list[str | None],
+        on_progress: Callable[[int], None],
     ) -> Iterator[NDArray[np.float32]]:
-        """Features [b, R, D] of consecutive images, checked; the name of each goes to ``documents``."""
+        """Features [b, R, D] of consecutive images, checked; what each is called goes to ``documents``."""
         first: NDArray[Any] | None = None  # the features all others must be like, if these are features
         walk = enumerate(images)
         while batch := list(itertools.islice(walk, ENCODE_IMAGES)):
             if batch[0][0] == 0 and _is_features(batch[0][1]):
                 first = batch[0][1]
-            yield self._read_pictures(batch) if first is None else self._check_features(batch, first.shape[0])
+            yield self._read_pictures(batch) if first is None else self._check_features(batch, first.shape[0], names)
             forget_pages(images)
             documents += [str(image) if isinstance(image, (str, Path)) else None for _, image in batch]
             on_progress(len(batch))
@@ -256,23 +268,31 @@ class Retriever:
         pixels = [read_picture(p, spec.height, spec.width, name) for (_, p), name in zip(batch, names, strict=True)]
         return self._engine("vision").run({"pixels": normalise(np.stack(pixels), spec)})["features"]
 
-    def _check_features(self, batch: list[tuple[int, Image]], regions: int) -> NDArray[np.float32]:
+    def _check_features(
+        self, batch: list[tuple[int, Image]], regions: int, names: Sequence[str] | None
+    ) -> NDArray[np.float32]:
         width = self.bundle.manifest.feature_width
         rows = np.empty((len(batch), regions, width), np.float32)
         for row, (index, features) in zip(rows, batch, strict=True):
+            name = names[index] if names and index < len(names) else f"image {index}"
             if not _is_features(features):
-                raise InputError(
-                    f"image {index} is a {_kind(features)}, those before it ready features: encode them apart"
-                )
+                raise InputError(f"{name} is a {_kind(features)}, those before it ready features: encode them apart")
             if features.shape[1] != width or not features.shape[0]:
-                raise InputError(f"image {index} has features {features.shape}: expected [R, {width}] with R above 0")
+                raise InputError(
+                    f"{name} has features {features.shape}: expected [R, {width}] with R above 0, of the detector or "
+                    "network this model was trained with"
+                )
             if features.shape[0] != regions:
-                raise InputError(f"image {index} has {features.shape[0]} regions, those before it {regions}")
+                raise InputError(
+                    f"{name} has {features.shape[0]} regions, those before it {regions}: encode images of different "
+                    "numbers of regions as galleries of their own"
+                )
             with np.errstate(over="ignore"):
                 row[:] = features
             if not np.isfinite(row).all():
                 raise InputError(
-                    f"image {index} has features that are NaN or infinite: expected finite float32 numbers"
+                    f"{name} has features that are NaN or infinite: expected finite float32 numbers; leave it out, or "
+                    "extract its features again"
                 )
         return rows
 

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from camp_sdk import Evaluation, Explanation, Gallery, Match, Metrics, Retriever, Split, evaluate, load_split
 from camp_sdk.cli import evaluation_table
-from camp_sdk.evaluation import pair_count
+from camp_sdk.evaluation import SCORING, work_of
 from camp_sdk.export.measure import measure_checkpoint
 from camp_sdk.export.scenes import SceneObject, oracle_recalls, true_captions, write_scenes
 from camp_sdk.export.to_onnx import export_bundle
@@ -31,7 +31,7 @@ from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.train import main as train
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import write_aside
-from camp_sdk.terminal import progress, progress_bar, run_command, stderr
+from camp_sdk.terminal import progress, progress_bar, progress_bars, run_command, stderr
 
 COUNTS = {"train": 5000, "dev": 100, "test": 300}
 QUERIES = 6
@@ -57,11 +57,11 @@ def main(
     export_bundle(run / "best.ckpt", bundle)
     test = load_split(data, "test")
     _say("the same test split by PyTorch, to compare")
-    with progress_bar("scoring pairs", pair_count(test)) as advance:
+    with progress_bar(SCORING, work_of(test)[SCORING]) as advance:
         torch_metrics, _ = measure_checkpoint(run / "best.ckpt", data, "test", advance)
     with Retriever(bundle) as retriever:
         _say(f"camp eval {bundle} --data {data} --split test")
-        with progress_bar("scoring pairs", pair_count(test)) as advance:
+        with progress_bars(work_of(test)) as advance:
             result = evaluate(retriever, test, on_progress=advance)
         Console().print(evaluation_table(result, f"{data} test: {result.protocol}"))
         _say(f'camp rank {bundle} --images {data / "test"} --query "{FREE_QUERY}"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -65,6 +66,23 @@ def open_tokenizer(text: str) -> Tokenizer:
         return Tokenizer(path)
 
 
+def load_plain(path: Path) -> Any:
+    """What torch saved in a file, if that is tensors and plain values; BundleError for anything else. No code is run."""
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types for what is no checkpoint
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {refused[1]}, which is not data: refused" if refused else first_line(error)
+        raise BundleError(f"{path} cannot be read as a checkpoint: {reason}") from None
+    return loaded
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line. Of torch's, the first sentence: the rest advises to load the file with its code."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return line.split(". ")[0]
+
+
 def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
     """Rebuild the network of a checkpoint, in evaluation mode on the CPU, with what it knows of itself.
 
@@ -73,11 +91,7 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
     """
     if not Path(path).is_file():
         raise BundleError(f"{path} not found: expected a checkpoint written by export/train.py")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types for what is no checkpoint
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(f"{path} cannot be read as a checkpoint: {reason}") from None
+    loaded = load_plain(Path(path))
     if not isinstance(loaded, dict) or not isinstance(loaded.get(KEY), dict) or loaded[KEY].get("format") != FORMAT:
         raise BundleError(f"{path} is not a checkpoint of export/train.py (format {FORMAT}); train with this version")
     try:

@@ -75,7 +75,7 @@ def random_examples(words: dict[str, int], width: int) -> tuple[NDArray[np.float
     from camp_sdk.export.vocabulary import SPECIALS
 
     rng, plain = np.random.default_rng(0), sorted(words.keys() - SPECIALS)
-    images = np.abs(rng.standard_normal((EXAMPLES, REGIONS, width), dtype=np.float32)) / 2
+    images: NDArray[np.float32] = rng.random((EXAMPLES, REGIONS, width), dtype=np.float32)
     return images, [" ".join(rng.choice(plain, rng.integers(3, 21))) for _ in range(2 * EXAMPLES)]
 
 

@@ -19,6 +19,7 @@ from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import word_mask
 from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, Bundle
 from camp_sdk.runtime.engines import Arrays, open_engine
+from camp_sdk.terminal import progress
 
 MAX_ERROR = 1e-4  # float32 sums in another order; the demo's model (d = 128) differs by 2.4e-5
 TOP = 10
@@ -78,7 +79,7 @@ def check_parity(model: Camp, origin: Origin, bundle: Bundle) -> list[Check]:
     """Run every case both ways. The engines are ONNX Runtime on the CPU, as in CI."""
     with ExitStack() as stack:
         graphs = {n: stack.enter_context(open_engine(bundle, n, "onnxruntime")) for n in bundle.manifest.graphs}
-        cases = parity_cases(origin)
+        cases = progress(list(parity_cases(origin)), "comparing with PyTorch")
         return [_compare(case, reference_outputs(model, case), bundle_outputs(bundle, graphs, case)) for case in cases]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from camp_sdk.export.checkpoint import first_line, load_plain
 from camp_sdk.export.model import Camp, ModelConfig
 from camp_sdk.export.released import RELEASED
 from camp_sdk.export.vocabulary import SPECIALS
@@ -58,7 +58,8 @@ def read_checkpoint(path: Path) -> ReleasedCheckpoint:
     lacks a tensor, has one too many or one of another shape: all of them are listed.
     """
     raw = _load(path)
-    options = raw.get("opt") if isinstance(raw.get("opt"), dict) else {}
+    found = raw.get("opt")
+    options: dict[str, Any] = found if isinstance(found, dict) else {}
     states = _states(path, raw.get("model"))
     config = _config(path, states, options)
     _check_weights(path, config, states)
@@ -72,21 +73,12 @@ def read_checkpoint(path: Path) -> ReleasedCheckpoint:
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{path} not found: expected a checkpoint of the released code (.pth.tar)")
-    try:
-        # The option dictionary is a dict of a class that need not be installed: an ordered dict stands in for it.
-        with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):  # type: ignore[list-item]  # pairs are allowed
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types for what is no checkpoint
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {refused[1]}, which is not data: refused" if refused else _first_line(error)
-        raise BundleError(f"{path} cannot be read as a checkpoint: {reason}") from None
+    # The option dictionary is a dict of a class that need not be installed: an ordered dict stands in for it.
+    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):
+        loaded = load_plain(path)
     if not isinstance(loaded, dict):
         raise BundleError(f"{path} holds a {type(loaded).__name__}: expected a dict with model, opt and epoch")
     return loaded
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _states(path: Path, model: Any) -> States:
@@ -179,7 +171,7 @@ def read_vocabulary(path: Path) -> dict[str, int]:
             loaded = _VocabularyUnpickler(io.BytesIO(raw), encoding="utf-8").load()
             attributes = vars(loaded) if type(loaded) is Vocabulary else loaded
     except Exception as error:  # a broken pickle raises whatever its opcodes run into
-        raise BundleError(f"{path} cannot be read as a vocabulary: {_first_line(error)}") from None
+        raise BundleError(f"{path} cannot be read as a vocabulary: {first_line(error)}") from None
     return _check_vocabulary(path, attributes)
 
 

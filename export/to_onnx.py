@@ -17,8 +17,9 @@ import numpy as np
 import typer
 
 from camp_sdk.runtime.bundle import SCHEMA_VERSION, Bundle, sha256_of
+from camp_sdk.runtime.engines import import_onnxruntime
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.files import holds_only, write_aside
 from camp_sdk.terminal import progress, run_command, stderr
 
 MADE_WITH = ("camp-sdk", "torch", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
@@ -35,8 +36,8 @@ def export_bundle(checkpoint: Path, output: Path) -> Bundle:
     from camp_sdk.export.graphs import export_graph, graphs_of
     from camp_sdk.export.parity import check_parity, parity_table, require_parity
 
-    if output.exists() and not (output / "manifest.json").is_file():
-        raise InputError(f"{output} exists and is not a bundle: name another folder")
+    check_output(output)
+    import_onnxruntime("cpu")  # the parity gate needs it: not to be missed after a minute of exporting
     model, origin = load_checkpoint(checkpoint)
     with write_aside(output) as aside:
         aside.mkdir()
@@ -53,6 +54,19 @@ def export_bundle(checkpoint: Path, output: Path) -> Bundle:
         require_parity(checks)
         _write_manifest(aside, manifest | {"parity": [asdict(check) for check in checks]})
     return Bundle(output)
+
+
+def check_output(output: Path) -> None:
+    """Raise InputError if a bundle written to ``output`` would replace anything but an older bundle."""
+    if not output.exists():
+        return
+    try:
+        listed = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["files"]
+        mine = holds_only(output, ["manifest.json", *listed])
+    except (OSError, ValueError, KeyError, TypeError):
+        mine = False
+    if not mine:
+        raise InputError(f"{output} exists and is not a bundle, or holds other files too: name another folder")
 
 
 def golden_arrays(model: Any, origin: Any) -> dict[str, Any]:

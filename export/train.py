@@ -19,7 +19,7 @@ import math
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -29,6 +29,8 @@ from camp_sdk.terminal import run_command
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # what each starts from
 UNTOLD = ("data", "output", "start", "resume", "devices", "workers")  # where things lay on this machine
+LEAST = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
+LEAST |= dict.fromkeys(("attention_epochs", "fusion_epochs", "global_weight", "patience", "seed", "workers"), 0)
 VARIANT = "paper (gates of d numbers), scalar (one number, factored), or one of the released code's: " + ", ".join(
     [*CROSS_ATTENTION.values(), *CROSS_ATTENTION]
 )
@@ -75,7 +77,7 @@ class TrainConfig:
         small = {"width": 128, "word_width": 64, "epochs": 5, "batch_size": 24, "learning_rate": 7e-4}
         large = {"width": 1024, "word_width": 300, "epochs": 30, "batch_size": 128, "learning_rate": 5e-4}
         chosen = small | {"neighbours": 2, "negatives": 3} if pictures else large | {"neighbours": 1, "negatives": 1}
-        values = {name: getattr(self, name) or value for name, value in chosen.items()}
+        values: dict[str, Any] = {name: getattr(self, name) or value for name, value in chosen.items()}
         if not self.learning_rate and self.batch_size > 0:
             values["learning_rate"] *= math.sqrt(self.batch_size / chosen["batch_size"])
         return replace(self, **values)
@@ -86,10 +88,12 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise InputError for values no run can have."""
-        for name in ("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
+        for name, least in LEAST.items():
+            if not getattr(self, name) >= least:  # not a number is not enough either
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {least} or more")
         self._check_stages()
+        if self.devices != "auto" and not (self.devices.isdecimal() and int(self.devices)):
+            raise InputError(f"--devices {self.devices}: expected auto, or how many, 1 or more")
         if self.batch_size < 2:
             raise InputError("--batch-size 1: negatives come from the batch, expected 2 or more")
         if self.picture_size < 96 or self.picture_size % 96:
@@ -102,9 +106,6 @@ class TrainConfig:
             raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
 
     def _check_stages(self) -> None:
-        for name in ("attention_epochs", "fusion_epochs", "global_weight"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 or more")
         if self.attention_epochs and self.variant not in CROSS_ATTENTION:
             raise InputError(f"--attention-epochs: {self.variant} has no cross-attention model to start from")
         if self.fusion_epochs and self.variant in CROSS_ATTENTION.values():

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,7 +101,9 @@ class CampTraining(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log recall on the dev split; rsum decides which checkpoint is the best and when to stop."""
-        network, vectors = measure_network(self.model, self.data.dev)
+        pairs = len(self.data.dev) * len(self.data.dev.store)
+        with progress_of(self.trainer, "measuring on dev", pairs) as advance:
+            network, vectors = measure_network(self.model, self.data.dev, advance)
         self.log("rsum", network.rsum, prog_bar=True, sync_dist=True)
         self.log("text_to_image_r1", network.text_to_image.r1, prog_bar=True, sync_dist=True)
         self.log("image_to_text_r1", network.image_to_text.r1, sync_dist=True)
@@ -122,6 +124,18 @@ class CampTraining(lightning.LightningModule):
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         training = self.origin.training | {"epoch": self.current_epoch, "dev": metrics}
         checkpoint[KEY] = replace(self.origin, training=training).as_dict()
+
+
+@contextmanager
+def progress_of(trainer: lightning.Trainer, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar below the trainer's own; yields the function to call with the number of items just done."""
+    bars = getattr(trainer.progress_bar_callback, "progress", None)
+    if bars is None:  # only the first of several devices shows any
+        yield lambda done: None
+        return
+    task = bars.add_task(title, total=total)
+    yield lambda done: bars.update(task, advance=done, refresh=True)  # Lightning's bars do not refresh by themselves
+    bars.update(task, visible=False)
 
 
 @dataclass(frozen=True)
@@ -233,7 +247,7 @@ def start_from(model: Camp, checkpoint: Path) -> None:
 
 def with_sizes(config: TrainConfig, started: ModelConfig) -> TrainConfig:
     """The configuration with the sizes of the checkpoint it starts from; InputError if it asks for others."""
-    sizes = {"width": started.width, "word_width": started.word_width}
+    sizes: dict[str, Any] = {"width": started.width, "word_width": started.word_width}
     if started.picture_size:
         sizes["picture_size"] = started.picture_size
     for name, size in sizes.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -125,8 +126,7 @@ class Bundle:
         path = self.folder / name
         if not path.is_file():
             raise BundleError(f"{path} is missing though manifest.json lists it; {EXPORT_AGAIN}")
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise BundleError(f"{path} leads out of the bundle to {path.resolve()}; a bundle must hold its own files")
+        _check_inside(path, self.folder)
         size = path.stat().st_size
         if size != entry.bytes:
             raise BundleError(f"{path} has {size} bytes, manifest.json says {entry.bytes}; {EXPORT_AGAIN}")
@@ -135,9 +135,15 @@ class Bundle:
             raise BundleError(f"{path} was altered: SHA-256 {found}, manifest.json says {entry.sha256}; {EXPORT_AGAIN}")
 
 
+def _check_inside(path: Path, folder: Path | None = None) -> None:
+    if not path.resolve().is_relative_to((folder or path.parent).resolve()):
+        raise BundleError(f"{path} leads out of the bundle to {path.resolve()}; a bundle must hold its own files")
+
+
 def _read_manifest(path: Path) -> Manifest:
     if not path.is_file():
         raise BundleError(f"{path} not found: expected a bundle folder made by export/to_onnx.py")
+    _check_inside(path)
     if path.stat().st_size > MANIFEST_BYTES_LIMIT:
         raise BundleError(f"{path} has {path.stat().st_size} bytes, more than a manifest can have; {EXPORT_AGAIN}")
     try:
@@ -145,10 +151,11 @@ def _read_manifest(path: Path) -> Manifest:
         version = raw["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is not a manifest ({type(error).__name__}: {error}); {EXPORT_AGAIN}") from None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
+        newer = type(version) is int and version > SCHEMA_VERSION
+        what_to_do = "upgrade with: pip install --upgrade camp-sdk" if newer else EXPORT_AGAIN
         raise BundleError(
-            f"{path} has schema version {version}, this camp-sdk reads version {SCHEMA_VERSION}; "
-            "upgrade with: pip install --upgrade camp-sdk"
+            f"{path} has schema version {version!r}, this camp-sdk reads version {SCHEMA_VERSION}; {what_to_do}"
         )
     try:
         return _parse(raw)
@@ -212,6 +219,7 @@ def parse_pixels(raw: dict[str, Any]) -> PixelSpec:
     mean, std = (tuple(float(v) for v in raw[key]) for key in ("mean", "std"))
     rows, columns = (int(v) for v in raw["grid"])
     height, width = int(raw["height"]), int(raw["width"])
-    if not (len(mean) == len(std) == 3 and 0 < height <= 1024 and 0 < width <= 1024 and all(std)):
+    finite = all(math.isfinite(value) for value in mean + std)
+    if not (len(mean) == len(std) == 3 and finite and 0 < height <= 1024 and 0 < width <= 1024 and all(std)):
         raise ValueError(f"pixels {raw}")
     return PixelSpec(height, width, mean, std, (rows, columns))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,15 +16,24 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def holds_only(folder: Path, names: Iterable[str]) -> bool:
+    """Whether a folder holds none but the named files (paths relative to it): what may be replaced without a loss."""
+    found = (
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
+    )
+    return set(found) <= set(names)
+
+
 def _replace(fresh: Path, target: Path, old: Path) -> None:
     if not target.is_dir():
         fresh.replace(target)
         return
-    target.rename(old)  # a folder cannot be renamed over a full one
     try:
+        target.rename(old)  # a folder cannot be renamed over a full one
         fresh.replace(target)
-    except OSError:
-        old.rename(target)
+    except BaseException:  # an interrupt between the two renames must not lose the old one
+        if old.exists() and not target.exists():
+            old.rename(target)
         raise
 
 
@@ -34,6 +43,9 @@ def write_aside(target: Path) -> Iterator[Path]:
 
     The caller creates a file or a folder at the path it is given. What stood at ``target`` before is replaced.
     """
+    target = target.absolute()
+    if target.name in ("", ".."):
+        target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from camp_sdk import Bundle, BundleError, Retriever
+from camp_sdk import BackendError, Bundle, BundleError, Retriever
 from camp_sdk.runtime import bundle as bundle_module
 from camp_sdk.runtime.bundle import sha256_of
+from camp_sdk.runtime.engines import open_engine
 
 AGAIN = "export the bundle again, or copy it again from where it was made"
 Change = Callable[[dict[str, Any]], Any]
@@ -103,6 +104,42 @@ def test_a_missing_file(bundle_copy: Path, name: str) -> None:
     (bundle_copy / name).unlink()
     with pytest.raises(BundleError, match=rf"{name} is missing though manifest\.json lists it; {AGAIN}"):
         Bundle(bundle_copy)
+
+
+def test_a_manifest_that_is_a_link_out(bundle_copy: Path, tmp_path: Path) -> None:
+    (bundle_copy / "manifest.json").rename(tmp_path / "elsewhere.json")
+    (bundle_copy / "manifest.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(BundleError, match=r"manifest\.json leads out of the bundle"):
+        Bundle(bundle_copy)
+
+
+@pytest.mark.parametrize(("version", "advice"), [(0, AGAIN), (2, "upgrade with"), (True, AGAIN), (1.0, AGAIN)])
+def test_a_schema_version_of_another_time(bundle_copy: Path, version: Any, advice: str) -> None:
+    rewrite(bundle_copy, put(version, "schema_version"))
+    with pytest.raises(BundleError, match=rf"has schema version {version}, this camp-sdk reads version 1; {advice}"):
+        Bundle(bundle_copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(put("image.onnx", "graphs", "text", "file"), id="another graph's file"),
+        pytest.param(put("float16", "graphs", "text", "outputs", "text.global", "dtype"), id="another dtype"),
+        pytest.param(put(["T", 17], "graphs", "text", "outputs", "text.global", "shape"), id="another width"),
+        pytest.param(put(["T"], "graphs", "text", "outputs", "text.global", "shape"), id="fewer axes"),
+        pytest.param(put({"dtype": "float32", "shape": ["T"]}, "graphs", "text", "outputs", "text.x"), id="one more"),
+        pytest.param(drop("graphs", "text", "outputs", "text.global"), id="one less"),
+    ],
+)
+def test_a_graph_that_is_not_what_the_manifest_says(bundle_copy: Path, change: Change) -> None:
+    bundle = Bundle(rewrite(bundle_copy, change))
+    with pytest.raises(BundleError, match=rf"\.onnx has the (in|out)puts .*, manifest\.json says .*; {AGAIN}"):
+        open_engine(bundle, "text", "onnxruntime")
+
+
+def test_a_run_that_fails_names_the_graph(feature_retriever: Retriever) -> None:
+    with pytest.raises(BackendError, match=r"ONNX Runtime cannot run .*image\.onnx"):
+        feature_retriever._engine("image").run({"features": np.zeros((2, 2), np.float32)})
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:

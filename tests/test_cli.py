@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from camp_sdk import Retriever, evaluate, evaluate_matrix, load_split
+from camp_sdk import InputError, Retriever, Split, evaluate, evaluate_matrix, load_split
 from camp_sdk.cli import main
+from camp_sdk.evaluation import protocol_folds
+from camp_sdk.terminal import run_command
 from tests.tiny import CAPTIONS
 
 QUERY = "a small red circle"
@@ -221,6 +225,137 @@ def test_an_error_is_one_line(
     (line,) = result.err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_an_error_of_a_file_is_one_line(camp: Camp, picture_bundle: Path, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = camp("eval", picture_bundle, "--data", scenes, "--split", "dev", "--output", tmp_path / "file/x.json")
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in result.err
+
+
+def test_what_the_terminal_cannot_show_is_escaped(picture_bundle: Path, tmp_path: Path) -> None:
+    folder = pictures_named(tmp_path / "pictures", "caf\u00e9.png")
+    command = [sys.executable, "-m", "camp_sdk.cli", "rank", picture_bundle, "--images", folder, "--query", QUERY]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "caf\\xe9.png" in done.stdout
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def needs_torch() -> None:
+        raise ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn")
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(needs_torch)
+    assert stopped.value.code == 1
+    assert "torch is not installed; install it with: pip install 'camp-sdk[train]'" in capsys.readouterr().err
+
+
+# Protocols
+
+
+def five_each(images: int, captions: int = 5) -> Split:
+    features = np.zeros((images, 2, 4), np.float32)
+    return Split("test", features, ["a dog"] * (images * captions), np.repeat(np.arange(images), captions))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "images", "folds"), [("flickr30k", 1000, 1), ("coco-5k", 5000, 1), ("coco-1k", 5000, 5)]
+)
+def test_data_that_fit_a_protocol(protocol: str, images: int, folds: int) -> None:
+    assert protocol_folds(protocol, five_each(images)) == folds
+
+
+@pytest.mark.parametrize(
+    ("protocol", "split"),
+    [
+        ("flickr30k", five_each(5000)),
+        ("coco-5k", five_each(1000)),
+        ("coco-1k", five_each(1000)),
+        ("flickr30k", five_each(1000, 4)),
+        ("flickr30k", Split("test", np.zeros((1000, 2, 4)), ["a"] * 5000, np.arange(5000) * 999 // 4999)),
+    ],
+    ids=["too many", "too few", "one fold", "four captions", "uneven"],
+)
+def test_data_that_do_not_fit_a_protocol(protocol: str, split: Split) -> None:
+    with pytest.raises(InputError, match=f"{protocol} is measured on .* images with 5 captions each; split test has"):
+        protocol_folds(protocol, split)
+
+
+@pytest.fixture
+def small_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The protocols with eight images, so that the drawn scenes fit them."""
+    small = {"flickr30k": (8, 1), "coco-5k": (8, 1), "coco-1k": (8, 4)}
+    monkeypatch.setattr("camp_sdk.evaluation.PROTOCOLS", small)
+
+
+def test_a_protocol_is_named_and_written(
+    camp: Camp, picture_bundle: Path, scenes: Path, tmp_path: Path, small_protocols: None
+) -> None:
+    written = tmp_path / "results/flickr30k.json"
+    options = ["--data", scenes, "--protocol", "flickr30k", "--output", written]
+    answer = json.loads(camp("eval", picture_bundle, *options, "--json").out)
+    assert answer["protocol"] == "flickr30k, 8 images x 40 captions"
+    assert json.loads(written.read_text()) == answer
+    plain = json.loads(camp("eval", picture_bundle, "--data", scenes, "--json").out)
+    assert answer | {"protocol": plain["protocol"]} == plain
+    sides = (answer["text_to_image"], answer["image_to_text"])
+    assert answer["rsum"] == pytest.approx(sum(side[r] for side in sides for r in ("r1", "r5", "r10")))
+
+
+def test_a_protocol_of_folds_is_the_mean_over_them(
+    camp: Camp, picture_bundle: Path, scenes: Path, small_protocols: None
+) -> None:
+    answer = json.loads(camp("eval", picture_bundle, "--data", scenes, "--protocol", "coco-1k", "--json").out)
+    folds = json.loads(camp("eval", picture_bundle, "--data", scenes, "--folds", 4, "--json").out)
+    assert answer["protocol"] == "coco-1k, mean over 4 folds of 2 images"
+    assert answer | {"protocol": folds["protocol"]} == folds
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--protocol", "flickr30k"], "flickr30k is measured on 1000 images with 5 captions each"),
+        (["--protocol", "imagenet"], "protocol 'imagenet': expected one of flickr30k, coco-5k, coco-1k"),
+        (["--protocol", "coco-1k", "--folds", 5], "--folds 5: coco-1k has its own folds"),
+    ],
+)
+def test_a_protocol_that_cannot_be_is_refused(
+    camp: Camp, picture_bundle: Path, scenes: Path, tmp_path: Path, options: list[Any], message: str
+) -> None:
+    result = camp("eval", picture_bundle, "--data", scenes, "--output", tmp_path / "x.json", *options)
+    assert result.code == 1
+    assert message in result.err
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_the_image_of_bad_features_is_named_in_every_fold(camp: Camp, feature_bundle: Path, precomputed: Path) -> None:
+    features = np.load(precomputed / "test_ims.npy")
+    features[7, 0, 0] = np.nan
+    np.save(precomputed / "test_ims.npy", features)
+    result = camp("eval", feature_bundle, "--data", precomputed, "--folds", 2)
+    assert "image 7 of test has features that are NaN or infinite" in result.err
+
+
+def test_rank_over_a_file_of_features(
+    camp: Camp, feature_bundle: Path, feature_retriever: Retriever, precomputed: Path
+) -> None:
+    images = precomputed / "test_ims.npy"
+    answer = json.loads(camp("rank", feature_bundle, "--images", images, "--query", QUERY, "--json").out)
+    expected = feature_retriever.rank(QUERY, np.load(images))
+    assert [match["corpus_id"] for match in answer["matches"]] == [match.corpus_id for match in expected]
+    table = camp("rank", feature_bundle, "--images", images, "--query", QUERY).out
+    assert f"row {expected[0].corpus_id}" in table
+
+
+def test_a_file_that_holds_no_features_is_refused(camp: Camp, feature_bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 4), np.float32))
+    result = camp("rank", feature_bundle, "--images", tmp_path / "x.npy", "--query", QUERY)
+    assert result.code == 1
+    assert "expected float32 [images, regions, width]" in result.err
 
 
 @pytest.mark.parametrize("query", ["", "zebra"])

@@ -27,7 +27,8 @@ def write_features(folder: Path, features: NDArray[np.generic], captions: list[s
 
 def write_pictures(folder: Path, *lines: str) -> Path:
     (folder / "test").mkdir()
-    Image.new("RGB", (4, 4)).save(folder / "test/a.png")
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(folder / "test" / name)
     (folder / "test/metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -46,9 +47,19 @@ def test_a_folder_of_pictures(scenes: Path) -> None:
 
 
 def test_pictures_may_have_different_numbers_of_captions(tmp_path: Path) -> None:
-    two = json.dumps({"file_name": "a.png", "captions": ["one", "two"]})
+    two = json.dumps({"file_name": "b.png", "captions": ["one", "two"]})
     split = load_split(write_pictures(tmp_path, GOOD, "", two), "test")
     assert split.image_of_caption.tolist() == [0, 1, 1]
+
+
+def test_a_picture_described_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"metadata\.jsonl:3 describes a\.png, as line 1 does: expected one line"):
+        load_split(write_pictures(tmp_path, GOOD, "", GOOD), "test")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path: Path) -> None:
+    write_features(tmp_path, features_of(2), ["\ufeffa red circle", "a star"])
+    assert load_split(tmp_path, "test").captions == ["a red circle", "a star"]
 
 
 @pytest.mark.parametrize("each", [1, 5])
@@ -107,6 +118,7 @@ def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
         pytest.param({"file_name": "a.png", "captions": ["x", ""]}, id="an empty caption"),
         pytest.param({"file_name": "a.png", "captions": ["x", " \t"]}, id="a blank caption"),
         pytest.param({"file_name": "a.png", "captions": ["x", 5]}, id="a caption is a number"),
+        pytest.param({"file_name": "a.png", "captions": ["x\ud800"]}, id="half a character"),
     ],
 )
 def test_a_line_with_wrong_keys_is_named(tmp_path: Path, line: object) -> None:

@@ -297,9 +297,28 @@ def test_a_failed_export_leaves_an_older_bundle_untouched(bundle_copy: Path, oth
 
 @pytest.mark.usefixtures("copied_graphs")
 def test_an_export_replaces_an_older_bundle(bundle_copy: Path, checkpoints: Checkpoints) -> None:
-    (bundle_copy / "stale.txt").write_text("of the older bundle")
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    manifest["files"]["vision.onnx"] = {"bytes": 3, "sha256": "0"}
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    (bundle_copy / "vision.onnx").write_bytes(b"old")
     export_bundle(checkpoints("paper", False), bundle_copy)
-    assert not (bundle_copy / "stale.txt").exists()
+    assert "vision.onnx" not in Bundle(bundle_copy).manifest.files
+    assert not (bundle_copy / "vision.onnx").exists()
+
+
+def test_a_bundle_with_something_else_in_it_is_not_replaced(bundle_copy: Path, checkpoints: Checkpoints) -> None:
+    (bundle_copy / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="or holds other files too: name another folder"):
+        export_bundle(checkpoints("paper", False), bundle_copy)
+    assert (bundle_copy / "thesis.txt").read_text() == "mine"
+
+
+def test_a_folder_with_the_manifest_of_another_program_is_not_replaced(
+    tmp_path: Path, checkpoints: Checkpoints
+) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "an extension of a browser"}')
+    with pytest.raises(InputError, match="is not a bundle"):
+        export_bundle(checkpoints("paper", False), tmp_path)
 
 
 def perturb(bundle: Path, name: str, change: Callable[[Any], None]) -> Bundle:

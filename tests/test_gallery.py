@@ -180,7 +180,9 @@ def test_what_is_not_a_gallery_is_not_overwritten(images: Gallery, tmp_path: Pat
     precious = taken / "precious.txt" if folder else taken
     precious.parent.mkdir(exist_ok=True)
     precious.write_text("keep")
-    with pytest.raises(InputError, match="taken exists and is not a gallery: name another folder"):
+    with pytest.raises(
+        InputError, match="taken exists and is not a gallery, or holds other files too: name another folder"
+    ):
         images.save(taken)
     assert precious.read_text() == "keep"
 
@@ -214,6 +216,56 @@ def test_a_failed_save_keeps_the_older_gallery(
         images.save(tmp_path / "gallery")
     assert feature_retriever.open_gallery(tmp_path / "gallery").kind == "text"
     assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
+
+
+def test_a_gallery_with_something_else_in_it_is_not_replaced(images: Gallery, tmp_path: Path) -> None:
+    folder = saved(images, tmp_path / "gallery")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="or holds other files too"):
+        images.save(folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("step", ["rename", "replace"])
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_an_interrupt_between_the_renames_leaves_one_of_the_two(
+    feature_retriever: Retriever,
+    images: Gallery,
+    texts: Gallery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    done: bool,
+) -> None:
+    saved(texts, tmp_path / "gallery")
+    real = getattr(Path, step)
+
+    def interrupted(self: Path, target: Path) -> Path:
+        monkeypatch.undo()  # what mends it may rename again
+        if done:
+            real(self, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        images.save(tmp_path / "gallery")
+    expected = "image" if (step, done) == ("replace", True) else "text"
+    assert feature_retriever.open_gallery(tmp_path / "gallery").kind == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
+
+
+def test_a_gallery_is_saved_over_itself_from_inside(
+    feature_retriever: Retriever, images: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(saved(images, tmp_path / "gallery"))
+    images.save(".")
+    assert len(feature_retriever.open_gallery(tmp_path / "gallery")) == len(images)
+
+
+@pytest.mark.parametrize("indices", [[99], [-99], 3, [1.5]])
+def test_indices_that_are_none_are_refused(images: Gallery, indices: Any) -> None:
+    with pytest.raises(InputError, match="select"):
+        images.select(indices)
 
 
 def test_a_failed_rename_keeps_the_older_gallery(

@@ -343,9 +343,9 @@ def test_top_k(feature_retriever: Retriever, gallery: Gallery, top_k: int, count
     assert len(feature_retriever.rank(QUERY, gallery, top_k)) == count
 
 
-@pytest.mark.parametrize("top_k", [0, -1])
-def test_top_k_below_one(feature_retriever: Retriever, gallery: Gallery, top_k: int) -> None:
-    with pytest.raises(InputError, match=f"top_k is {top_k}: expected 1 or more"):
+@pytest.mark.parametrize("top_k", [0, -1, 2.5, "5", None])
+def test_a_top_k_that_is_no_count(feature_retriever: Retriever, gallery: Gallery, top_k: Any) -> None:
+    with pytest.raises(InputError, match=f"top_k is {top_k!r}: expected a whole number, 1 or more"):
         feature_retriever.rank(QUERY, gallery, top_k)
 
 
@@ -706,3 +706,15 @@ def test_leaving_the_context_closes_every_engine(
 
 def test_repr_tells_bundle_and_backend(feature_retriever: Retriever, feature_bundle: Path) -> None:
     assert repr(feature_retriever) == f"Retriever({str(feature_bundle)!r}, backend='onnxruntime')"
+
+
+@pytest.mark.parametrize("pairs", [[("a.jpg",)], [("a.jpg", "b", "c")], ["ab"], [5]])
+def test_what_is_no_pair_is_refused(picture_retriever: Retriever, pairs: Any) -> None:
+    with pytest.raises(InputError, match=r"pair 0 is .*: expected \(image, text\)"):
+        picture_retriever.score(pairs)
+
+
+def test_pairs_and_names_may_come_from_generators(feature_retriever: Retriever, features: Features) -> None:
+    pairs = [(image, QUERY) for image in features]
+    np.testing.assert_array_equal(feature_retriever.score(iter(pairs)), feature_retriever.score(pairs))
+    assert feature_retriever.encode_images(features, iter("abcdefghij")).documents == tuple("abcdefghij")

@@ -196,7 +196,7 @@ def test_an_epoch_shorter_than_the_logging_interval_warns_of_nothing(
 def test_a_run_stops_early_when_rsum_does_not_rise(
     precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_module, "measure_network", lambda model, data: (POOR, POOR))
+    monkeypatch.setattr(training_module, "measure_network", lambda model, data, on_progress: (POOR, POOR))
     run_training(tiny_config(precomputed, tmp_path / "run", epochs=20, patience=2), cache)
     assert saved(tmp_path / "run/last.ckpt")["epoch"] == 2  # the first epoch, and two without a better one
 
@@ -205,7 +205,7 @@ def test_the_best_checkpoint_is_the_one_of_the_highest_rsum(
     precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter([POOR, replace(POOR, text_to_image=Direction(50, 50, 50, 1)), POOR])
-    monkeypatch.setattr(training_module, "measure_network", lambda model, data: (next(measured), POOR))
+    monkeypatch.setattr(training_module, "measure_network", lambda model, data, on_progress: (next(measured), POOR))
     best = run_training(tiny_config(precomputed, tmp_path / "run", epochs=3), cache)
     assert best == tmp_path / "run/best.ckpt"
     assert (saved(best)["epoch"], saved(tmp_path / "run/last.ckpt")["epoch"]) == (1, 2)
@@ -521,6 +521,11 @@ def test_resuming_without_a_checkpoint_is_refused(precomputed: Path, tmp_path: P
         ({"min_count": 1000}, "no word occurs 1000 times"),
         ({"learning_rate": float("nan")}, "--learning-rate nan: expected a positive number"),
         ({"warm_part": 1.5}, "--warm-part 1.5: expected 0 to 1"),
+        ({"seed": -1}, "--seed -1: expected 0 or more"),
+        ({"workers": -1}, "--workers -1: expected 0 or more"),
+        ({"patience": -1}, "--patience -1: expected 0 or more"),
+        ({"devices": "foo"}, "--devices foo: expected auto, or how many, 1 or more"),
+        ({"devices": "0"}, "--devices 0: expected auto, or how many, 1 or more"),
         ({"learning_rate": -1.0}, "--learning-rate -1.0: expected a positive number"),
         ({"attention_epochs": -1}, "--attention-epochs -1: expected 0 or more"),
         ({"attention_epochs": 1}, "--attention-epochs: paper has no cross-attention model to start from"),
