@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types format accuracy install clean
+.PHONY: demo released test lint types format accuracy install clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,11 @@ install: $(INSTALLED)
 demo: $(INSTALLED)
 	rm -rf build/demo
 	$(BIN)/python examples/demo.py --output build/demo
+
+# From a checkpoint of the released research code to a ranking, on synthetic files: about a minute.
+released: $(INSTALLED)
+	rm -rf build/released
+	$(BIN)/python examples/released_checkpoint/run.py --output build/released
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -1,0 +1,73 @@
+"""From a checkpoint of the released research code to a ranking without PyTorch, file format by file format.
+
+    python examples/released_checkpoint/run.py --output build/released
+
+makes what people have, small and synthetic: a trained checkpoint (.pth.tar), its pickled vocabulary, precomputed features
+and captions; then goes the whole way with them. With your own files:
+
+    python examples/released_checkpoint/run.py --output build/mine --checkpoint model_best.pth.tar \\
+        --vocab f30k_precomp_vocab.pkl --data data/f30k_precomp --protocol flickr30k
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from camp_sdk import Retriever, evaluate, load_split
+from camp_sdk.cli import evaluation_table
+from camp_sdk.data import map_features
+from camp_sdk.evaluation import protocol_folds, work_of
+from camp_sdk.export.import_checkpoint import import_checkpoint
+from camp_sdk.export.to_onnx import export_bundle
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.terminal import progress_bars, run_command, stderr
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("build/released"),
+    checkpoint: Annotated[Path | None, typer.Option(help="Your checkpoint; without one, all is synthetic.")] = None,
+    vocab: Annotated[Path | None, typer.Option(help="Its vocabulary.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Its data set: a folder of precomputed features.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="flickr30k, coco-5k or coco-1k.")] = None,
+    query: Annotated[str, typer.Option(help="What to look for in the end.")] = "a red dog and a blue cup",
+) -> None:
+    """Import, export, evaluate and rank with a released checkpoint."""
+    if output.exists() and any(output.iterdir()):
+        raise InputError(f"{output} is not empty: remove it, or name another folder")
+    if checkpoint is None or vocab is None or data is None:
+        if checkpoint or vocab or data:
+            raise InputError("--checkpoint, --vocab and --data go together: give all three, or none")
+        from synthetic import make_released_files  # here: beside this script, and your own files need it not
+
+        checkpoint, vocab, data = make_released_files(output / "released")
+    test = load_split(data, "test")
+    folds = protocol_folds(protocol, test) if protocol else 1
+    run, bundle = output / "imported", output / "bundle"
+    _say(f"python export/import_checkpoint.py {checkpoint} --vocab {vocab} --data {data} --output {run}")
+    imported = import_checkpoint(checkpoint, vocab, run, data)
+    _say(f"python export/to_onnx.py --checkpoint {imported} --output {bundle}")
+    export_bundle(imported, bundle)
+    with Retriever(bundle) as retriever:
+        _say(f"camp eval {bundle} --data {data}" + (f" --protocol {protocol}" if protocol else ""))
+        with progress_bars(work_of(test, folds)) as advance:
+            result = evaluate(retriever, test, folds, advance, protocol)
+        Console().print(evaluation_table(result, f"{data} test: {result.protocol}"))
+        images = data / "test_ims.npy"
+        _say(f'camp rank {bundle} --images {images} --query "{query}"')
+        for match in retriever.rank(query, map_features(images)):
+            own = [test.captions[k] for k in np.flatnonzero(test.image_of_caption == match.corpus_id)]
+            nearest = max(own, key=lambda caption: len(set(caption.lower().split()) & set(query.split())))
+            Console().print(f"{match.rank}. {match.score:.4f}  row {match.corpus_id}: {nearest}", markup=False)
+
+
+def _say(step: str) -> None:
+    stderr.rule(step, align="left", style="dim")
+
+
+if __name__ == "__main__":
+    run_command(main)
