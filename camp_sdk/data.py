@@ -8,7 +8,6 @@ are read: five captions an image, and one feature row a caption with each image'
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,16 +131,6 @@ def map_features(path: Path) -> NDArray[np.float32]:
     if features.dtype != np.float32 or features.ndim != 3 or not len(features):
         raise BundleError(f"{path} is {features.dtype} {features.shape}: expected float32 [images, regions, width]")
     return features
-
-
-def forget_pages(features: Any) -> None:
-    """Tell the system that what was read of memory-mapped features need not stay: a walk over a file of 9 GB would
-    otherwise count as 9 GB of this process. What is read again comes from the system's cache. Other arrays are left alone.
-    """
-    mapped: Any = getattr(features, "_mmap", None)
-    # Only of read-only maps: of a copy-on-write map this would drop the changes.
-    if isinstance(features, np.memmap) and features.mode == "r" and hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_captions(path: Path) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from camp_sdk.runtime.bundle import Bundle, Manifest, TensorSpec
-from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, Indices, words_axis
+from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, Bundle, Manifest, TensorSpec
+from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, Indices, words_axis
 from camp_sdk.runtime.engines import Arrays
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import holds_only, write_aside
@@ -24,12 +24,19 @@ class Gallery:
     """Encoded images or texts of one bundle, with the name of each (a path, a caption) where it has one.
 
     Made by `Retriever.encode_images` and `Retriever.encode_texts`. `save` writes a folder of .npy files that `open` maps
-    into memory, so a gallery may be larger than memory.
+    into memory, so a gallery may be larger than memory. ``precision`` is what it keeps: float32, float16 or int8.
     """
 
-    def __init__(self, encoded: EncodedImages | EncodedTexts, documents: Sequence[str | None], bundle: Bundle) -> None:
+    def __init__(
+        self,
+        encoded: EncodedImages | EncodedTexts,
+        documents: Sequence[str | None],
+        bundle: Bundle,
+        precision: str = "float32",
+    ) -> None:
         self.encoded = encoded
         self.documents = tuple(documents)
+        self.precision = precision
         self._bundle = bundle
 
     @property
@@ -63,7 +70,8 @@ class Gallery:
             raise InputError(f"select takes a slice or a list of indices: for one item, select([{chosen}])")
         if not len(chosen):
             raise InputError(f"select left none of {len(self)} items: a gallery holds at least one")
-        return Gallery(self.encoded.select(indices), [self.documents[i] for i in chosen], self._bundle)
+        documents = [self.documents[i] for i in chosen]
+        return Gallery(self.encoded.select(indices), documents, self._bundle, self.precision)
 
     def save(self, folder: str | Path) -> None:
         """Write the gallery as a folder, whole or not at all; an older gallery of that name is replaced.
@@ -83,6 +91,7 @@ class Gallery:
             about = {
                 "format": FORMAT_VERSION,
                 "kind": self.kind,
+                "precision": self.precision,
                 "bundle": self.fingerprint,
                 "documents": self.documents,
             }
@@ -101,10 +110,12 @@ class Gallery:
                 f"{path} was made by another bundle ({about['bundle'][:12]}, this one is {bundle.fingerprint[:12]}); "
                 "encode it again with this bundle"
             )
-        encoded = _map_images(path, bundle.manifest) if about["kind"] == "image" else _map_texts(path, bundle.manifest)
+        encoded = (
+            _map_images(path, bundle.manifest, about) if about["kind"] == "image" else _map_texts(path, bundle.manifest)
+        )
         if len(encoded) != len(about["documents"]):
             raise BundleError(f"{path}: {len(encoded)} items but {len(about['documents'])} names; encode it again")
-        return cls(encoded, about["documents"], bundle)
+        return cls(encoded, about["documents"], bundle, about["precision"])
 
 
 def _is_gallery(folder: Path) -> bool:
@@ -121,6 +132,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         valid = about["format"] == FORMAT_VERSION and about["kind"] in ("image", "text")
+        valid = valid and about["precision"] in (GALLERY_PRECISIONS if about["kind"] == "image" else ("float32",))
         valid = valid and isinstance(about["bundle"], str) and isinstance(about["documents"], list)
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} is not a gallery's ({type(error).__name__}: {error}); encode it again") from None
@@ -147,9 +159,17 @@ def _map_all(path: Path, specs: Sequence[TensorSpec]) -> Arrays:
     return {spec.name: _map(path, spec.name, spec.dtype, spec.shape) for spec in specs}
 
 
-def _map_images(path: Path, manifest: Manifest) -> EncodedImages:
-    arrays = _map_all(path, manifest.image_tensors)
-    regions = {array.shape[1] for s in manifest.image_tensors if "R" in s.shape for array in [arrays[s.name]]}
+def _map_images(path: Path, manifest: Manifest, about: dict[str, Any]) -> EncodedImages:
+    specs = manifest.image_tensors
+    if about["precision"] != "float32":
+        if (graph := f"widen-{about['precision']}") not in manifest.graphs:
+            raise BundleError(
+                f"{path} is of precision {about['precision']}, which its bundle cannot read; encode it again"
+            )
+        specs = manifest.graphs[graph].inputs
+        specs = (*specs, *(s for s in manifest.image_tensors if s.name.endswith(GLOBAL_SUFFIX)))
+    arrays = _map_all(path, specs)
+    regions = {arrays[s.name].shape[1] for s in specs if "R" in s.shape}
     if len({len(array) for array in arrays.values()}) != 1 or len(regions) > 1:
         raise BundleError(f"{path}: its tensors disagree on the number of images or regions; encode it again")
     return EncodedImages(arrays)

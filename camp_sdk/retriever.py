@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.data import forget_pages
 from camp_sdk.gallery import Gallery
 from camp_sdk.pictures import normalise, read_picture
 from camp_sdk.results import Explanation, FloatArray, Match
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts
+from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow
 from camp_sdk.runtime.engines import Engine, choose_backend, open_engine
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.files import forget_pages
 from camp_sdk.runtime.tokenizer import Tokenizer
 
 Image = Any  # a path, a PIL image, a uint8 array [H, W, 3], or float features [R, D]
@@ -32,16 +33,29 @@ def _silent(items: int) -> None:
 class Retriever:
     """Ranks images by text and texts by image with the network of a bundle.
 
-    backend: "auto" (CUDA where it works, otherwise the CPU), "onnxruntime" or "onnxruntime-cuda"; `backend` tells which
-    is in use. threads: for the CPU, None takes every core. Graphs open when first needed. Use as a context manager, or
-    call `close`, to free the engines. Raises BundleError if the bundle is broken, BackendError if the backend is not
-    there.
+    backend: "auto" (CUDA where it works, otherwise OpenVINO on an x86 processor if it is installed, otherwise ONNX
+    Runtime), "onnxruntime", "onnxruntime-cuda" or "openvino"; `backend` tells which is in use. precision: "float32", or
+    "bfloat16" to score pairs in half the bits (OpenVINO, on processors that compute in it; encoders stay float32).
+    threads: for the CPU, None takes every core. memory_budget_bytes: what a call may hold beside what it is given and
+    returns; None is as much as is fast. Graphs open when first needed. Use as a context manager, or call `close`, to free
+    the engines. Raises BundleError if the bundle is broken, BackendError if the backend is not there.
     """
 
-    def __init__(self, bundle: str | Path | Bundle, backend: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: str | Path | Bundle,
+        backend: str = "auto",
+        precision: str = "float32",
+        threads: int | None = None,
+        memory_budget_bytes: int | None = None,
+    ) -> None:
+        for name, count in (("threads", threads), ("memory_budget_bytes", memory_budget_bytes)):
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise InputError(f"{name} is {count!r}: expected a whole number, 1 or more, or None")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-        self.backend = choose_backend(self.bundle, backend)
-        self._threads = threads
+        self.backend = choose_backend(self.bundle, backend, precision)
+        self.precision = precision
+        self._threads, self._memory_budget_bytes = threads, memory_budget_bytes
         self._engines: dict[str, Engine] = {}
         self._tokenizer = Tokenizer(self.bundle.path("tokenizer.json"))
         self._scorer_inputs = tuple(spec.name for spec in self.bundle.manifest.graphs["scorer"].inputs)
@@ -62,15 +76,24 @@ class Retriever:
         self._engines.clear()
 
     def encode_images(
-        self, images: Iterable[Image], names: Iterable[str] | None = None, on_progress: Callable[[int], None] = _silent
+        self,
+        images: Iterable[Image],
+        names: Iterable[str] | None = None,
+        on_progress: Callable[[int], None] = _silent,
+        precision: str = "float32",
     ) -> Gallery:
         """Encode images once, for any number of rankings.
 
         images: features as one array [I, R, D] (memory-mapped is fine), or an iterable of paths, PIL images, uint8 arrays
         [H, W, 3] or features [R, D]; R may differ between galleries, not inside one. names: what each is called, its path
-        by default. on_progress hears the number of images of each batch done. Raises InputError, naming the image, for
-        a picture that cannot be read, NaN, wrong sizes, or if there is no image at all.
+        by default. on_progress hears the number of images of each batch done. precision: what the gallery keeps, "float32",
+        "float16" (half the bytes) or "int8" with one scale a region (a quarter); scores then differ a little. Raises
+        InputError, naming the image, for a picture that cannot be read, NaN, wrong sizes, or if there is no image at all.
         """
+        if precision not in GALLERY_PRECISIONS:
+            raise InputError(f"precision {precision!r}: expected one of {', '.join(GALLERY_PRECISIONS)}")
+        if precision != "float32":
+            self._engine(f"widen-{precision}")  # a bundle that cannot read such a gallery is refused now
         if isinstance(images, (str, Path)) or not isinstance(images, Iterable):
             raise InputError(f"images is {images!r}: expected a list of images, or one array [I, R, D]")
         documents: list[str | None] = []
@@ -82,10 +105,11 @@ class Retriever:
         first = next(batches, None)
         if first is None:
             raise InputError("there are no images to encode: expected at least one")
-        encoded = scoring.encode_features(self._engine("image"), itertools.chain([first], batches), total)
+        keep = partial(narrow, precision=precision)
+        encoded = scoring.encode_features(self._engine("image"), itertools.chain([first], batches), total, keep)
         if names is not None and len(names) != len(encoded):
             raise InputError(f"{len(names)} names for {len(encoded)} images: expected one each")
-        return Gallery(encoded, documents if names is None else names, self.bundle)
+        return Gallery(encoded, documents if names is None else names, self.bundle, precision)
 
     def encode_texts(self, texts: Iterable[str]) -> Gallery:
         """Encode texts once, to rank them by image. Captions over the model's limit are cut; unknown words are `<unk>`.
@@ -103,29 +127,36 @@ class Retriever:
         return Gallery.open(folder, self.bundle)
 
     @overload
-    def rank(self, query: list[str], corpus: Gallery | Iterable[Image], top_k: int = 5) -> list[list[Match]]: ...
+    def rank(
+        self, query: list[str], corpus: Gallery | Iterable[Image], top_k: int = 5, shortlist: int | None = None
+    ) -> list[list[Match]]: ...
 
     @overload
-    def rank(self, query: Image, corpus: Gallery | Iterable[Image], top_k: int = 5) -> list[Match]: ...
+    def rank(
+        self, query: Image, corpus: Gallery | Iterable[Image], top_k: int = 5, shortlist: int | None = None
+    ) -> list[Match]: ...
 
-    def rank(self, query: Any, corpus: Gallery | Iterable[Any], top_k: int = 5) -> list[Match] | list[list[Match]]:
+    def rank(
+        self, query: Any, corpus: Gallery | Iterable[Any], top_k: int = 5, shortlist: int | None = None
+    ) -> list[Match] | list[list[Match]]:
         """The best matches of a query, best first; equal logits keep the gallery's order.
 
         A text (or a list of texts, for a list of rankings) ranks images; an image ranks texts. The corpus is a gallery,
         or what one is made of: pictures for a text query, a list of texts for an image query. A path as a query is an
         image when the corpus is a gallery of texts, or when it is a `Path`. top_k above the size of the gallery returns
-        all of it. Raises InputError for an empty query, one without a single known word, or top_k below 1.
+        all of it. shortlist: score only so many items, those whose global vectors are nearest to the query's, and rank
+        those; None scores every item (`camp eval --shortlist` shows what a shortlist loses). Raises InputError for an empty
+        query, one without a single known word, top_k below 1, or a shortlist shorter than top_k or without global vectors.
         """
-        if not isinstance(top_k, (int, np.integer)) or top_k < 1:
-            raise InputError(f"top_k is {top_k!r}: expected a whole number, 1 or more")
-        if self._is_text_query(query, corpus):
-            queries = [query] if isinstance(query, str) else list(query)
-            self.check_queries(queries)
-            images, texts = self._as_gallery(corpus, "image"), self.encode_texts(queries)
-            rankings = [self._matches(row, images, top_k) for row in self._logits(images, texts).T]
-            return rankings[0] if isinstance(query, str) else rankings
-        texts = self._as_gallery(corpus, "text")
-        return self._matches(self._logits(self._as_gallery([query], "image"), texts)[0], texts, top_k)
+        self._check_counts(top_k, shortlist)
+        if not self._is_text_query(query, corpus):
+            texts = self._as_gallery(corpus, "text")
+            return self._rank_texts(self._as_gallery([query], "image"), texts, top_k, shortlist)
+        queries = [query] if isinstance(query, str) else list(query)
+        self.check_queries(queries)
+        images = self._as_gallery(corpus, "image")
+        rankings = self._rank_images(self.encode_texts(queries), images, top_k, shortlist)
+        return rankings[0] if isinstance(query, str) else rankings
 
     def check_queries(self, queries: Sequence[str]) -> None:
         """Raise InputError for a query that is empty, or has no word the model knows; `rank` does this by itself."""
@@ -147,8 +178,7 @@ class Retriever:
         encoded_images = self._images_of(self.encode_images(images))
         encoded_texts = self._texts_of(self.encode_texts(texts))
         where = np.stack([image_ids, text_ids], axis=1)
-        logits = scoring.pair_logits(self._engine("scorer"), self._scorer_inputs, encoded_images, encoded_texts, where)
-        return self._activate(logits)
+        return self._activate(scoring.pair_logits(self._scorer("float32"), encoded_images, encoded_texts, where))
 
     def score_matrix(
         self,
@@ -175,7 +205,8 @@ class Retriever:
         if len(gallery) != 1:
             raise InputError(f"explain takes one image, this gallery has {len(gallery)}: use gallery.select([index])")
         texts = self.encode_texts([text])
-        tensors = self._images_of(gallery).take(slice(0, 1)) | self._texts_of(texts).take(slice(0, 1))
+        image = self._scorer(gallery.precision).widened(self._images_of(gallery).take(slice(0, 1)))
+        tensors = image | self._texts_of(texts).take(slice(0, 1))
         inputs = self.bundle.manifest.graphs["explainer"].inputs if "explainer" in self.bundle.manifest.graphs else ()
         out = self._engine("explainer").run({spec.name: tensors[spec.name] for spec in inputs})
         pixels = self.bundle.manifest.pixels
@@ -192,24 +223,56 @@ class Retriever:
 
     def _engine(self, graph: str) -> Engine:
         if graph not in self._engines:
-            self._engines[graph] = open_engine(self.bundle, graph, self.backend, self._threads)
+            precision = self.precision if graph == "scorer" else "float32"
+            self._engines[graph] = open_engine(self.bundle, graph, self.backend, self._threads, precision)
         return self._engines[graph]
+
+    def _scorer(self, gallery_precision: str) -> scoring.PairScorer:
+        widen = None if gallery_precision == "float32" else self._engine(f"widen-{gallery_precision}")
+        return scoring.PairScorer(self._engine("scorer"), self._scorer_inputs, widen, self._memory_budget_bytes)
 
     def _activate(self, logits: FloatArray) -> FloatArray:
         return scoring.activate(logits, self.bundle.manifest.activation)
 
     def _logits(self, images: Gallery, texts: Gallery, on_progress: Callable[[int], None] = _silent) -> FloatArray:
         encoded_images, encoded_texts = self._images_of(images), self._texts_of(texts)
-        scorer = self._engine("scorer")
-        return scoring.logit_matrix(scorer, self._scorer_inputs, encoded_images, encoded_texts, on_progress)
+        return scoring.logit_matrix(self._scorer(images.precision), encoded_images, encoded_texts, on_progress)
 
-    def _matches(self, logits: FloatArray, corpus: Gallery, top_k: int) -> list[Match]:
+    def _rank_images(self, queries: Gallery, images: Gallery, top_k: int, shortlist: int | None) -> list[list[Match]]:
+        scorer, encoded, texts = self._scorer(images.precision), self._images_of(images), self._texts_of(queries)
+        if shortlist is None or shortlist >= len(images):
+            found = zip(*scoring.best_images(scorer, encoded, texts, top_k), strict=True)
+            return [self._matches(numbers, logits, images) for numbers, logits in found]
+        nearest = scoring.nearest(_vectors(texts, "text"), _vectors(encoded, "image"), shortlist)  # [T, shortlist]
+        pairs = np.stack([nearest.ravel(), np.arange(len(texts)).repeat(shortlist)], axis=1)
+        logits = scoring.pair_logits(scorer, encoded, texts, pairs).reshape(len(texts), shortlist)
+        return [self._best(*row, images, top_k) for row in zip(nearest, logits, strict=True)]
+
+    def _rank_texts(self, image: Gallery, texts: Gallery, top_k: int, shortlist: int | None) -> list[Match]:
+        if shortlist is None or shortlist >= len(texts):
+            return self._best(np.arange(len(texts)), self._logits(image, texts)[0], texts, top_k)
+        vectors = _vectors(self._images_of(image), "image"), _vectors(self._texts_of(texts), "text")
+        numbers = scoring.nearest(*vectors, shortlist)[0]
+        return self._best(numbers, self._logits(image, texts.select(numbers))[0], texts, top_k)
+
+    def _best(self, numbers: NDArray[np.intp], logits: FloatArray, corpus: Gallery, top_k: int) -> list[Match]:
+        """The best of some items, given in the gallery's order."""
         best = np.argsort(-logits, kind="stable")[:top_k]
-        scores = self._activate(logits[best])
+        return self._matches(numbers[best], logits[best], corpus)
+
+    def _matches(self, numbers: NDArray[np.intp], logits: FloatArray, corpus: Gallery) -> list[Match]:
+        rows = zip(numbers.tolist(), self._activate(logits).tolist(), logits.tolist(), strict=True)
         return [
-            Match(int(index), float(score), float(logits[index]), rank, corpus.documents[index])
-            for rank, (index, score) in enumerate(zip(best, scores, strict=True), start=1)
+            Match(number, score, logit, rank, corpus.documents[number])
+            for rank, (number, score, logit) in enumerate(rows, start=1)
         ]
+
+    @staticmethod
+    def _check_counts(top_k: Any, shortlist: Any) -> None:
+        if not isinstance(top_k, (int, np.integer)) or top_k < 1:
+            raise InputError(f"top_k is {top_k!r}: expected a whole number, 1 or more")
+        if shortlist is not None and (not isinstance(shortlist, (int, np.integer)) or shortlist < top_k):
+            raise InputError(f"shortlist is {shortlist!r}: expected a whole number, at least top_k = {top_k}, or None")
 
     def _is_text_query(self, query: Any, corpus: Any) -> bool:
         texts = isinstance(query, str) or (isinstance(query, list) and all(isinstance(text, str) for text in query))
@@ -295,6 +358,13 @@ class Retriever:
                     "extract its features again"
                 )
         return rows
+
+
+def _vectors(encoded: EncodedImages | EncodedTexts, side: str) -> FloatArray:
+    """The global vectors [items, d] of one side."""
+    if f"{side}.global" not in encoded.tensors:
+        raise InputError("this bundle has no global vectors to make a shortlist with: rank without one")
+    return encoded.tensors[f"{side}.global"]
 
 
 def _is_features(image: Any) -> bool:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from camp_sdk.data import Split, forget_pages
+from camp_sdk.data import Split
 from camp_sdk.pictures import normalise, read_picture
 from camp_sdk.runtime.bundle import PixelSpec
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.files import forget_pages
 from camp_sdk.runtime.tokenizer import Tokenizer
 from camp_sdk.terminal import progress
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from camp_sdk.runtime.bundle import SCHEMA_VERSION, Bundle, sha256_of
+from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, SCHEMA_VERSION, Bundle, sha256_of
 from camp_sdk.runtime.engines import import_onnxruntime
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import holds_only, write_aside
@@ -33,7 +33,6 @@ def export_bundle(checkpoint: Path, output: Path) -> Bundle:
     that was not there before.
     """
     from camp_sdk.export.checkpoint import load_checkpoint  # here: --help need not wait for torch
-    from camp_sdk.export.graphs import export_graph, graphs_of
     from camp_sdk.export.parity import check_parity, parity_table, require_parity
 
     check_output(output)
@@ -41,10 +40,7 @@ def export_bundle(checkpoint: Path, output: Path) -> Bundle:
     model, origin = load_checkpoint(checkpoint)
     with write_aside(output) as aside:
         aside.mkdir()
-        contract = {}
-        for graph in progress(graphs_of(model), "exporting graphs"):
-            inputs, outputs = export_graph(graph, aside / f"{graph.name}.onnx")
-            contract[graph.name] = {"file": f"{graph.name}.onnx", "inputs": _specs(inputs), "outputs": _specs(outputs)}
+        contract = write_graphs(model, aside)
         (aside / "tokenizer.json").write_text(origin.tokenizer, encoding="utf-8")
         np.savez(aside / "golden.npz", **golden_arrays(model, origin))
         manifest = _manifest(origin, contract, model.scorer.activation)
@@ -54,6 +50,22 @@ def export_bundle(checkpoint: Path, output: Path) -> Bundle:
         require_parity(checks)
         _write_manifest(aside, manifest | {"parity": [asdict(check) for check in checks]})
     return Bundle(output)
+
+
+def write_graphs(model: Any, folder: Path) -> dict[str, Any]:
+    """Write every graph of a network into a folder; returns their contract, as the manifest holds it."""
+    from camp_sdk.export.graphs import export_graph, graphs_of, write_widening
+
+    contract = {}
+    for graph in progress(graphs_of(model), "exporting graphs"):
+        inputs, outputs = export_graph(graph, folder / f"{graph.name}.onnx")
+        contract[graph.name] = _entry(graph.name, inputs, outputs)
+        if graph.name == "image":
+            kept = [spec for spec in outputs if not spec.name.endswith(GLOBAL_SUFFIX)]
+    for precision in ("float16", "int8"):
+        name = f"widen-{precision}"
+        contract[name] = _entry(name, *write_widening(precision, kept, folder / f"{name}.onnx"))
+    return contract
 
 
 def check_output(output: Path) -> None:
@@ -78,6 +90,10 @@ def golden_arrays(model: Any, origin: Any) -> dict[str, Any]:
     inputs = {"tokens": case.tokens.numpy(), "lengths": case.lengths.numpy()}
     pixels = {"pixels": case.images[:8].numpy()} if origin.pixels else {}
     return inputs | pixels | {"features": expected["features"][:8], "logits": expected["logits"][:8]}
+
+
+def _entry(name: str, inputs: Any, outputs: Any) -> dict[str, Any]:
+    return {"file": f"{name}.onnx", "inputs": _specs(inputs), "outputs": _specs(outputs)}
 
 
 def _specs(specs: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 MANIFEST_BYTES_LIMIT = 16 << 20
 ACTIVATIONS = ("sigmoid", "none")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
-OPTIONAL_GRAPHS = ("explainer", "vision")
+OPTIONAL_GRAPHS = ("explainer", "vision", "widen-float16", "widen-int8")
 GLOBAL_SUFFIX = ".global"
 EXPORT_AGAIN = "export the bundle again, or copy it again from where it was made"
 

@@ -9,15 +9,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.runtime.bundle import TensorSpec
+from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, TensorSpec
 from camp_sdk.runtime.engines import Arrays
+from camp_sdk.runtime.errors import InputError
 
+FLOAT32_BYTES = 4
 Indices = slice | Sequence[int] | NDArray[np.integer[Any]]
+
+
+GALLERY_PRECISIONS = ("float32", "float16", "int8")
+
+
+def narrow(tensors: Arrays, precision: str) -> Arrays:
+    """Image tensors in fewer bits, as the bundle's `widen-float16` and `widen-int8` graphs read them.
+
+    float16: name.float16, rounded. int8: name.int8, and name.scale with one float32 number a row (of the last axis): the
+    largest value of a row becomes 127. Vectors for a shortlist (name.global) stay as they are. Raises InputError for values
+    that float16 cannot hold.
+    """
+    if precision == "float32":
+        return tensors
+    narrowed: Arrays = {}
+    for name, array in tensors.items():
+        if name.endswith(GLOBAL_SUFFIX):
+            narrowed[name] = array
+        elif precision == "float16":
+            with np.errstate(over="ignore"):
+                half = array.astype(np.float16)
+            if not np.isfinite(half).all():
+                raise InputError(f"{name} holds {np.abs(array).max():g}, more than float16 can: use float32 or int8")
+            narrowed[f"{name}.float16"] = half
+        else:
+            largest = np.abs(array).max(axis=-1, keepdims=True)
+            scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
+            narrowed[f"{name}.int8"] = np.rint(array / scale).astype(np.int8)
+            narrowed[f"{name}.scale"] = scale
+    return narrowed
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Image tensors by name, each [I, ...] (R is the same for all); may be memory-mapped."""
+    """Image tensors by name, each [I, ...] (R is the same for all); may be memory-mapped, or narrowed (`narrow`)."""
 
     tensors: Arrays
 
@@ -34,8 +66,8 @@ class EncodedImages:
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of the largest tensor of one image: what a pair costs on this side, about."""
-        return max(int(array[0].nbytes) for array in self.tensors.values())
+        """Bytes of the largest tensor of one image in float32: what a pair costs on this side, about."""
+        return max(FLOAT32_BYTES * int(array[0].size) for array in self.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -75,7 +107,7 @@ class EncodedTexts:
     def item_bytes(self) -> int:
         """Bytes of the largest tensor of the longest text: what a pair costs on this side, about."""
         longest = int(self.lengths.max())
-        sizes = [(int(array[0].nbytes), name in self.per_word) for name, array in self.tensors.items()]
+        sizes = [(FLOAT32_BYTES * int(array[0].size), name in self.per_word) for name, array in self.tensors.items()]
         return max(size * (longest if per_word else 1) for size, per_word in sizes)
 
 

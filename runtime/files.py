@@ -1,12 +1,16 @@
-"""Write aside, then rename: nothing half-written is ever left under its final name."""
+"""Write aside, then rename: nothing half-written is ever left under its final name. Read mapped, and let go."""
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 def _remove(path: Path) -> None:
@@ -54,3 +58,13 @@ def write_aside(target: Path) -> Iterator[Path]:
         _replace(fresh, target, aside / "replaced")
     finally:
         _remove(aside)
+
+
+def forget_pages(array: Any) -> None:
+    """Tell the system that what was read of a memory-mapped array need not stay: a walk over a file of 9 GB would
+    otherwise count as 9 GB of this process. What is read again comes from the system's cache. Other arrays are left alone.
+    """
+    mapped: Any = getattr(array, "_mmap", None)
+    # Only of read-only maps: of a copy-on-write map this would drop the changes.
+    if isinstance(array, np.memmap) and array.mode == "r" and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)

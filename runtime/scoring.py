@@ -5,7 +5,8 @@ Nothing here knows what the tensors mean: names, dtypes and shapes come from the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +14,70 @@ from numpy.typing import NDArray
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, words_axis
 from camp_sdk.runtime.engines import Arrays, Engine
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.files import forget_pages
 from camp_sdk.runtime.tokenizer import Tokens
 
 Logits = NDArray[np.float32]
+Indices = NDArray[np.intp]
 
-# The scorer makes a few intermediates as large as the pairs' own vectors; blocks of about this many bytes of those stay near
-# the processor's caches. A rule of thumb: not yet measured with ONNX Runtime.
+# Intermediates of a block are a few arrays as large as its pairs' own vectors. About this many bytes of each stay near the
+# processor's caches; a few texts against more images is as fast as any other shape (benchmarks/results/pairs.json).
 BLOCK_BYTES = 8 << 20
-BLOCK_TEXTS = 32
+BLOCK_TEXTS = 4
+GROUP_TEXTS = 64
+WORKING_COPIES = 12  # arrays of a block's size that engines hold at once, at most
 ENCODE_TEXTS = 64
+MERGE_IMAGES = 1 << 14
+
+
+@dataclass(frozen=True)
+class PairScorer:
+    """What scores pairs: the scorer's engine, the names of the tensors it reads, and bounds.
+
+    widen: makes float32 image tensors of a gallery's narrower ones, if it has such. memory_budget_bytes: what a call may hold
+    beside the encoded images and texts themselves; None is no bound but the block's.
+    """
+
+    engine: Engine
+    inputs: tuple[str, ...]
+    widen: Engine | None = None
+    memory_budget_bytes: int | None = None
+
+    def run(self, images: Arrays, text: Arrays) -> Logits:
+        """Logits [i, t] of a block; image tensors as `widened` gives them."""
+        return self.engine.run({name: images[name] if name in images else text[name] for name in self.inputs})["logits"]
+
+    def widened(self, images: Arrays) -> Arrays:
+        """Image tensors of a block as the scorer reads them."""
+        if self.widen is None:
+            return images
+        return self.widen.run({name: array for name, array in images.items() if not name.endswith(".global")})
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How many images and texts are scored in one call of the engine, and how many texts are kept ready at once."""
+
+    images: int
+    texts: int
+    group: int
+
+
+def plan_blocks(images: EncodedImages, texts: EncodedTexts, memory_budget_bytes: int | None = None) -> Blocks:
+    """Blocks that fit the cache and the budget. Raises InputError if not even one pair fits the budget."""
+    text_bytes = texts.item_bytes
+    pair_bytes = images.item_bytes + text_bytes
+    pairs, group = BLOCK_BYTES // pair_bytes, GROUP_TEXTS
+    if memory_budget_bytes is not None:
+        pairs = min(pairs, memory_budget_bytes // (2 * WORKING_COPIES * pair_bytes))
+        group = min(group, memory_budget_bytes // (4 * len(texts.tensors) * text_bytes))
+        if pairs < 1 or group < 1:
+            needed = max(2 * WORKING_COPIES * pair_bytes, 4 * len(texts.tensors) * text_bytes)
+            raise InputError(f"memory_budget_bytes is {memory_budget_bytes}: a single pair needs {needed}")
+    pairs = max(1, pairs)
+    block_texts = min(BLOCK_TEXTS, len(texts), group, pairs)
+    return Blocks(max(1, pairs // block_texts), block_texts, max(group, block_texts))
 
 
 def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts:
@@ -39,14 +95,20 @@ def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts
 
 
 def encode_features(
-    engine: Engine, batches_of_features: Iterable[NDArray[np.float32]], total: int | None
+    engine: Engine,
+    batches_of_features: Iterable[NDArray[np.float32]],
+    total: int | None,
+    keep: Callable[[Arrays], Arrays] = lambda tensors: tensors,
 ) -> EncodedImages:
-    """Run the image graph over batches of features [b, R, D]; ``total`` images are allocated once if it is known."""
+    """Run the image graph over batches of features [b, R, D]; ``total`` images are allocated once if it is known.
+
+    keep: what to keep of a batch's tensors, narrower ones for example.
+    """
     parts: dict[str, list[NDArray[np.generic]]] = {}
     whole: Arrays = {}
     done = 0
     for features in batches_of_features:
-        out = engine.run({"features": features})
+        out = keep(engine.run({"features": features}))
         if total is None:
             for name, array in out.items():
                 parts.setdefault(name, []).append(array)
@@ -59,46 +121,89 @@ def encode_features(
 
 
 def iter_logits(
-    scorer: Engine, inputs: Sequence[str], images: EncodedImages, texts: EncodedTexts
-) -> Iterator[tuple[slice, NDArray[np.intp], Logits]]:
+    scorer: PairScorer, images: EncodedImages, texts: EncodedTexts
+) -> Iterator[tuple[slice, Indices, Logits]]:
     """Score all images against all texts, block by block: (image slice, text indices, logits [i, t]) at a time.
 
-    Texts are taken in order of length, so that little of a block is padding; working memory depends on the block, not on
-    how many images or texts there are. ``inputs`` are the names of the tensors the scorer reads.
+    Texts are taken in order of length, so that little of a block is padding, a group at a time: each group meets all images
+    from the first to the last. Working memory depends on the blocks, not on how many images or texts there are.
     """
-    block_images, block_texts = block_shape(images, texts)
-    for chosen in batches(np.argsort(texts.lengths, kind="stable"), block_texts):
-        text_tensors = texts.take(chosen)
-        for start in range(0, len(images), block_images):
-            part = slice(start, min(start + block_images, len(images)))
-            yield part, chosen, _run_scorer(scorer, inputs, images.take(part) | text_tensors)
+    blocks = plan_blocks(images, texts, scorer.memory_budget_bytes)
+    for group in batches(np.argsort(texts.lengths, kind="stable"), blocks.group):
+        ready = [(chosen, texts.take(chosen)) for chosen in batches(group, blocks.texts)]
+        for start in range(0, len(images), blocks.images):
+            part = slice(start, min(start + blocks.images, len(images)))
+            tensors = scorer.widened(images.take(part))
+            for chosen, text_tensors in ready:
+                yield part, chosen, scorer.run(tensors, text_tensors)
+            if scorer.memory_budget_bytes is not None:
+                for array in images.tensors.values():
+                    forget_pages(array)
 
 
 def logit_matrix(
-    scorer: Engine,
-    inputs: Sequence[str],
+    scorer: PairScorer,
     images: EncodedImages,
     texts: EncodedTexts,
     on_block: Callable[[int], None] = lambda pairs: None,
 ) -> Logits:
     """Logits [I, T] of all images against all texts; ``on_block`` hears how many pairs each block scored."""
     logits = np.empty((len(images), len(texts)), np.float32)
-    for part, chosen, block in iter_logits(scorer, inputs, images, texts):
+    for part, chosen, block in iter_logits(scorer, images, texts):
         logits[part, chosen] = block
         on_block(block.size)
     return logits
 
 
-def pair_logits(
-    scorer: Engine, inputs: Sequence[str], images: EncodedImages, texts: EncodedTexts, pairs: NDArray[np.intp]
-) -> Logits:
+def best_images(scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, top_k: int) -> tuple[Indices, Logits]:
+    """The ``top_k`` best images of each text, best first: indices and logits, [T, top_k]; equal logits in gallery order.
+
+    No more than the best so far and a part of the gallery's logits are held at a time, whatever the gallery's size.
+    """
+    top_k = min(top_k, len(images))
+    found, logits = np.empty((len(texts), top_k), np.intp), np.empty((len(texts), top_k), np.float32)
+    held: dict[
+        int, list[tuple[Indices, Logits]]
+    ] = {}  # of each text of the group: its best so far, and what came since
+    for part, chosen, block in iter_logits(scorer, images, texts):
+        numbers = np.arange(part.start, part.stop)
+        for text, column in zip(chosen.tolist(), block.T, strict=True):
+            mine = held.setdefault(text, [])
+            mine.append((numbers, column))
+            if part.stop == len(images):
+                found[text], logits[text] = _best(held.pop(text), top_k)
+            elif len(mine) * len(numbers) > MERGE_IMAGES:
+                held[text] = [_best(mine, top_k)]
+    return found, logits
+
+
+def _best(parts: list[tuple[Indices, Logits]], top_k: int) -> tuple[Indices, Logits]:
+    numbers, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order = np.argsort(-logits, kind="stable")[:top_k]  # what came first stands first, so ties keep their order
+    return numbers[order], logits[order]
+
+
+def nearest(queries: Logits, items: Logits, count: int) -> Indices:
+    """The ``count`` items whose vectors have the largest dot products with each query's, [Q, count], in the items' order.
+
+    queries [Q, d], items [M, d]; products are made for a part of the queries at a time.
+    """
+    rows = [
+        np.argpartition(-(queries[part] @ items.T), count - 1, axis=1)[:, :count]
+        for part in batches(np.arange(len(queries)), GROUP_TEXTS)
+    ]
+    return np.sort(np.concatenate(rows), axis=1)
+
+
+def pair_logits(scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, pairs: Indices) -> Logits:
     """Logits [P] of chosen pairs, rows (image index, text index) of ``pairs`` [P, 2]; each text meets its images at once."""
     logits = np.empty(len(pairs), np.float32)
-    limit = block_shape(images, texts)[0]
     for text in np.unique(pairs[:, 1]):
-        text_tensors = texts.take([int(text)])
+        own = texts.select([int(text)])
+        limit = plan_blocks(images, own, scorer.memory_budget_bytes).images
+        text_tensors = own.take([0])
         for where in batches(np.flatnonzero(pairs[:, 1] == text), limit):
-            block = _run_scorer(scorer, inputs, images.take(pairs[where, 0]) | text_tensors)
+            block = scorer.run(scorer.widened(images.take(pairs[where, 0])), text_tensors)
             logits[where] = block[:, 0]
     return logits
 
@@ -111,18 +216,7 @@ def activate(logits: Logits, activation: str) -> Logits:
         return np.float32(1) / (np.float32(1) + np.exp(-logits))
 
 
-def block_shape(images: EncodedImages, texts: EncodedTexts) -> tuple[int, int]:
-    """How many images and texts to score in one call of the scorer."""
-    pairs = max(1, BLOCK_BYTES // (images.item_bytes + texts.item_bytes))
-    block_texts = min(BLOCK_TEXTS, len(texts), pairs)
-    return max(1, pairs // block_texts), block_texts
-
-
-def batches(indices: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:
+def batches(indices: Indices, size: int) -> Iterator[Indices]:
     """Consecutive parts of at most ``size`` indices."""
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
-
-
-def _run_scorer(scorer: Engine, inputs: Sequence[str], tensors: Arrays) -> Logits:
-    return scorer.run({name: tensors[name] for name in inputs})["logits"]

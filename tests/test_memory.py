@@ -17,10 +17,10 @@ import pytest
 import torch
 from numpy.lib.format import open_memmap
 
-from camp_sdk.data import forget_pages
 from camp_sdk.export.checkpoint import KEY
 from camp_sdk.export.model import Camp
 from camp_sdk.export.to_onnx import export_bundle
+from camp_sdk.runtime.files import forget_pages
 from tests.tiny import tiny_origin
 
 ROOT = Path(__file__).parents[1]

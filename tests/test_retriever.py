@@ -288,14 +288,15 @@ def test_scores_of_a_ranking_are_those_of_the_matrix(feature_retriever: Retrieve
 def test_equal_logits_keep_the_gallerys_order(
     feature_retriever: Retriever, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "logit_matrix", lambda *args: np.ones((10, 1), np.float32))
+    monkeypatch.setattr(scoring.PairScorer, "run", lambda self, images, text: np.ones((len(images["image.V"]), 1)))
     assert [match.corpus_id for match in feature_retriever.rank(QUERY, gallery, 4)] == [0, 1, 2, 3]
 
 
 def test_saturated_scores_are_ranked_by_logit(
     feature_retriever: Retriever, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "logit_matrix", lambda *args: np.arange(50, 60, dtype=np.float32)[:, None])
+    rising = np.arange(50, 60, dtype=np.float32)[:, None]
+    monkeypatch.setattr(scoring.PairScorer, "run", lambda self, images, text: rising)
     matches = feature_retriever.rank(QUERY, gallery, 3)
     assert [(match.corpus_id, match.score) for match in matches] == [(9, 1.0), (8, 1.0), (7, 1.0)]
 
@@ -671,7 +672,38 @@ def test_a_device_that_is_not_there_is_an_error(
 
 def test_auto_takes_the_cpu_where_there_is_nothing_else(feature_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setitem(sys.modules, "openvino", None)
     assert Retriever(feature_bundle).backend == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("machine", "backend"), [("x86_64", "openvino"), ("AMD64", "openvino"), ("arm64", "onnxruntime")]
+)
+def test_auto_takes_openvino_on_x86(
+    feature_bundle: Path, monkeypatch: pytest.MonkeyPatch, machine: str, backend: str
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert Retriever(feature_bundle).backend == backend
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "float8"}, "precision 'float8': expected one of float32, bfloat16"),
+        ({"backend": "onnxruntime", "precision": "bfloat16"}, "onnxruntime scores in float32 only"),
+    ],
+)
+def test_a_precision_that_is_not_there(feature_bundle: Path, options: dict[str, str], message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        Retriever(feature_bundle, **options)  # type: ignore[arg-type]  # strings all
+
+
+@pytest.mark.parametrize("name", ["threads", "memory_budget_bytes"])
+@pytest.mark.parametrize("count", [0, -1, "2", 1.5])
+def test_a_count_that_is_none(feature_bundle: Path, name: str, count: Any) -> None:
+    with pytest.raises(InputError, match=f"{name} is {count!r}: expected a whole number, 1 or more, or None"):
+        Retriever(feature_bundle, "onnxruntime", **{name: count})
 
 
 @pytest.mark.parametrize(("backend", "extra"), [("auto", "cpu"), ("onnxruntime", "cpu"), ("onnxruntime-cuda", "gpu")])
@@ -679,8 +711,18 @@ def test_a_missing_onnxruntime_names_the_extra(
     feature_bundle: Path, features: Features, monkeypatch: pytest.MonkeyPatch, backend: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=rf"onnxruntime is not installed.*pip install 'camp-sdk\[{extra}\]'"):
         encode_with(feature_bundle, backend, features)
+
+
+@pytest.mark.parametrize("options", [{"backend": "openvino"}, {"precision": "bfloat16"}])
+def test_a_missing_openvino_names_the_extra(
+    feature_bundle: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtraError, match=r"openvino is not installed.*pip install 'camp-sdk\[openvino\]'"):
+        Retriever(feature_bundle, **options)
 
 
 def test_a_closed_retriever_opens_again(feature_bundle: Path, gallery: Gallery) -> None:

@@ -1,0 +1,333 @@
+"""Every way to the same scores: engines, precisions, galleries in fewer bits, block by block, inside a budget, by shortlist."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from camp_sdk import BackendError, BundleError, Gallery, InputError, Retriever
+from camp_sdk.runtime import scoring
+from camp_sdk.runtime.encoded import EncodedImages, narrow
+from camp_sdk.runtime.engines import open_engine
+from camp_sdk.runtime.scoring import best_images, nearest, plan_blocks
+from tests.test_bundle import drop, rewrite
+from tests.tiny import CAPTIONS, FEATURE_WIDTH
+
+QUERY = "a small red circle"
+# Float32 sums of 16 terms in another order: engines, batches and blocks differ by about 1e-6.
+SAME = {"rtol": 0, "atol": 1e-5}
+# What the issue of speed allows of a lower precision.
+REDUCED = 5e-3
+
+
+@pytest.fixture(scope="module")
+def openvino(feature_bundle: Path) -> Iterator[Retriever]:
+    with Retriever(feature_bundle, "openvino") as retriever:
+        yield retriever
+
+
+@pytest.fixture(scope="module")
+def many() -> NDArray[np.float32]:
+    """Features of 100 images with five regions."""
+    return np.random.default_rng(1).standard_normal((100, 5, FEATURE_WIDTH), dtype=np.float32)
+
+
+# OpenVINO
+
+
+@pytest.mark.parametrize("bundle", ["feature_bundle", "picture_bundle"])
+def test_every_graph_gives_the_same_by_both_engines(bundle: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(bundle)
+    rng = np.random.default_rng(2)
+    with Retriever(folder, "onnxruntime") as one, Retriever(folder, "openvino") as other:
+        regions = 36 if one.bundle.manifest.pixels else 5
+        images = rng.standard_normal((7, regions, FEATURE_WIDTH), dtype=np.float32)
+        np.testing.assert_allclose(
+            other.score_matrix(images, CAPTIONS, logits=True), one.score_matrix(images, CAPTIONS, logits=True), **SAME
+        )
+        explained = [retriever.explain(QUERY, images[0]) for retriever in (one, other)]
+        np.testing.assert_allclose(explained[1].to_words, explained[0].to_words, **SAME)
+        if one.bundle.manifest.pixels:
+            pictures = [rng.integers(0, 256, (50, 40, 3), dtype=np.uint8) for _ in range(3)]
+            found, expected = (r.score_matrix(pictures, CAPTIONS, logits=True) for r in (other, one))
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)  # sums of up to 864 terms in convolutions
+
+
+def test_openvino_scores_from_many_threads_as_from_one(openvino: Retriever, many: NDArray[np.float32]) -> None:
+    gallery = openvino.encode_images(many)
+    expected = [openvino.score_matrix(gallery, [caption]) for caption in CAPTIONS]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda caption: openvino.score_matrix(gallery, [caption]), CAPTIONS * 5))
+    for index, scores in enumerate(found):
+        np.testing.assert_array_equal(scores, expected[index % len(CAPTIONS)])
+
+
+def test_a_run_of_openvino_that_fails_names_the_graph(openvino: Retriever) -> None:
+    with pytest.raises(BackendError, match=r"OpenVINO cannot run .*image\.onnx"):
+        openvino._engine("image").run({"features": np.zeros((2, 2), np.float32)})
+
+
+def test_openvino_refuses_what_is_no_graph(bundle_copy: Path) -> None:
+    from camp_sdk.runtime.engines import OpenVinoEngine
+
+    (bundle_copy / "broken.onnx").write_bytes(b"broken")
+    with pytest.raises(BundleError, match=r"OpenVINO cannot open .*broken\.onnx"):
+        OpenVinoEngine(bundle_copy / "broken.onnx")
+
+
+def bfloat16_here() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def test_bfloat16_scores_nearly_the_same_or_is_refused(feature_bundle: Path, many: NDArray[np.float32]) -> None:
+    with Retriever(feature_bundle, precision="bfloat16") as retriever:
+        assert (retriever.backend, retriever.precision) == ("openvino", "bfloat16")
+        if not bfloat16_here():
+            with pytest.raises(BackendError, match="does not compute in bfloat16: use precision float32"):
+                retriever.score_matrix(many, CAPTIONS)
+            return
+        found = retriever.score_matrix(many, CAPTIONS, logits=True)
+    with Retriever(feature_bundle, "openvino") as exact:
+        expected = exact.score_matrix(many, CAPTIONS, logits=True)
+    assert 0 < np.abs(found - expected).max() < 0.1  # weights of this network are spread; logits span several units
+    assert np.abs(found - expected).mean() < 0.02
+
+
+# Blocks
+
+
+def images_of(count: int, width: int = 1024) -> EncodedImages:
+    return EncodedImages({"image.V": np.broadcast_to(np.float32(0), (count, 36, width))})
+
+
+def test_blocks_stay_within_bytes_and_counts(feature_retriever: Retriever) -> None:
+    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
+    blocks = plan_blocks(images_of(1000), texts)
+    assert blocks.texts == scoring.BLOCK_TEXTS
+    pair_bytes = images_of(1).item_bytes + texts.item_bytes
+    assert blocks.images * blocks.texts * pair_bytes <= scoring.BLOCK_BYTES
+    assert plan_blocks(images_of(1000), texts, 1 << 40) == blocks
+
+
+@pytest.mark.parametrize("budget", [5_000_000, 20_000_000, 100_000_000])
+def test_blocks_stay_within_a_budget(feature_retriever: Retriever, budget: int) -> None:
+    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
+    blocks = plan_blocks(images_of(1000), texts, budget)
+    pair_bytes = images_of(1).item_bytes + texts.item_bytes
+    assert blocks.images * blocks.texts * pair_bytes * scoring.WORKING_COPIES <= budget / 2
+    assert blocks.group * texts.item_bytes * len(texts.tensors) <= budget / 4
+
+
+def test_a_budget_below_a_pair_is_refused_with_what_it_needs(feature_bundle: Path, many: NDArray[np.float32]) -> None:
+    with Retriever(feature_bundle, "onnxruntime", memory_budget_bytes=1000) as retriever:
+        with pytest.raises(InputError, match=r"memory_budget_bytes is 1000: a single pair needs \d+"):
+            retriever.rank(QUERY, many)
+
+
+@pytest.mark.parametrize("budget", [None, 100_000, 1_000_000])
+@pytest.mark.parametrize("top_k", [1, 7, 100, 1000])
+def test_a_ranking_is_the_order_of_the_matrix(
+    feature_bundle: Path, many: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch, budget: int | None, top_k: int
+) -> None:
+    monkeypatch.setattr(scoring, "MERGE_IMAGES", 16)
+    monkeypatch.setattr(scoring, "BLOCK_BYTES", 20_000)
+    with Retriever(feature_bundle, "onnxruntime", memory_budget_bytes=budget) as retriever:
+        gallery = retriever.encode_images(many)
+        matrix = retriever.score_matrix(gallery, CAPTIONS, logits=True)
+        for column, matches in zip(matrix.T, retriever.rank(CAPTIONS, gallery, top_k), strict=True):
+            assert [match.corpus_id for match in matches] == np.argsort(-column, kind="stable")[:top_k].tolist()
+            assert [match.logit for match in matches] == pytest.approx(np.sort(column)[::-1][:top_k].tolist(), abs=1e-5)
+
+
+def test_equal_logits_keep_the_gallerys_order_through_every_merge(
+    feature_retriever: Retriever, many: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "MERGE_IMAGES", 16)
+    monkeypatch.setattr(scoring, "BLOCK_BYTES", 20_000)
+    run = scoring.PairScorer.run
+    monkeypatch.setattr(scoring.PairScorer, "run", lambda *arguments: np.round(run(*arguments)))
+    images = feature_retriever._images_of(feature_retriever.encode_images(many))
+    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS))
+    scorer = feature_retriever._scorer("float32")
+    found, _ = best_images(scorer, images, texts, 50)
+    matrix = scoring.logit_matrix(scorer, images, texts)
+    assert len(np.unique(matrix)) < 20
+    np.testing.assert_array_equal(found, np.argsort(-matrix.T, axis=1, kind="stable")[:, :50])
+
+
+# Galleries in fewer bits
+
+
+def test_narrowing_is_rounding() -> None:
+    rng = np.random.default_rng(0)
+    tensors = {
+        "image.V": rng.standard_normal((4, 5, 16), dtype=np.float32),
+        "image.global": np.ones((4, 16), np.float32),
+    }
+    tensors["image.V"][1, 2] = 0
+    half, eighth = narrow(tensors, "float16"), narrow(tensors, "int8")
+    np.testing.assert_array_equal(half["image.V.float16"], tensors["image.V"].astype(np.float16))
+    assert eighth["image.V.int8"].dtype == np.int8
+    assert eighth["image.V.scale"].shape == (4, 5, 1)
+    error = np.abs(eighth["image.V.int8"] * eighth["image.V.scale"] - tensors["image.V"])
+    assert (error <= eighth["image.V.scale"] * 0.5001).all()  # half a step, and float32's rounding
+    assert half["image.global"] is eighth["image.global"] is tensors["image.global"]
+
+
+def test_what_float16_cannot_hold_is_refused() -> None:
+    with pytest.raises(InputError, match="more than float16 can: use float32 or int8"):
+        narrow({"image.V": np.full((1, 1, 2), 1e5, np.float32)}, "float16")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("precision", "bytes_of"), [("float16", 0.5), ("int8", 0.25)])
+def test_a_narrower_gallery_scores_nearly_the_same(
+    feature_bundle: Path, many: NDArray[np.float32], tmp_path: Path, backend: str, precision: str, bytes_of: float
+) -> None:
+    with Retriever(feature_bundle, backend) as retriever:
+        whole, narrower = retriever.encode_images(many), retriever.encode_images(many, precision=precision)
+        tensors = narrower.encoded.tensors
+        kept = sum(array.nbytes for name, array in tensors.items() if name.endswith(precision))
+        assert kept == whole.encoded.tensors["image.V"].nbytes * bytes_of
+        exact, found = (retriever.score_matrix(gallery, CAPTIONS) for gallery in (whole, narrower))
+        # Int8 keeps a row within half a step of 127: four per mille of its largest value, through weights that are spread.
+        assert 0 < np.abs(found - exact).max() < {"float16": REDUCED, "int8": 0.1}[precision]
+        narrower.save(tmp_path / "gallery")
+        opened = retriever.open_gallery(tmp_path / "gallery")
+        assert opened.precision == precision
+        np.testing.assert_array_equal(retriever.score_matrix(opened, CAPTIONS), found)
+        part = opened.select([3, 1])
+        np.testing.assert_allclose(retriever.score_matrix(part, CAPTIONS), found[[3, 1]], **SAME)
+        assert retriever.explain(QUERY, part.select([0])).score == pytest.approx(
+            float(retriever.score_matrix(part, [QUERY])[0, 0]), abs=1e-5
+        )
+
+
+def test_an_unknown_gallery_precision(feature_retriever: Retriever, many: NDArray[np.float32]) -> None:
+    with pytest.raises(InputError, match="precision 'int4': expected one of float32, float16, int8"):
+        feature_retriever.encode_images(many, precision="int4")
+
+
+def test_a_bundle_that_cannot_widen_refuses_at_once(bundle_copy: Path, many: NDArray[np.float32]) -> None:
+    with Retriever(rewrite(bundle_copy, drop("graphs", "widen-int8")), "onnxruntime") as retriever:
+        with pytest.raises(BundleError, match="has no widen-int8 graph"):
+            retriever.encode_images(many, precision="int8")
+
+
+def test_the_widening_graphs_undo_narrowing(feature_bundle: Path, feature_retriever: Retriever) -> None:
+    V = np.random.default_rng(3).standard_normal((2, 5, 16), dtype=np.float32)
+    for precision in ("float16", "int8"):
+        with open_engine(feature_retriever.bundle, f"widen-{precision}", "onnxruntime") as engine:
+            narrowed = narrow({"image.V": V}, precision)
+            wide = engine.run(narrowed)["image.V"]
+        expected = (
+            narrowed["image.V.float16"].astype(np.float32)
+            if precision == "float16"
+            else narrowed["image.V.int8"] * narrowed["image.V.scale"]
+        )
+        np.testing.assert_array_equal(wide, expected)
+
+
+# Shortlists
+
+
+def test_nearest_are_the_largest_products_in_the_items_order() -> None:
+    rng = np.random.default_rng(0)
+    queries, items = rng.standard_normal((150, 8), dtype=np.float32), rng.standard_normal((40, 8), dtype=np.float32)
+    found = nearest(queries, items, 7)
+    expected = np.sort(np.argsort(-(queries @ items.T), axis=1)[:, :7], axis=1)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_shortlist_ranks_the_nearest_alone(
+    feature_retriever: Retriever, many: NDArray[np.float32], precision: str
+) -> None:
+    gallery = feature_retriever.encode_images(many, precision=precision)
+    texts = feature_retriever.encode_texts(CAPTIONS)
+    products = gallery.encoded.tensors["image.global"] @ texts.encoded.tensors["text.global"].T
+    matrix = feature_retriever.score_matrix(gallery, texts, logits=True)
+    rankings = feature_retriever.rank(CAPTIONS, gallery, 4, shortlist=9)
+    for text, matches in enumerate(rankings):
+        near = np.argsort(-products[:, text])[:9]
+        expected = near[np.argsort(-matrix[near, text])][:4]
+        assert [match.corpus_id for match in matches] == expected.tolist()
+        assert [match.logit for match in matches] == pytest.approx(matrix[expected, text].tolist(), abs=1e-5)
+
+
+def test_an_image_ranks_a_shortlist_of_texts(feature_retriever: Retriever, many: NDArray[np.float32]) -> None:
+    image, texts = feature_retriever.encode_images(many[:1]), feature_retriever.encode_texts(CAPTIONS)
+    products = (image.encoded.tensors["image.global"] @ texts.encoded.tensors["text.global"].T)[0]
+    logits = feature_retriever.score_matrix(image, texts, logits=True)[0]
+    near = np.argsort(-products)[:3]
+    expected = near[np.argsort(-logits[near])][:2].tolist()
+    assert [m.corpus_id for m in feature_retriever.rank(many[0], texts, 2, shortlist=3)] == expected
+
+
+def test_a_shortlist_of_everything_is_the_exhaustive_ranking(
+    feature_retriever: Retriever, many: NDArray[np.float32]
+) -> None:
+    gallery = feature_retriever.encode_images(many)
+    assert feature_retriever.rank(QUERY, gallery, 5, shortlist=100) == feature_retriever.rank(QUERY, gallery, 5)
+
+
+@pytest.mark.parametrize("shortlist", [4, 0, -1, 2.5, "9"])
+def test_a_shortlist_that_is_none_is_refused(
+    feature_retriever: Retriever, many: NDArray[np.float32], shortlist: Any
+) -> None:
+    with pytest.raises(InputError, match="expected a whole number, at least top_k = 5, or None"):
+        feature_retriever.rank(QUERY, many, 5, shortlist=shortlist)
+
+
+def test_without_global_vectors_there_is_no_shortlist(feature_retriever: Retriever, many: NDArray[np.float32]) -> None:
+    gallery = feature_retriever.encode_images(many)
+    del gallery.encoded.tensors["image.global"]
+    with pytest.raises(InputError, match="no global vectors to make a shortlist with: rank without one"):
+        feature_retriever.rank(QUERY, gallery, 5, shortlist=9)
+
+
+# Memory
+
+RANK = """
+import re, sys
+import numpy as np
+from camp_sdk import Retriever
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+budget = int(sys.argv[3]) or None
+retriever = Retriever(sys.argv[1], "onnxruntime", threads=1, memory_budget_bytes=budget)
+retriever.rank("a red circle", np.zeros((1, 5, 12), np.float32))
+gallery = retriever.open_gallery(sys.argv[2])
+before = peak()
+assert len(retriever.rank(["a red circle"] * 3, gallery, 5)[0]) == 5
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
+def test_a_gallery_larger_than_the_budget_is_ranked_inside_it(
+    feature_bundle: Path, feature_retriever: Retriever, tmp_path: Path
+) -> None:
+    one = feature_retriever.encode_images(np.ones((1, 20_000, FEATURE_WIDTH), np.float32))
+    tensors = {name: np.broadcast_to(array, (80, *array.shape[1:])) for name, array in one.encoded.tensors.items()}
+    gallery = Gallery(EncodedImages(tensors), [None] * 80, feature_retriever.bundle)  # 1.3 MB an image
+    gallery.save(tmp_path / "gallery")
+
+    def growth(budget: int) -> int:
+        command = [sys.executable, "-c", RANK, str(feature_bundle), str(tmp_path / "gallery"), str(budget)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    budget = 64 << 20
+    assert gallery.nbytes > 1.5 * budget
+    assert growth(budget) < budget
+    assert growth(0) > gallery.nbytes  # otherwise the line above could not fail
