@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from camp_sdk.data import load_split, map_features
+from camp_sdk.data import load_split, open_rows
 from camp_sdk.evaluation import Evaluation, evaluate, protocol_folds, work_of
 from camp_sdk.metrics import Direction
 from camp_sdk.pictures import find_pictures
@@ -62,6 +62,8 @@ def eval_command(
     loaded = load_split(data, split)
     if protocol and folds:
         raise InputError(f"--folds {folds}: {protocol} has its own folds, give one of the two")
+    if output and output.is_dir():
+        raise InputError(f"--output {output} is a folder: name a file")
     parts = protocol_folds(protocol, loaded) if protocol else folds or 1
     with Retriever(bundle, backend) as retriever, progress_bars(work_of(loaded, parts)) as advance:
         result = evaluate(retriever, loaded, parts, advance, protocol)
@@ -85,11 +87,11 @@ def rank_command(
     as_json: JsonOption = False,
 ) -> None:
     """Rank the pictures of a folder, or the rows of a file of features, by a text."""
-    found = map_features(images) if images.suffix == ".npy" else find_pictures(images)
+    found, names = open_rows(images) if images.suffix == ".npy" else (find_pictures(images), None)
     with Retriever(bundle, backend) as retriever:
         retriever.check_queries([query])  # before the pictures: they may take minutes
         with progress_bar("encoding images", len(found)) as advance:
-            gallery = retriever.encode_images(found, on_progress=advance)
+            gallery = retriever.encode_images(found, names, advance)
         matches = retriever.rank(query, gallery, top_k)
     if as_json:
         typer.echo(json.dumps({"query": query, "matches": [_as_dict(match) for match in matches]}, indent=2))
@@ -121,7 +123,7 @@ def _ranking_table(query: str, matches: list[Match]) -> Table:
     # Text, not markup: a query or a file name may hold brackets.
     table = Table("rank", "score", Column("image", overflow="fold"), title=Text(query))
     for match in matches:
-        table.add_row(str(match.rank), f"{match.score:.4f}", Text(match.document or f"row {match.corpus_id}"))
+        table.add_row(str(match.rank), f"{match.score:.4f}", Text(match.document or ""))
     return table
 
 

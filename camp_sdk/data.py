@@ -109,11 +109,11 @@ def _encodes(caption: str) -> bool:
 
 def _load_features(folder: Path, split: str) -> Split:
     features_file, captions_file = folder / f"{split}_ims.npy", folder / f"{split}_caps.txt"
-    features = map_features(features_file)
+    features = _map_features(features_file)
     captions = _read_captions(captions_file)
     rows, count = len(features), len(captions)
-    if rows == count and rows % CAPTIONS_PER_IMAGE == 0 and _rows_repeat(features):
-        features = features[::CAPTIONS_PER_IMAGE]
+    if rows == count:
+        features = _distinct_rows(features, features_file)
     if count % len(features) or count // len(features) not in (1, CAPTIONS_PER_IMAGE):
         raise BundleError(
             f"{captions_file} has {count} captions for the {rows} rows of {features_file}: "
@@ -122,8 +122,17 @@ def _load_features(folder: Path, split: str) -> Split:
     return Split(split, features, captions, np.repeat(np.arange(len(features)), count // len(features)))
 
 
-def map_features(path: Path) -> NDArray[np.float32]:
-    """Open a .npy file of features float32 [images, R, D], memory-mapped. Raises BundleError for anything else."""
+def open_rows(path: Path) -> tuple[NDArray[np.float32], list[str]]:
+    """Features [I, R, D] of a .npy file, memory-mapped, and the name of each image's row in it.
+
+    Where a file holds each row five times over, every fifth is an image. Raises BundleError for a file of anything else.
+    """
+    rows = _map_features(path)
+    features = _distinct_rows(rows, path)
+    return features, [f"row {row}" for row in range(0, len(rows), len(rows) // len(features))]
+
+
+def _map_features(path: Path) -> NDArray[np.float32]:
     try:
         features: NDArray[Any] = open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
@@ -151,11 +160,16 @@ def _read_lines(path: Path) -> list[str]:
         raise BundleError(f"{path} is not UTF-8 text ({error}): convert it to UTF-8") from None
 
 
-def _rows_repeat(features: NDArray[np.float32]) -> bool:
-    """Whether rows come in groups of five equal ones; reads a few groups, not the whole file."""
-    groups = len(features) // CAPTIONS_PER_IMAGE
-    for group in np.unique(np.linspace(0, groups - 1, 8).astype(int)):
-        rows = features[group * CAPTIONS_PER_IMAGE : (group + 1) * CAPTIONS_PER_IMAGE]
-        if (rows != rows[:1]).any():
-            return False
-    return True
+def _distinct_rows(features: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
+    """Each image once, of a file that may hold it once for each of its five captions; reads a few rows, not the file."""
+    if len(features) == 1 or (features[0] != features[1]).any():
+        return features
+    groups, rest = divmod(len(features), CAPTIONS_PER_IMAGE)
+    some = np.unique(np.linspace(0, max(groups - 1, 0), 8).astype(int)) * CAPTIONS_PER_IMAGE
+    even = all((features[start : start + CAPTIONS_PER_IMAGE] == features[start]).all() for start in some)
+    if rest or not even:
+        raise BundleError(
+            f"{path} repeats its rows, as files with a row a caption do, but its {len(features)} rows are not groups of "
+            f"{CAPTIONS_PER_IMAGE} equal ones"
+        )
+    return features[::CAPTIONS_PER_IMAGE]

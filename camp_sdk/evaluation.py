@@ -19,7 +19,7 @@ from camp_sdk.runtime.errors import InputError
 Matrix = NDArray[np.float32]
 Progress = Callable[[str, int], None]
 ENCODING, SCORING = "encoding images", "scoring pairs"
-TEXTS_AT_ONCE = 1024
+TEXTS_AT_ONCE = 256
 CAPTIONS_PER_IMAGE = 5
 PROTOCOLS = {"flickr30k": (1000, 1), "coco-5k": (5000, 1), "coco-1k": (5000, 5)}  # images, folds
 
@@ -123,7 +123,7 @@ def similarity_matrices(
 ) -> tuple[Matrix, Matrix | None]:
     """Logits [I, T], and the dot products of the global vectors [I, T] if the bundle has them.
 
-    Captions are encoded a thousand at a time, so that memory does not grow with their number.
+    Captions are encoded a few at a time, so that memory does not grow with their number.
     """
     logits = np.empty((len(images), len(captions)), np.float32)
     vectors = np.empty_like(logits) if "image.global" in images.encoded.tensors else None

@@ -66,7 +66,8 @@ class Explanation:
         return self.to_words[:, word].reshape(self.grid)
 
     def plot(self, path: str | Path, picture: Any = None) -> None:
-        """Draw every word's map over the picture (a path, PIL image or uint8 array) into an image file.
+        """Draw every word's map over the picture (a path, PIL image or uint8 array) into an image file, a PNG if
+        its name has no ending.
 
         Raises MissingExtraError without matplotlib (extra `plot`).
         """
@@ -82,5 +83,6 @@ class Explanation:
             axes.imshow(self.word_map(k), extent=(0, 1, 0, 1), alpha=0.6, cmap="magma", vmin=0, interpolation="bicubic")
             axes.set_title(self.words[k], fontsize=9)
             axes.axis("off")
-        with write_aside(Path(path)) as aside:
+        target = Path(path) if Path(path).suffix else Path(f"{path}.png")
+        with write_aside(target) as aside:
             figure.savefig(aside, dpi=120)

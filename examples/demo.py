@@ -56,7 +56,7 @@ def main(
     _say(f"python export/to_onnx.py --checkpoint {run / 'best.ckpt'} --output {bundle}")
     export_bundle(run / "best.ckpt", bundle)
     test = load_split(data, "test")
-    _say("the same test split by PyTorch, to compare")
+    stderr.print("\nthe same test split by PyTorch, to compare", style="dim")
     with progress_bar(SCORING, work_of(test)[SCORING]) as advance:
         torch_metrics, _ = measure_checkpoint(run / "best.ckpt", data, "test", advance)
     with Retriever(bundle) as retriever:
@@ -83,7 +83,7 @@ def main(
 
 
 def _say(step: str) -> None:
-    stderr.rule(step, align="left", style="dim")
+    stderr.print(f"\n$ {step}", style="dim", markup=False, highlight=False, soft_wrap=True)  # to be copied: not cut
 
 
 def true_of(folder: Path) -> list[set[str]]:

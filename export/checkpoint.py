@@ -20,6 +20,7 @@ from camp_sdk.runtime.tokenizer import Tokenizer
 
 KEY = "camp"
 FORMAT = 1
+EASYDICT = "easydict.EasyDict"  # the class of the options in a released checkpoint
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,12 @@ def load_plain(path: Path) -> Any:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for what is no checkpoint
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {refused[1]}, which is not data: refused" if refused else first_line(error)
-        raise BundleError(f"{path} cannot be read as a checkpoint: {reason}") from None
+        whole = "expected a whole file written by torch.save"
+        reason = f"it asks for {refused[1]}, which is not data: refused" if refused else f"{first_line(error)}; {whole}"
+        released = (
+            "; a checkpoint of the released code goes through export/import_checkpoint.py" if EASYDICT in reason else ""
+        )
+        raise BundleError(f"{path} cannot be read as a checkpoint: {reason}{released}") from None
     return loaded
 
 
@@ -93,7 +98,10 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
         raise BundleError(f"{path} not found: expected a checkpoint written by export/train.py")
     loaded = load_plain(Path(path))
     if not isinstance(loaded, dict) or not isinstance(loaded.get(KEY), dict) or loaded[KEY].get("format") != FORMAT:
-        raise BundleError(f"{path} is not a checkpoint of export/train.py (format {FORMAT}); train with this version")
+        raise BundleError(
+            f"{path} is not a checkpoint of export/train.py (format {FORMAT}); train with this version, or, if the released "
+            "code wrote it, use export/import_checkpoint.py first"
+        )
     try:
         origin = _parse(loaded[KEY])
         model = Camp(origin.model)

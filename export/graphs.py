@@ -21,7 +21,7 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torch import Tensor, nn
 
 from camp_sdk.export.model import Camp
-from camp_sdk.export.networks import Tensors, TextEncoder
+from camp_sdk.export.networks import Tensors, TextEncoder, word_mask
 from camp_sdk.runtime.bundle import TensorSpec
 from camp_sdk.runtime.errors import CampError
 
@@ -64,32 +64,55 @@ class _Images(nn.Module):
 
 
 class _OnnxTextEncoder(TextEncoder):
-    """A text encoder whose GRU is one ONNX operator with sequence lengths; packed sequences have no ONNX form."""
+    """A text encoder whose GRU is two ONNX operators; packed sequences have no ONNX form.
+
+    The backward direction runs forward over each text's own words, reversed, and is reversed again. ONNX's GRU takes lengths
+    for this, but not every engine heeds them (OpenVINO 2026.4 does not), and then every text but the longest is wrong.
+    """
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__(encoder.embed.num_embeddings, encoder.embed.embedding_dim, encoder.rnn.hidden_size)
         self.load_state_dict(encoder.state_dict())
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            both = [self._onnx_gates(f"{name}_l0{suffix}") for suffix in ("", "_reverse")]
-            self.register_buffer(name, torch.stack(both))
+        for suffix in ("l0", "l0_reverse"):
+            for name in ("weight_ih", "weight_hh"):
+                self.register_buffer(f"{name}_{suffix}", self._onnx_gates(f"{name}_{suffix}")[None])
+            biases = [self._onnx_gates(f"{name}_{suffix}") for name in ("bias_ih", "bias_hh")]
+            self.register_buffer(f"bias_{suffix}", torch.cat(biases)[None])
 
     def _onnx_gates(self, name: str) -> Tensor:
         # ONNX orders the gates update, reset, new where PyTorch has reset, update, new.
         reset, update, new = getattr(self.rnn, name).detach().chunk(3)
         return torch.cat([update, reset, new])
 
-    def directions(self, words: Tensor, lengths: Tensor) -> Tensor:
-        count, length, width = words.shape[0], words.shape[1], self.rnn.hidden_size
-        bias = torch.cat([self.get_buffer("bias_ih"), self.get_buffer("bias_hh")], dim=-1)
-        weights = (self.get_buffer("weight_ih"), self.get_buffer("weight_hh"), bias)
-        both = torch.onnx.ops.symbolic(
+    def _run(self, words: Tensor, suffix: str) -> Tensor:
+        """One direction over words [N, T, word_width], from the first to the last: [N, T, d]."""
+        names = (f"weight_ih_{suffix}", f"weight_hh_{suffix}", f"bias_{suffix}")
+        length, count, width = words.shape[0], words.shape[1], self.rnn.hidden_size
+        out = torch.onnx.ops.symbolic(
             "GRU",
-            (words.transpose(0, 1), *weights, lengths.to(torch.int32)),
-            {"hidden_size": width, "direction": "bidirectional", "linear_before_reset": 1},
+            (words, *(self.get_buffer(name) for name in names)),
+            {"hidden_size": width, "linear_before_reset": 1},
             dtype=words.dtype,
-            shape=(length, 2, count, width),
+            shape=(length, 1, count, width),
         )
-        return both.permute(2, 0, 1, 3).flatten(2)  # [T, N, 2d]
+        return out.squeeze(1)
+
+    @staticmethod
+    def _reverse(words: Tensor, lengths: Tensor) -> Tensor:
+        """Each text's own words in reverse, [N, T, width]."""
+        return torch.onnx.ops.symbolic(
+            "ReverseSequence",
+            (words, lengths),
+            {"batch_axis": 1, "time_axis": 0},
+            dtype=words.dtype,
+            shape=tuple(words.shape),
+        )
+
+    def directions(self, words: Tensor, lengths: Tensor) -> Tensor:
+        words = words.transpose(0, 1)  # [N, T, word_width]
+        backward = self._reverse(self._run(self._reverse(words, lengths), "l0_reverse"), lengths)
+        both = torch.cat([self._run(words, "l0"), backward], dim=-1).transpose(0, 1)  # [T, N, 2d]
+        return both * word_mask(lengths, words.shape[0])[..., None]
 
 
 class _Texts(nn.Module):

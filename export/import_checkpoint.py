@@ -60,7 +60,10 @@ def real_examples(data: Path, width: int) -> tuple[NDArray[np.float32], list[str
     """Features [24, R, D] of a data set's dev (or test) split, and captions of theirs. Raises BundleError."""
     from camp_sdk.data import load_split
 
-    split = load_split(data, "dev" if (data / "dev_ims.npy").is_file() else "test")
+    names = [name for name in ("dev", "test") if (data / f"{name}_ims.npy").is_file()]
+    if not names and not (data / "dev").is_dir():
+        raise BundleError(f"{data} has neither dev_ims.npy nor test_ims.npy: expected a folder of precomputed features")
+    split = load_split(data, names[0] if names else "dev")
     if split.has_pictures:
         raise BundleError(f"{data} holds pictures: expected precomputed features of width {width}")
     features: Any = split.images
@@ -87,7 +90,8 @@ def main(
 ) -> None:
     """Import a checkpoint of the released research code."""
     path = import_checkpoint(checkpoint, vocab, output, data)
-    stderr.print(f"wrote {path}; next: python export/to_onnx.py --checkpoint {path} --output bundle/", highlight=False)
+    following = f"python export/to_onnx.py --checkpoint {path} --output bundle/"
+    stderr.print(f"wrote {path}; next: {following}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

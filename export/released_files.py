@@ -6,10 +6,12 @@ A checkpoint is a dict saved by torch: `model` = [image, text and scorer state],
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import pickle
-from collections import OrderedDict
+import pickletools
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camp_sdk.export.checkpoint import first_line, load_plain
+from camp_sdk.export.checkpoint import EASYDICT, first_line, load_plain
 from camp_sdk.export.model import Camp, ModelConfig
 from camp_sdk.export.released import RELEASED
 from camp_sdk.export.vocabulary import SPECIALS
@@ -74,7 +76,7 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{path} not found: expected a checkpoint of the released code (.pth.tar)")
     # The option dictionary is a dict of a class that need not be installed: an ordered dict stands in for it.
-    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):
+    with torch.serialization.safe_globals([(OrderedDict, EASYDICT)]):
         loaded = load_plain(path)
     if not isinstance(loaded, dict):
         raise BundleError(f"{path} holds a {type(loaded).__name__}: expected a dict with model, opt and epoch")
@@ -83,12 +85,23 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _states(path: Path, model: Any) -> States:
     listed = isinstance(model, list) and len(model) == len(PARTS) and all(isinstance(state, dict) for state in model)
-    if not listed or not all(isinstance(t, Tensor) for state in model for t in state.values()):
+    if not listed or not all(_is_plain(t) for state in model for t in state.values()):
         raise BundleError(f"{path} is not a CAMP checkpoint: expected model = [image, text, scorer], tensors by name")
-    return {
-        part: {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
-        for part, state in zip(PARTS, model, strict=True)
-    }
+    states: States = {part: {} for part in PARTS}
+    for part, state in zip(PARTS, model, strict=True):
+        for name, tensor in state.items():
+            bare = str(name).removeprefix("module.")
+            if bare in states[part]:
+                raise BundleError(f"{path} holds {part} {bare} twice, with and without the prefix module.")
+            states[part][bare] = tensor
+    return states
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether this is a tensor whose numbers are all there: neither sparse nor a small one spread over a huge shape."""
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _config(path: Path, states: States, options: Mapping[str, Any]) -> ModelConfig:
@@ -97,8 +110,9 @@ def _config(path: Path, states: States, options: Mapping[str, Any]) -> ModelConf
     if not isinstance(variant, str) or variant not in RELEASED:
         raise BundleError(f"{path} scores by {variant!r}: {expected}")
     for name, value in FIXED_OPTIONS.items():
-        if options.get(name, value) != value:
-            raise BundleError(f"{path} was trained with {name} = {options[name]}: another network, expected {value}")
+        found = options.get(name, value)
+        if not isinstance(found, int) or found != value:
+            raise BundleError(f"{path} was trained with {name} = {found}: another network, expected {value}")
     width, feature_width = _shape(states["image"].get("fc.weight"), options, "embed_size", "img_dim")
     vocabulary_size, word_width = _shape(states["text"].get("embed.weight"), options, "vocab_size", "word_dim")
     return ModelConfig(vocabulary_size, variant, width, feature_width, word_width, global_vectors=False)
@@ -115,10 +129,10 @@ def _variant_of(states: States) -> str | None:
 
 def _shape(tensor: Tensor | None, options: Mapping[str, Any], *names: str) -> tuple[int, int]:
     """The two sizes of a matrix; if it is missing, what the options say, so that the rest can be checked and listed."""
-    if tensor is not None and tensor.ndim == 2:
+    if tensor is not None and tensor.ndim == 2 and tensor.numel():
         return tensor.shape[0], tensor.shape[1]
     rows, columns = (options.get(name) for name in names)
-    return (rows if isinstance(rows, int) else 1), (columns if isinstance(columns, int) else 1)
+    return tuple(size if isinstance(size, int) and 0 < size < 1 << 24 else 1 for size in (rows, columns))  # type: ignore[return-value]  # two
 
 
 def _check_weights(path: Path, config: ModelConfig, states: States) -> None:
@@ -134,23 +148,46 @@ def _check_weights(path: Path, config: ModelConfig, states: States) -> None:
             shape, wanted = tuple(found[name].shape), tuple(expected[name].shape)
             if shape != wanted:
                 faults.append(f"{part} {name} is {shape}, expected {wanted}")
-            elif not (found[name].is_floating_point() and found[name].isfinite().all()):
+            elif not (found[name].is_floating_point() and found[name].float().isfinite().all()):
                 faults.append(f"{part} {name} holds other things than finite numbers")
     if faults:
         raise BundleError(f"{path} does not hold the weights of {config.variant}: {'; '.join(sorted(faults))}")
 
 
-class Vocabulary:
-    """What a pickled vocabulary becomes: an object that only carries attributes."""
+# What dicts, lists, text, whole numbers and an object of a class are made of; tuples, floats, calls and the rest are not.
+OPCODES = frozenset(
+    "PROTO FRAME STOP MARK EMPTY_DICT DICT EMPTY_LIST LIST EMPTY_TUPLE SETITEM SETITEMS APPEND APPENDS UNICODE BINUNICODE "  # noqa: SIM905  # as one reads them
+    "SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING INT BININT BININT1 BININT2 LONG LONG1 PUT BINPUT "
+    "LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL NEWOBJ BUILD".split()
+)
 
 
 class _VocabularyUnpickler(pickle.Unpickler):
-    """Plain values, and objects of the one class `Vocabulary`; every other name a pickle asks for is refused."""
+    """Objects of the one class `Vocabulary`, of module `vocab` or `__main__`; every other name is refused."""
 
-    def find_class(self, module: str, name: str) -> type[Vocabulary]:
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(io.BytesIO(raw), encoding="utf-8")
+        self.vocabulary = type("Vocabulary", (), {})  # fresh, since a pickle can set attributes of a class, too
+
+    def find_class(self, module: str, name: str) -> type:
         if (module, name) in (("vocab", "Vocabulary"), ("__main__", "Vocabulary")):
-            return Vocabulary
+            return self.vocabulary
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data: refused")
+
+    def attributes(self) -> Any:
+        """The attributes of the pickled object; of anything else, the thing itself."""
+        loaded = self.load()
+        return vars(loaded) if type(loaded) is self.vocabulary else loaded
+
+
+def _unpickle(raw: bytes) -> Any:
+    found = Counter(op.name for op, _, _ in pickletools.genops(raw))
+    if not found.keys() - OPCODES:
+        return _VocabularyUnpickler(raw).attributes()
+    if found.total() < 10_000:  # too few to nest so deep that Python dies of it
+        _VocabularyUnpickler(raw).attributes()  # names what it would call, if it would
+    strange = ", ".join(sorted(found.keys() - OPCODES))
+    raise pickle.UnpicklingError(f"it holds other things than dicts, lists, text and whole numbers ({strange})")
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
@@ -163,13 +200,9 @@ def read_vocabulary(path: Path) -> dict[str, int]:
         raise BundleError(f"{path} not found: expected a vocabulary, pickled or JSON")
     if path.stat().st_size > VOCABULARY_BYTES_LIMIT:
         raise BundleError(f"{path} has {path.stat().st_size} bytes: more than a vocabulary can have")
-    raw = path.read_bytes()
+    raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        if raw.lstrip()[:1] == b"{":
-            attributes: Any = json.loads(raw)
-        else:
-            loaded = _VocabularyUnpickler(io.BytesIO(raw), encoding="utf-8").load()
-            attributes = vars(loaded) if type(loaded) is Vocabulary else loaded
+        attributes = json.loads(raw) if raw.lstrip()[:1] == b"{" else _unpickle(raw)
     except Exception as error:  # a broken pickle raises whatever its opcodes run into
         raise BundleError(f"{path} cannot be read as a vocabulary: {first_line(error)}") from None
     return _check_vocabulary(path, attributes)
@@ -177,9 +210,11 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 
 def _check_vocabulary(path: Path, attributes: Any) -> dict[str, int]:
     words = attributes.get("word2idx") if isinstance(attributes, dict) else None
-    typed = isinstance(words, dict) and all(type(w) is str and type(i) is int for w, i in words.items())
+    typed = isinstance(words, dict) and all(_is_word(w) and type(i) is int for w, i in words.items())
     if not isinstance(words, dict) or not typed:
-        raise BundleError(f"{path} is not a vocabulary: expected word2idx, a dict of words to whole numbers")
+        raise BundleError(
+            f"{path} is not a vocabulary: expected word2idx, a dict of words (in valid Unicode) to whole numbers"
+        )
     if sorted(words.values()) != list(range(len(words))):
         raise BundleError(f"{path}: its {len(words)} words are not numbered 0 to {len(words) - 1}, each once")
     if found := [f"{word} at {words.get(word)}" for index, word in enumerate(SPECIALS) if words.get(word) != index]:
@@ -189,15 +224,22 @@ def _check_vocabulary(path: Path, attributes: Any) -> dict[str, int]:
     reverse = attributes.get("idx2word")
     if reverse is not None and not _is_reverse(reverse, words):
         raise BundleError(f"{path}: idx2word is not the reverse of word2idx")
-    if attributes.get("idx", len(words)) != len(words):
-        raise BundleError(f"{path}: idx is {attributes['idx']}, expected the number of words, {len(words)}")
+    count = attributes.get("idx", len(words))
+    if count != len(words):
+        shown = count if isinstance(count, int) and abs(count) < 1 << 40 else type(count).__name__
+        raise BundleError(f"{path}: idx is {shown}, expected the number of words, {len(words)}")
     return words
+
+
+def _is_word(word: Any) -> bool:
+    """Text that can be written down: JSON and pickles can spell halves of characters."""
+    return type(word) is str and word.encode(errors="replace").decode() == word
 
 
 def _is_reverse(reverse: Any, words: dict[str, int]) -> bool:
     """Whether idx2word says the same; JSON turns its keys into text, and a list will do as well."""
     if isinstance(reverse, list):
         reverse = dict(enumerate(reverse))
-    return isinstance(reverse, dict) and {str(i): w for i, w in reverse.items()} == {
-        str(i): w for w, i in words.items()
-    }
+    if not isinstance(reverse, dict) or len(reverse) != len(words):
+        return False
+    return all(reverse.get(index, reverse.get(str(index))) == word for word, index in words.items())

@@ -108,6 +108,10 @@ class TrainConfig:
     def _check_stages(self) -> None:
         if self.attention_epochs and self.variant not in CROSS_ATTENTION:
             raise InputError(f"--attention-epochs: {self.variant} has no cross-attention model to start from")
+        if self.fusion_epochs and not (self.attention_epochs or self.start):
+            raise InputError(
+                "--fusion-epochs: nothing to freeze; give --attention-epochs, or --start with a checkpoint"
+            )
         if self.fusion_epochs and self.variant in CROSS_ATTENTION.values():
             raise InputError(f"--fusion-epochs: {self.variant} has no fusion to train")
 

@@ -53,7 +53,7 @@ class CampTraining(lightning.LightningModule):
         self.model = Camp(origin.model)
         if self.model.vision is not None:  # convolutions in this layout take two thirds of the time, on CPUs too
             self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it not
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=origin.model.global_vectors)
         self.origin, self.config, self.data, self.fusion_only = origin, config, data, fusion_only
         if fusion_only:
             self.requires_grad_(False)
@@ -126,6 +126,20 @@ class CampTraining(lightning.LightningModule):
         checkpoint[KEY] = replace(self.origin, training=training).as_dict()
 
 
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's, which forgets the best score of a run whose folder was moved; this one knows its files by their names."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state with every path in the folder where the run is now."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        paths = {name: here(path) for name, path in state_dict.items() if name.endswith("_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
+
+
 @contextmanager
 def progress_of(trainer: lightning.Trainer, title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar below the trainer's own; yields the function to call with the number of items just done."""
@@ -177,7 +191,7 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
     config.check()
     check_data(config, train, dev)
     stages = stages_of(config)
-    check_output(config, stages)
+    check_output(config)
     keep_freed_memory()
     data, origin = prepare(config, train, dev, cache, started)
     best = config.start
@@ -186,8 +200,7 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
             best = stage.config.output / "best.ckpt"
             continue
         best = run_stage(stage, data, origin, best)
-        if stage is not stages[-1]:  # the last one can be prolonged: resume it with more epochs
-            stage.finished.touch()
+        stage.finished.touch()
     assert best is not None
     return best
 
@@ -202,13 +215,33 @@ def check_data(config: TrainConfig, train: Split, dev: Split) -> None:
         raise InputError(f"--batch-size {config.batch_size} is more than the {len(train.captions)} training captions")
 
 
-def check_output(config: TrainConfig, stages: list[Stage]) -> None:
-    """Raise InputError for a folder in use, or one without anything to resume."""
-    last = [stage.config.output / "last.ckpt" for stage in stages]
-    if config.resume and not any(path.is_file() for path in last):
-        raise InputError(f"--resume: {last[0]} not found; start the run without --resume")
-    if not config.resume and config.output.exists() and any(config.output.iterdir()):
-        raise InputError(f"{config.output} is not empty: name a new folder, or go on with --resume")
+def check_output(config: TrainConfig) -> None:
+    """Raise InputError for a folder in use, one without anything to resume, or a run begun with other options."""
+    if not config.resume:
+        if config.output.exists() and any(config.output.iterdir()):
+            raise InputError(f"{config.output} is not empty: name a new folder, or go on with --resume")
+        return
+    begun = [
+        path
+        for path in (config.output / stage / "last.ckpt" for stage in ("attention", "fusion", "."))
+        if path.is_file()
+    ]
+    if not begun:
+        raise InputError(f"--resume: {config.output / 'last.ckpt'} not found; start the run without --resume")
+    for path in begun:
+        told, stage = load_checkpoint(path)[1].training, path.parent.name if path.parent != config.output else "."
+        asked = _options_of_stage(config, stage)
+        changed = [
+            f"--{n.replace('_', '-')} was {told[n]}, is {v}" for n, v in asked.items() if n in told and told[n] != v
+        ]
+        if changed:
+            raise InputError(f"--resume: {path} was trained with other options: {'; '.join(changed)}")
+
+
+def _options_of_stage(config: TrainConfig, stage: str) -> dict[str, Any]:
+    """The options as a stage's checkpoint tells them; its own variant and epochs are checked by what they follow from."""
+    options = config.as_dict()
+    return options if stage == "." else {n: v for n, v in options.items() if n not in ("variant", "epochs")}
 
 
 def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | None) -> Path:
@@ -219,17 +252,17 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
     module = CampTraining(replace(origin, model=model, training=config.as_dict()), config, data, stage.fusion_only)
     last = config.output / "last.ckpt"
     resume = config.resume and last.is_file()
-    if resume and (found := load_checkpoint(last)[1].model) != model:
-        raise InputError(f"--resume: {last} holds {found}, these options make {model}; use the same options")
+    if resume and ((found := load_checkpoint(last)[1]).model, found.tokenizer) != (model, origin.tokenizer):
+        raise InputError(f"--resume: {last} holds {found.model} and its words; these data make {model}, or other words")
     if start and not resume:
         start_from(module.model, start)
-    best = ModelCheckpoint(config.output, "best", monitor="rsum", mode="max", enable_version_counter=False)
+    best = RunCheckpoint(config.output, "best", monitor="rsum", mode="max", enable_version_counter=False)
     # Not save_last of the other one: that is written only when the best one is.
-    every = ModelCheckpoint(config.output, "last", enable_version_counter=False)
+    every = RunCheckpoint(config.output, "last", enable_version_counter=False)
     with quiet_lightning():
         trainer = build_trainer(config, [best, every, RichProgressBar(refresh_rate=10, leave=True)])
         trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
-    return Path(best.best_model_path)
+    return config.output / "best.ckpt"
 
 
 def start_from(model: Camp, checkpoint: Path) -> None:

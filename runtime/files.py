@@ -29,8 +29,8 @@ def holds_only(folder: Path, names: Iterable[str]) -> bool:
 
 
 def _replace(fresh: Path, target: Path, old: Path) -> None:
-    if not target.is_dir():
-        fresh.replace(target)
+    if not target.is_dir() or not fresh.is_dir():
+        fresh.replace(target)  # a file does not replace a folder: that is an IsADirectoryError
         return
     try:
         target.rename(old)  # a folder cannot be renamed over a full one

@@ -235,6 +235,17 @@ def test_an_error_of_a_file_is_one_line(camp: Camp, picture_bundle: Path, scenes
     assert "Traceback" not in result.err
 
 
+def test_an_output_that_is_a_folder_is_left_alone(
+    camp: Camp, picture_bundle: Path, scenes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/best.ckpt").write_text("precious")
+    result = camp("eval", picture_bundle, "--data", scenes, "--output", tmp_path / "runs")
+    assert (result.code, result.out) == (1, "")
+    assert "is a folder: name a file" in result.err
+    assert (tmp_path / "runs/best.ckpt").read_text() == "precious"
+
+
 def test_what_the_terminal_cannot_show_is_escaped(picture_bundle: Path, tmp_path: Path) -> None:
     folder = pictures_named(tmp_path / "pictures", "caf\u00e9.png")
     command = [sys.executable, "-m", "camp_sdk.cli", "rank", picture_bundle, "--images", folder, "--query", QUERY]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camp_sdk import BundleError, load_split
+from camp_sdk.data import open_rows
 
 GOOD = json.dumps({"file_name": "a.png", "captions": ["a red circle"]})
 
@@ -76,6 +77,29 @@ def test_one_feature_row_a_caption_is_one_row_an_image(tmp_path: Path) -> None:
     split = load_split(write_features(tmp_path, features.repeat(5, axis=0), words(20)), "test")
     np.testing.assert_array_equal(split.images, features)
     assert split.image_of_caption.tolist() == [index for index in range(4) for _ in range(5)]
+
+
+@pytest.mark.parametrize("rows", [48, 49, 3])
+def test_repeated_rows_that_are_not_in_fives_are_refused(tmp_path: Path, rows: int) -> None:
+    repeated = features_of(10).repeat(5, axis=0)[:rows]
+    with pytest.raises(BundleError, match=f"repeats its rows, .* but its {rows} rows are not groups of 5 equal ones"):
+        load_split(write_features(tmp_path, repeated, words(rows)), "test")
+
+
+def test_rows_that_repeat_unevenly_are_refused(tmp_path: Path) -> None:
+    rows = np.concatenate([features_of(4).repeat(4, axis=0), features_of(4)])
+    with pytest.raises(BundleError, match="not groups of 5 equal ones"):
+        load_split(write_features(tmp_path, rows, words(20)), "test")
+
+
+def test_open_rows_names_each_image_by_its_row(tmp_path: Path) -> None:
+    features = features_of(3)
+    np.save(tmp_path / "once.npy", features)
+    np.save(tmp_path / "five.npy", features.repeat(5, axis=0))
+    for name, rows in (("once", [0, 1, 2]), ("five", [0, 5, 10])):
+        found, names = open_rows(tmp_path / f"{name}.npy")
+        np.testing.assert_array_equal(found, features)
+        assert names == [f"row {row}" for row in rows]
 
 
 def test_as_many_different_rows_as_captions_stay_apart(tmp_path: Path) -> None:

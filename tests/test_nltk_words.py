@@ -38,6 +38,7 @@ DIFFERENT = {
     "vs. a.!.": "a lone letter's period directly before a mark that is not alone, in the word after an abbreviation",
     "'ſ": "the long s, which NLTK takes for an s behind an apostrophe",
     "cannot\u0301": "a combining mark right behind one of the contractions",
+    "İgonna": "a combining mark, of the lower-cased letter, right before one of the contractions",
     "a \ufdd0. b": "a character that Unicode sets aside for a program's own use: ours",
     "--" * 42: "over 80 backticks, quotes, dashes, colons or commas in a row",
     "&" * 10 + "dr. x": "over nine marks before an abbreviation",

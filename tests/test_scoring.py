@@ -129,9 +129,9 @@ def test_blocks_stay_within_a_budget(feature_retriever: Retriever, budget: int) 
 
 
 def test_a_budget_below_a_pair_is_refused_with_what_it_needs(feature_bundle: Path, many: NDArray[np.float32]) -> None:
-    with Retriever(feature_bundle, "onnxruntime", memory_budget_bytes=1000) as retriever:
-        with pytest.raises(InputError, match=r"memory_budget_bytes is 1000: a single pair needs \d+"):
-            retriever.rank(QUERY, many)
+    retriever = Retriever(feature_bundle, "onnxruntime", memory_budget_bytes=1000)
+    with pytest.raises(InputError, match=r"memory_budget_bytes is 1000: a single pair needs \d+"):
+        retriever.rank(QUERY, many)
 
 
 @pytest.mark.parametrize("budget", [None, 100_000, 1_000_000])
@@ -219,9 +219,9 @@ def test_an_unknown_gallery_precision(feature_retriever: Retriever, many: NDArra
 
 
 def test_a_bundle_that_cannot_widen_refuses_at_once(bundle_copy: Path, many: NDArray[np.float32]) -> None:
-    with Retriever(rewrite(bundle_copy, drop("graphs", "widen-int8")), "onnxruntime") as retriever:
-        with pytest.raises(BundleError, match="has no widen-int8 graph"):
-            retriever.encode_images(many, precision="int8")
+    retriever = Retriever(rewrite(bundle_copy, drop("graphs", "widen-int8")), "onnxruntime")
+    with pytest.raises(BundleError, match="has no widen-int8 graph"):
+        retriever.encode_images(many, precision="int8")
 
 
 def test_the_widening_graphs_undo_narrowing(feature_bundle: Path, feature_retriever: Retriever) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from camp_sdk.export.measure import measure_network
 from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import VisionNet
 from camp_sdk.export.train import TrainConfig
-from camp_sdk.export.training import CampTraining, run_training
+from camp_sdk.export.training import CampTraining, prepare, run_training
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 2
@@ -529,7 +530,7 @@ def test_resuming_without_a_checkpoint_is_refused(precomputed: Path, tmp_path: P
         ({"learning_rate": -1.0}, "--learning-rate -1.0: expected a positive number"),
         ({"attention_epochs": -1}, "--attention-epochs -1: expected 0 or more"),
         ({"attention_epochs": 1}, "--attention-epochs: paper has no cross-attention model to start from"),
-        ({"fusion_epochs": 1, "variant": "cross_attention"}, "--fusion-epochs: cross_attention has no fusion to train"),
+        ({"fusion_epochs": 1}, "--fusion-epochs: nothing to freeze; give --attention-epochs, or --start"),
         ({"global_weight": float("nan")}, "--global-weight nan: expected 0 or more"),
         ({"variant": "papr"}, "variant 'papr': expected one of paper, scalar"),
     ],
@@ -564,11 +565,80 @@ def test_an_unknown_precision_is_refused(precomputed: Path, tmp_path: Path, cach
         run_training(tiny_config(precomputed, tmp_path / "run", precision="8-bit"), cache)
 
 
-def test_resuming_with_another_width_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"), [("width", 16), ("epochs", 3), ("batch_size", 8), ("seed", 1), ("attention_epochs", 2)]
+)
+def test_resuming_with_another_option_is_refused(
+    precomputed: Path, tmp_path: Path, cache: Path, option: str, value: int
+) -> None:
+    config = tiny_config(precomputed, tmp_path / "run", epochs=1, variant="gate_fusion")
+    run_training(config, cache)
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} was {getattr(config, option)}, is {value}"):
+        run_training(replace(config, resume=True, **{option: value}), cache)
+
+
+def test_resuming_a_stage_without_its_option_is_refused(staged: TrainConfig, tmp_path: Path, cache: Path) -> None:
+    shutil.copytree(staged.output / "attention", tmp_path / "run/attention")
+    config = replace(staged, output=tmp_path / "run", resume=True, attention_epochs=0, fusion_epochs=0)
+    with pytest.raises(InputError, match="--attention-epochs was 1, is 0"):
+        run_training(config, cache)
+
+
+def test_resuming_with_other_words_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    data = same_captions(precomputed, tmp_path)
+    config = tiny_config(data, tmp_path / "run", epochs=1)
+    run_training(config, cache)
+    (tmp_path / "run/finished").unlink()
+    captions = (data / "train_caps.txt").read_text()
+    (data / "train_caps.txt").write_text(captions.replace("pink", "teal"))
+    with pytest.raises(InputError, match=r"and its words; these data make .* or other words"):
+        run_training(replace(config, resume=True), cache)
+
+
+def test_a_finished_run_that_was_moved_resumes_to_its_best(precomputed: Path, tmp_path: Path, cache: Path) -> None:
     config = tiny_config(precomputed, tmp_path / "run", epochs=1)
     run_training(config, cache)
-    with pytest.raises(InputError, match="width"):
-        run_training(replace(config, resume=True, width=16), cache)
+    (tmp_path / "run/finished").unlink()  # as if killed right before
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = replace(config, output=tmp_path / "moved", resume=True)
+    assert run_training(moved, cache) == tmp_path / "moved/best.ckpt"
+
+
+def test_a_moved_run_keeps_its_best(
+    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = replace(POOR, text_to_image=Direction(50, 50, 50, 1))
+    measured = iter([good, POOR, POOR])
+    monkeypatch.setattr(training_module, "measure_network", lambda model, data, on_progress: (next(measured), POOR))
+    step, config = CampTraining.training_step, tiny_config(precomputed, tmp_path / "run", epochs=2)
+
+    def die(self: CampTraining, batch: Any) -> torch.Tensor:
+        if self.global_step == STEPS_ON_FEATURES:
+            raise ConnectionAbortedError("killed")
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CampTraining, "training_step", die)
+        with pytest.raises(ConnectionAbortedError):
+            run_training(config, cache)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    best = run_training(replace(config, output=tmp_path / "moved", resume=True), cache)
+    assert saved(best)["epoch"] == 0
+
+
+def test_without_global_vectors_every_trained_weight_gets_a_gradient(
+    precomputed: Path, tmp_path: Path, cache: Path
+) -> None:
+    """Several devices would stop at one that does not."""
+    config = tiny_config(precomputed, tmp_path / "run", global_weight=0.0).with_defaults(False)
+    data, origin = prepare(config, load_split(precomputed, "train"), load_split(precomputed, "dev"), cache)
+    module = CampTraining(origin, config, data)
+    names = {name for name, weight in module.named_parameters() if weight.requires_grad}
+    assert "log_scale" not in names
+    batch = data.train.collate([data.train[index] for index in range(0, 40, 5)])
+    image, text = module.model.encode_images(batch.images), module.model.encode_texts(batch.tokens, batch.lengths)
+    training_module.pair_loss(module.model.scorer, image, text, batch.matches).backward()
+    assert {name for name, weight in module.named_parameters() if weight.grad is not None} == names
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])

@@ -20,7 +20,6 @@ from rich.console import Console
 
 from camp_sdk import Retriever, evaluate, load_split
 from camp_sdk.cli import evaluation_table
-from camp_sdk.data import map_features
 from camp_sdk.evaluation import protocol_folds, work_of
 from camp_sdk.export.import_checkpoint import import_checkpoint
 from camp_sdk.export.to_onnx import export_bundle
@@ -57,16 +56,15 @@ def main(
         with progress_bars(work_of(test, folds)) as advance:
             result = evaluate(retriever, test, folds, advance, protocol)
         Console().print(evaluation_table(result, f"{data} test: {result.protocol}"))
-        images = data / "test_ims.npy"
-        _say(f'camp rank {bundle} --images {images} --query "{query}"')
-        for match in retriever.rank(query, map_features(images)):
+        _say(f'camp rank {bundle} --images {data / "test_ims.npy"} --query "{query}"')
+        for match in retriever.rank(query, test.images):
             own = [test.captions[k] for k in np.flatnonzero(test.image_of_caption == match.corpus_id)]
             nearest = max(own, key=lambda caption: len(set(caption.lower().split()) & set(query.split())))
-            Console().print(f"{match.rank}. {match.score:.4f}  row {match.corpus_id}: {nearest}", markup=False)
+            Console().print(f"{match.rank}. {match.score:.4f}  image {match.corpus_id}: {nearest}", markup=False)
 
 
 def _say(step: str) -> None:
-    stderr.rule(step, align="left", style="dim")
+    stderr.print(f"\n$ {step}", style="dim", markup=False, highlight=False, soft_wrap=True)  # to be copied: not cut
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def make_released_files(folder: Path) -> tuple[Path, Path, Path]:
     data, run = folder / "synthetic_precomp", folder / "trained"
     write_data(data)
     options = "--variant gate_fusion_new --attention-epochs 4 --fusion-epochs 1 --epochs 3"
-    stderr.rule(f"python export/train.py --data {data} {options} --output {run}", align="left", style="dim")
+    stderr.print(f"$ python export/train.py --data {data} {options} --output {run} ...", style="dim", soft_wrap=True)
     train(
         TrainConfig(
             data,
