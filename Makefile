@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo released test lint types format accuracy install clean
+.PHONY: demo released test lint types format accuracy bench install clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,12 @@ format: $(INSTALLED)
 # Both variants, three seeds each: about 40 minutes on two cores. Finished runs are kept and not repeated.
 accuracy: $(INSTALLED)
 	$(BIN)/python benchmarks/accuracy.py --output build/accuracy
+
+# Pair scoring, first answers, memory and training steps: about ten minutes on two idle cores. Results and plot are written
+# to benchmarks/results/.
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/pairs.py --output build/bench
+	$(BIN)/python benchmarks/training_step.py
 
 clean:
 	rm -rf build $(VENV)

@@ -9,16 +9,14 @@ the output folder, so that a benchmark that was stopped goes on; the table also 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from machine import describe
 from rich.console import Console
 from rich.table import Table
 
@@ -46,8 +44,7 @@ def main(
         write_scenes(data, COUNTS)
     runs = [measure_run(data, output, variant, seed) for variant in VARIANTS for seed in range(seeds)]
     report = {
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "versions": {name: version(name) for name in ("camp-sdk", "torch", "lightning", "numpy")},
+        **describe("camp-sdk", "torch", "lightning", "numpy"),
         "pictures": COUNTS,
         "oracle_r1": oracle_recalls(data / "test"),
         "runs": runs,
@@ -89,15 +86,6 @@ def table(runs: list[dict[str, Any]]) -> Table:
             values = [[run[scored][side][figure] for run in own] for side, figure in FIGURES]
             shown.add_row(name, *(f"{statistics.mean(v):.1f} ({statistics.stdev(v):.1f})" for v in values))
     return shown
-
-
-def processor() -> str:
-    """The processor's name, as Linux tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 if __name__ == "__main__":

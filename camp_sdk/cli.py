@@ -27,7 +27,9 @@ app = typer.Typer(
 )
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder made by export/to_onnx.py.")]
-BackendOption = Annotated[str, typer.Option(help="auto, onnxruntime or onnxruntime-cuda.")]
+BackendOption = Annotated[str, typer.Option(help="auto, onnxruntime, onnxruntime-cuda or openvino.")]
+PrecisionOption = Annotated[str, typer.Option(help="float32, or bfloat16 (openvino): faster, scores differ a little.")]
+SHORTLISTS = (10, 20, 50, 100, 200, 500, 1000)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -54,8 +56,12 @@ def eval_command(
         str | None, typer.Option(help="flickr30k, coco-5k or coco-1k: checks that the data fit.")
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Average over this many equal parts of the images.", min=1)] = None,
+    shortlist: Annotated[
+        int, typer.Option(help="Also show what shortlists of 10 and more candidates lose, up to this many.", min=0)
+    ] = 0,
     output: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
     backend: BackendOption = "auto",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Measure recall on a split: network and global vectors, both directions."""
@@ -65,9 +71,11 @@ def eval_command(
     if output and output.is_dir():
         raise InputError(f"--output {output} is a folder: name a file")
     parts = protocol_folds(protocol, loaded) if protocol else folds or 1
-    with Retriever(bundle, backend) as retriever, progress_bars(work_of(loaded, parts)) as advance:
-        result = evaluate(retriever, loaded, parts, advance, protocol)
-    answer = json.dumps(result.as_dict() | {"split": split, "backend": retriever.backend}, indent=2)
+    sizes = sorted({*(size for size in SHORTLISTS if size < shortlist), shortlist} - {0})
+    with Retriever(bundle, backend, precision) as retriever, progress_bars(work_of(loaded, parts)) as advance:
+        result = evaluate(retriever, loaded, parts, advance, protocol, sizes)
+    told = {"split": split, "backend": retriever.backend, "precision": precision}
+    answer = json.dumps(result.as_dict() | told, indent=2)
     if output:
         with write_aside(output) as aside:
             aside.write_text(f"{answer}\n", encoding="utf-8")
@@ -75,6 +83,8 @@ def eval_command(
         typer.echo(answer)
     else:
         Console().print(evaluation_table(result, f"{data} {split}: {result.protocol}"))
+        if result.shortlists:
+            Console().print(shortlist_table(result))
 
 
 @app.command("rank")
@@ -83,16 +93,18 @@ def rank_command(
     images: Annotated[Path, typer.Option(help="Folder of pictures, or a .npy file of features [I, R, D].")],
     query: Annotated[str, typer.Option(help="What to look for, in words.")],
     top_k: Annotated[int, typer.Option(help="How many answers.", min=1)] = 5,
+    shortlist: Annotated[int | None, typer.Option(help="Score only so many, the nearest by global vector.")] = None,
     backend: BackendOption = "auto",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Rank the pictures of a folder, or the rows of a file of features, by a text."""
     found, names = open_rows(images) if images.suffix == ".npy" else (find_pictures(images), None)
-    with Retriever(bundle, backend) as retriever:
+    with Retriever(bundle, backend, precision) as retriever:
         retriever.check_queries([query])  # before the pictures: they may take minutes
         with progress_bar("encoding images", len(found)) as advance:
             gallery = retriever.encode_images(found, names, advance)
-        matches = retriever.rank(query, gallery, top_k)
+        matches = retriever.rank(query, gallery, top_k, shortlist)
     if as_json:
         typer.echo(json.dumps({"query": query, "matches": [_as_dict(match) for match in matches]}, indent=2))
     else:
@@ -109,6 +121,24 @@ def evaluation_table(result: Evaluation, title: str) -> Table:
         table.add_row(name, "text to image", *_figures(metrics.text_to_image), "")
         table.add_row("", "image to text", *_figures(metrics.image_to_text), f"{metrics.rsum:.1f}", end_section=True)
     return table
+
+
+def shortlist_table(result: Evaluation) -> Table:
+    """What scoring only the nearest by global vector loses: recalls minus those of scoring everything."""
+    heads = [f"{side} {recall}" for side in ("t2i", "i2t") for recall in ("R@1", "R@5", "R@10")]
+    table = Table("candidates", *(Column(head, justify="right") for head in heads), title="recall with a shortlist")
+    whole = [
+        recall for side in (result.network.text_to_image, result.network.image_to_text) for recall in _recalls(side)
+    ]
+    for size, metrics in result.shortlists.items():
+        short = [recall for side in (metrics.text_to_image, metrics.image_to_text) for recall in _recalls(side)]
+        table.add_row(str(size), *(f"{s:.1f} ({s - w:+.1f})" for s, w in zip(short, whole, strict=True)))
+    table.add_row("all", *(f"{w:.1f}" for w in whole))
+    return table
+
+
+def _recalls(side: Direction) -> list[float]:
+    return [side.r1, side.r5, side.r10]
 
 
 def _figures(side: Direction) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,21 @@ from numpy.typing import NDArray
 
 from camp_sdk.data import Split
 from camp_sdk.gallery import Gallery
-from camp_sdk.metrics import Metrics, evaluate_matrix, mean_metrics
+from camp_sdk.metrics import (
+    Metrics,
+    direction,
+    evaluate_matrix,
+    image_to_text_ranks,
+    mean_metrics,
+    text_to_image_ranks,
+)
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
 
 Matrix = NDArray[np.float32]
 Progress = Callable[[str, int], None]
 ENCODING, SCORING = "encoding images", "scoring pairs"
+NETWORK, VECTORS = "network", "vectors"
 TEXTS_AT_ONCE = 256
 CAPTIONS_PER_IMAGE = 5
 PROTOCOLS = {"flickr30k": (1000, 1), "coco-5k": (5000, 1), "coco-1k": (5000, 5)}  # images, folds
@@ -47,7 +55,8 @@ class Evaluation:
     """Metrics of the network and of its global vectors alone, on ``images`` images and ``texts`` captions.
 
     folds: 1 for the whole split at once, otherwise every figure is the mean over that many equal parts. name: the
-    protocol the data were checked against, if any.
+    protocol the data were checked against, if any. shortlists: the network's metrics if only so many candidates, the
+    nearest by global vector, are scored.
     """
 
     network: Metrics
@@ -56,6 +65,7 @@ class Evaluation:
     texts: int
     folds: int
     name: str | None = None
+    shortlists: dict[int, Metrics] = field(default_factory=dict)
 
     @property
     def protocol(self) -> str:
@@ -69,7 +79,8 @@ class Evaluation:
         """Plain values, as `camp eval --json` prints them."""
         rest = {"protocol": self.protocol, "images": self.images, "texts": self.texts, "folds": self.folds}
         beside = self.global_vectors.as_dict() if self.global_vectors else None
-        return self.network.as_dict() | {"global_vectors": beside} | rest
+        short = {str(size): metrics.as_dict() for size, metrics in self.shortlists.items()}
+        return self.network.as_dict() | {"global_vectors": beside} | rest | ({"shortlists": short} if short else {})
 
 
 def evaluate(
@@ -78,12 +89,14 @@ def evaluate(
     folds: int = 1,
     on_progress: Progress = lambda step, done: None,
     protocol: str | None = None,
+    shortlists: Sequence[int] = (),
 ) -> Evaluation:
     """Rank every caption against every image of a split, both ways, and measure.
 
     folds: split the images into that many equal runs and average. on_progress hears a step of `work_of` and how much of
     it was just done. protocol: flickr30k, coco-5k or coco-1k, which brings its own folds and checks the data
-    (`protocol_folds`). Raises InputError if the images do not divide into the folds, or the data are not the protocol's.
+    (`protocol_folds`). shortlists: also measure what ranking a shortlist of each of these sizes gives. Raises InputError if
+    the images do not divide into the folds, the data are not the protocol's, or there are no vectors for a shortlist.
     """
     if protocol:
         folds = protocol_folds(protocol, split)
@@ -91,11 +104,12 @@ def evaluate(
     if folds < 1 or images % folds:
         raise InputError(f"{images} images do not divide into {folds} equal folds")
     size = images // folds
-    measured = [_evaluate_fold(retriever, split, slice(k * size, (k + 1) * size), on_progress) for k in range(folds)]
-    beside = [vectors for _, vectors in measured if vectors]
-    network = mean_metrics([metrics for metrics, _ in measured])
-    vectors = mean_metrics(beside) if beside else None
-    return Evaluation(network, vectors, images, len(split.captions), folds, protocol)
+    parts = [slice(k * size, (k + 1) * size) for k in range(folds)]
+    measured = [_evaluate_fold(retriever, split, part, on_progress, shortlists) for part in parts]
+    means = {name: mean_metrics([fold[name] for fold in measured]) for name in measured[0]}
+    network, beside = means.pop(NETWORK), means.pop(VECTORS, None)
+    short = {int(name): metrics for name, metrics in means.items()}
+    return Evaluation(network, beside, images, len(split.captions), folds, protocol, short)
 
 
 def work_of(split: Split, folds: int = 1) -> dict[str, int]:
@@ -107,15 +121,40 @@ def work_of(split: Split, folds: int = 1) -> dict[str, int]:
 
 
 def _evaluate_fold(
-    retriever: Retriever, split: Split, part: slice, on_progress: Progress
-) -> tuple[Metrics, Metrics | None]:
+    retriever: Retriever, split: Split, part: slice, on_progress: Progress, shortlists: Sequence[int]
+) -> dict[str, Metrics]:
     names = None if split.has_pictures else [f"image {k} of {split.name}" for k in range(part.start, part.stop)]
     images = retriever.encode_images(split.images[part], names, partial(on_progress, ENCODING))
     chosen = np.flatnonzero((split.image_of_caption >= part.start) & (split.image_of_caption < part.stop))
     captions = [split.captions[index] for index in chosen]
     owner = split.image_of_caption[chosen] - part.start
     logits, vectors = similarity_matrices(retriever, images, captions, partial(on_progress, SCORING))
-    return evaluate_matrix(logits, owner), None if vectors is None else evaluate_matrix(vectors, owner)
+    found = {NETWORK: evaluate_matrix(logits, owner)}
+    if vectors is None and len(shortlists):
+        raise InputError("this bundle has no global vectors to make a shortlist with: evaluate without one")
+    if vectors is not None:
+        found[VECTORS] = evaluate_matrix(vectors, owner)
+        found |= {str(size): shortlist_metrics(logits, vectors, owner, size) for size in shortlists}
+    return found
+
+
+def shortlist_metrics(logits: Matrix, vectors: Matrix, image_of_caption: NDArray[np.int64], size: int) -> Metrics:
+    """Metrics if each query scores only the ``size`` candidates nearest by global vector; a right one left out is a miss.
+
+    logits and vectors [I, T], as `similarity_matrices` gives them.
+    """
+
+    def shortened(axis: int) -> Matrix:
+        keep = min(size, logits.shape[axis])
+        nearest = np.argpartition(-vectors, keep - 1, axis=axis).take(np.arange(keep), axis=axis)
+        short = np.full_like(logits, -np.inf)
+        np.put_along_axis(short, nearest, np.take_along_axis(logits, nearest, axis), axis)
+        return short
+
+    return Metrics(
+        direction(text_to_image_ranks(shortened(0), image_of_caption)),
+        direction(image_to_text_ranks(shortened(1), image_of_caption)),
+    )
 
 
 def similarity_matrices(

@@ -53,13 +53,16 @@ class Engine(ABC):
 class OnnxRuntimeEngine(Engine):
     """ONNX Runtime on one graph file. ``device`` is "cpu" or "cuda"; ``threads`` None takes every core.
 
-    Sessions are thread-safe. Raises BackendError if the provider asked for is not the one really in use, or a run fails.
+    spin: whether its idle threads wait for the next run by spinning, which is for a graph that runs again at once: elsewhere
+    they take the cores from the other graphs. Sessions are thread-safe. Raises BackendError if the provider asked for is not
+    the one really in use, or a run fails.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None, spin: bool = True) -> None:
         ort, provider = import_onnxruntime(device)
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
@@ -245,6 +248,6 @@ def open_engine(
     if backend == "openvino":
         engine = OpenVinoEngine(path, threads, precision)
     else:
-        engine = OnnxRuntimeEngine(path, _device(backend), threads)
+        engine = OnnxRuntimeEngine(path, _device(backend), threads, spin=graph == "scorer")
     check_contract(engine, spec)
     return engine

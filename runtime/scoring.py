@@ -130,12 +130,19 @@ def iter_logits(
     """
     blocks = plan_blocks(images, texts, scorer.memory_budget_bytes)
     for group in batches(np.argsort(texts.lengths, kind="stable"), blocks.group):
+        parts = [slice(k, min(k + blocks.images, len(images))) for k in range(0, len(images), blocks.images)]
         ready = [(chosen, texts.take(chosen)) for chosen in batches(group, blocks.texts)]
-        for start in range(0, len(images), blocks.images):
-            part = slice(start, min(start + blocks.images, len(images)))
-            tensors = scorer.widened(images.take(part))
-            for chosen, text_tensors in ready:
-                yield part, chosen, scorer.run(tensors, text_tensors)
+        if scorer.widen is None:  # block after block of one shape: engines prepare anew for another
+            walk = ((part, images.take(part), *text) for text in ready for part in parts)
+        else:  # widened once for all texts of the group
+            walk = (
+                (part, *wide, *text)
+                for part in parts
+                for wide in [(scorer.widened(images.take(part)),)]
+                for text in ready
+            )
+        for part, tensors, chosen, text_tensors in walk:
+            yield part, chosen, scorer.run(tensors, text_tensors)
             if scorer.memory_budget_bytes is not None:
                 for array in images.tensors.values():
                     forget_pages(array)

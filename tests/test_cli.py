@@ -100,7 +100,7 @@ def test_eval_json_is_what_python_says(
 ) -> None:
     answer = json.loads(camp("eval", picture_bundle, "--data", scenes, "--backend", "onnxruntime", "--json").out)
     expected = evaluate(picture_retriever, load_split(scenes, "test")).as_dict()
-    assert answer == expected | {"split": "test", "backend": "onnxruntime"}
+    assert answer == expected | {"split": "test", "backend": "onnxruntime", "precision": "float32"}
 
 
 def test_eval_of_features(camp: Camp, feature_bundle: Path, precomputed: Path) -> None:
@@ -349,6 +349,33 @@ def test_the_image_of_bad_features_is_named_in_every_fold(camp: Camp, feature_bu
     np.save(precomputed / "test_ims.npy", features)
     result = camp("eval", feature_bundle, "--data", precomputed, "--folds", 2)
     assert "image 7 of test has features that are NaN or infinite" in result.err
+
+
+def test_shortlists_show_what_they_lose(
+    camp: Camp, picture_bundle: Path, picture_retriever: Retriever, scenes: Path
+) -> None:
+    options = ["--data", scenes, "--shortlist", 30, "--backend", "onnxruntime"]
+    answer = json.loads(camp("eval", picture_bundle, *options, "--json").out)
+    assert list(answer["shortlists"]) == ["10", "20", "30"]
+    split = load_split(scenes, "test")
+    images = picture_retriever.encode_images(split.images)
+    rankings = picture_retriever.rank(split.captions, images, 1, shortlist=3)
+    hits = [m[0].corpus_id == owner for m, owner in zip(rankings, split.image_of_caption, strict=True)]
+    found = evaluate(picture_retriever, split, shortlists=[3])
+    assert found.shortlists[3].text_to_image.r1 == pytest.approx(100 * np.mean(hits))
+    assert found.shortlists[3].text_to_image.r10 <= found.network.text_to_image.r10
+    table = camp("eval", picture_bundle, *options).out
+    assert "recall with a shortlist" in table
+    # All eight images are on a shortlist of ten, and scored.
+    assert answer["shortlists"]["10"]["text_to_image"] == answer["text_to_image"]
+
+
+def test_a_shortlist_in_camp_rank(camp: Camp, picture_bundle: Path, scenes: Path) -> None:
+    options = ["--images", scenes / "test", "--query", QUERY, "--top-k", 2, "--json"]
+    short = json.loads(camp("rank", picture_bundle, *options, "--shortlist", 3).out)["matches"]
+    assert len(short) == 2
+    whole = json.loads(camp("rank", picture_bundle, *options, "--shortlist", 8).out)["matches"]
+    assert whole == json.loads(camp("rank", picture_bundle, *options).out)["matches"]
 
 
 def test_rank_over_a_file_of_features(

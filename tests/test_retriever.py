@@ -738,7 +738,9 @@ def test_leaving_the_context_closes_every_engine(
 ) -> None:
     opened, closed = [], []
     create, close = OnnxRuntimeEngine.__init__, OnnxRuntimeEngine.close
-    monkeypatch.setattr(OnnxRuntimeEngine, "__init__", lambda self, *a: (opened.append(self), create(self, *a))[1])
+    monkeypatch.setattr(
+        OnnxRuntimeEngine, "__init__", lambda self, *a, **k: (opened.append(self), create(self, *a, **k))[1]
+    )
     monkeypatch.setattr(OnnxRuntimeEngine, "close", lambda self: (closed.append(self), close(self))[1])
     with Retriever(feature_bundle, "onnxruntime") as retriever:
         retriever.rank(QUERY, gallery)

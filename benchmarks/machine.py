@@ -1,0 +1,91 @@
+"""What the machine is, and how fast it multiplies matrices: the floor that figures are held against."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def describe(*packages: str) -> dict[str, Any]:
+    """Machine and versions, for a results file."""
+    return {
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def median_s(call: Callable[[], object], repeats: int = 9) -> float:
+    """Median seconds of a call, after two that warm it up."""
+    for _ in range(2):
+        call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matmul_rates(rows: int, width: int) -> dict[str, dict[str, float]]:
+    """GFLOP/s of [rows, width] x [width, width] by every library here, by precision: the highest is the machine's rate."""
+    x, w = (
+        np.random.default_rng(0).standard_normal(shape, dtype=np.float32) for shape in ((rows, width), (width, width))
+    )
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, width])],
+        [numpy_helper.from_array(w, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    out = np.empty((rows, width), np.float32)
+    calls: dict[str, dict[str, Callable[[], object]]] = {
+        "float32": {
+            "numpy": lambda: np.matmul(x, w, out=out),
+            "torch": _torch_product(x, w, torch.float32),
+            "onnxruntime": lambda: session.run(None, {"x": x}),
+            "openvino": _openvino_product(content, x, openvino.Type.f32),
+        },
+        "bfloat16": {"torch": _torch_product(x, w, torch.bfloat16)},
+    }
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        calls["bfloat16"]["openvino"] = _openvino_product(content, x, openvino.Type.bf16)
+    work = 2 * rows * width * width / 1e9
+    return {kind: {name: work / median_s(call, 25) for name, call in some.items()} for kind, some in calls.items()}
+
+
+def _torch_product(x: np.ndarray, w: np.ndarray, dtype: torch.dtype) -> Callable[[], object]:
+    a, b = torch.from_numpy(x).to(dtype), torch.from_numpy(w).to(dtype)
+    return lambda: a @ b
+
+
+def _openvino_product(content: bytes, x: np.ndarray, precision: Any) -> Callable[[], object]:
+    settings = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1}
+    core = openvino.Core()
+    request = core.compile_model(core.read_model(content, b""), "CPU", settings).create_infer_request()
+    return lambda: request.infer([x], share_inputs=True, share_outputs=True)

@@ -1,0 +1,94 @@
+"""One step of training: the hardest-negative loss over chosen pairs, beside the same loss read off all B x B pairs.
+
+    python benchmarks/training_step.py
+
+Both give the same gradient (tests/test_losses.py). Every measurement is a process of its own; peak memory is by how much the
+step raised it. Results go to benchmarks/results/training_step.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from machine import describe, median_s
+from rich.console import Console
+from rich.table import Table
+
+from camp_sdk.export.losses import matching_bce, pair_loss
+from camp_sdk.export.model import Camp, ModelConfig
+from camp_sdk.runtime.files import write_aside
+from camp_sdk.terminal import progress, run_command
+
+RESULTS = Path(__file__).parent / "results" / "training_step.json"
+WIDTH, REGIONS, WORDS = 256, 36, 14
+BATCHES = (32, 64, 128)
+KINDS = ("all pairs", "chosen pairs")
+
+
+def measure(variant: str, kind: str, batch: int) -> tuple[float, int]:
+    """Median seconds of a forward and backward pass of ``batch`` pairs, and bytes it raised the process's peak by."""
+    torch.manual_seed(0)
+    model = Camp(ModelConfig(100, variant, WIDTH, 64, 32))
+    features, matches = torch.rand(batch, REGIONS, 64), torch.eye(batch, dtype=torch.bool)
+    tokens, lengths = torch.randint(4, 100, (batch, WORDS)), torch.full((batch,), WORDS)
+
+    def step() -> None:
+        image, text = model.encode_images(features), model.encode_texts(tokens, lengths)
+        if kind == "chosen pairs":
+            loss = pair_loss(model.scorer, image, text, matches)
+        else:
+            logits = model.scorer(image, text)
+            wrong = logits.masked_fill(matches, -math.inf)
+            loss = matching_bce(logits.diagonal(), wrong.max(1).values, wrong.max(0).values)
+        loss.backward()
+
+    before = held("VmRSS")
+    seconds = median_s(step, 3)
+    return seconds, held("VmHWM") - before
+
+
+def held(kind: str) -> int:
+    """Bytes this process holds now (VmRSS), or held at most (VmHWM); Linux."""
+    found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def main(
+    one: Annotated[str, typer.Option(help="VARIANT/KIND/BATCH: measure this alone, and print it.")] = "",
+) -> None:
+    """Measure every variant, kind and batch."""
+    if one:
+        variant, kind, batch = one.split("/")
+        print(json.dumps(measure(variant, kind, int(batch))))
+        return
+    cases = [(variant, kind, batch) for variant in ("paper", "scalar") for batch in BATCHES for kind in KINDS]
+    rows = []
+    for variant, kind, batch in progress(cases, "training steps"):
+        command = [sys.executable, __file__, "--one", f"{variant}/{kind}/{batch}"]
+        seconds, grown = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append({"variant": variant, "kind": kind, "batch": batch, "seconds": seconds, "peak_bytes": grown})
+    sizes = {"d": WIDTH, "regions": REGIONS, "words": WORDS}
+    report = {**describe("camp-sdk", "torch"), "sizes": sizes, "rows": rows}
+    RESULTS.parent.mkdir(exist_ok=True)
+    with write_aside(RESULTS) as aside:
+        aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    table = Table(
+        "variant", "batch", "pairs with gradients", "seconds", "memory", title=f"a training step, d = {WIDTH}"
+    )
+    for row in rows:
+        figures = (f"{row['seconds']:.2f}", f"{row['peak_bytes'] / 1e6:,.0f} MB")
+        table.add_row(row["variant"], str(row["batch"]), row["kind"], *figures)
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    run_command(main)
