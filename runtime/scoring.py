@@ -22,9 +22,10 @@ Logits = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
 # Intermediates of a block are a few arrays as large as its pairs' own vectors. About this many bytes of each stay near the
-# processor's caches; a few texts against more images is as fast as any other shape (benchmarks/results/pairs.json).
+# processor's caches; of the shapes that fit, these were the best or near it (benchmarks/results/pairs.json).
 BLOCK_BYTES = 8 << 20
 BLOCK_TEXTS = 4
+BLOCK_IMAGES = 16
 GROUP_TEXTS = 64
 WORKING_COPIES = 12  # arrays of a block's size that engines hold at once, at most
 ENCODE_TEXTS = 64
@@ -76,8 +77,9 @@ def plan_blocks(images: EncodedImages, texts: EncodedTexts, memory_budget_bytes:
             needed = max(2 * WORKING_COPIES * pair_bytes, 4 * len(texts.tensors) * text_bytes)
             raise InputError(f"memory_budget_bytes is {memory_budget_bytes}: a single pair needs {needed}")
     pairs = max(1, pairs)
-    block_texts = min(BLOCK_TEXTS, len(texts), group, pairs)
-    return Blocks(max(1, pairs // block_texts), block_texts, max(group, block_texts))
+    few_images = pairs // len(images)  # they meet more texts at once instead
+    block_texts = min(max(BLOCK_TEXTS, few_images), len(texts), group, pairs)
+    return Blocks(min(BLOCK_IMAGES, max(1, pairs // block_texts)), block_texts, max(group, block_texts))
 
 
 def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts:

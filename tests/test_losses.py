@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from camp_sdk.export.losses import (
     score_pairs,
 )
 from camp_sdk.export.model import SCORERS, Camp
-from camp_sdk.export.networks import Tensors
+from camp_sdk.export.networks import Scorer, Tensors
 from tests.tiny import FEATURE_WIDTH, tiny_model
 
 BATCH = 6
@@ -216,6 +217,37 @@ def test_blocks_of_images_equal_the_whole(variant: str) -> None:
     image, text = encoded_batch(model, torch.float64)
     # Float64, the same sums in blocks of four images and two.
     torch.testing.assert_close(score_blocks(model.scorer, image, text), model.scorer(image, text), rtol=0, atol=1e-12)
+
+
+def kept_bytes(model: Camp, batch: int, loss_of: Callable[..., Tensor]) -> int:
+    """Bytes that the scorer's part of a loss keeps for its backward pass."""
+    features, lengths = torch.rand(batch, 6, FEATURE_WIDTH), torch.full((batch,), 7)
+    tokens = torch.randint(1, model.config.vocabulary_size, (batch, 7))
+    image, text = model.encode_images(features), model.encode_texts(tokens, lengths)
+    total = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss_of(model.scorer, image, text, torch.eye(batch, dtype=torch.bool))
+    return total
+
+
+def all_pairs(scorer: Scorer, image: Tensors, text: Tensors, matches: Tensor) -> Tensor:
+    logits = scorer(image, text)
+    wrong = logits.masked_fill(matches, -math.inf)
+    return matching_bce(logits.diagonal(), wrong.max(1).values, wrong.max(0).values)
+
+
+@pytest.mark.parametrize("variant", ["paper", "scalar", "gate_fusion_new"])
+def test_what_is_kept_for_gradients_grows_with_the_batch_and_not_with_its_square(variant: str) -> None:
+    model = tiny_model(variant)
+    chosen, every = ([kept_bytes(model, batch, loss) for batch in (8, 16, 32)] for loss in (pair_loss, all_pairs))
+    assert chosen[2] / chosen[1] < 2.1  # twice as many pairs, and a little that does not grow
+    assert every[2] / every[1] > 3.5
 
 
 def unit_vectors(seed: int) -> Tensor:
