@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -11,19 +11,15 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.features import FeatureReader, Image, kind_of
 from camp_sdk.gallery import Gallery
-from camp_sdk.pictures import normalise, read_picture
 from camp_sdk.results import Explanation, FloatArray, Match
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow
 from camp_sdk.runtime.engines import Engine, choose_backend, open_engine
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import forget_pages
 from camp_sdk.runtime.tokenizer import Tokenizer
-
-Image = Any  # a path, a PIL image, a uint8 array [H, W, 3], or float features [R, D]
-ENCODE_IMAGES = 32
 
 
 def _silent(items: int) -> None:
@@ -101,7 +97,7 @@ class Retriever:
         total = len(images) if isinstance(images, Sized) else None
         if names is not None and total is not None and len(names) != total:
             raise InputError(f"{len(names)} names for {total} images: expected one each")
-        batches = self._feature_batches(images, names, documents, on_progress)
+        batches = self._reader().batches(images, names, documents, on_progress)
         first = next(batches, None)
         if first is None:
             raise InputError("there are no images to encode: expected at least one")
@@ -170,7 +166,7 @@ class Retriever:
         pairs = list(pairs)
         for index, pair in enumerate(pairs):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise InputError(f"pair {index} is {_kind(pair)}: expected (image, text)")
+                raise InputError(f"pair {index} is {kind_of(pair)}: expected (image, text)")
         if not pairs:
             return np.empty(0, np.float32)
         images, image_ids = _distinct([image for image, _ in pairs])
@@ -226,6 +222,11 @@ class Retriever:
             precision = self.precision if graph == "scorer" else "float32"
             self._engines[graph] = open_engine(self.bundle, graph, self.backend, self._threads, precision)
         return self._engines[graph]
+
+    def _reader(self) -> FeatureReader:
+        return FeatureReader(
+            self.bundle.manifest, lambda pixels: self._engine("vision").run({"pixels": pixels})["features"]
+        )
 
     def _scorer(self, gallery_precision: str) -> scoring.PairScorer:
         widen = None if gallery_precision == "float32" else self._engine(f"widen-{gallery_precision}")
@@ -299,83 +300,12 @@ class Retriever:
             raise InputError("this is a gallery of images: expected texts here")
         return gallery.encoded
 
-    def _feature_batches(
-        self,
-        images: Iterable[Image],
-        names: Sequence[str] | None,
-        documents: list[str | None],
-        on_progress: Callable[[int], None],
-    ) -> Iterator[NDArray[np.float32]]:
-        """Features [b, R, D] of consecutive images, checked; what each is called goes to ``documents``."""
-        first: NDArray[Any] | None = None  # the features all others must be like, if these are features
-        walk = enumerate(images)
-        while batch := list(itertools.islice(walk, ENCODE_IMAGES)):
-            if batch[0][0] == 0 and _is_features(batch[0][1]):
-                first = batch[0][1]
-            yield self._read_pictures(batch) if first is None else self._check_features(batch, first.shape[0], names)
-            forget_pages(images)
-            documents += [str(image) if isinstance(image, (str, Path)) else None for _, image in batch]
-            on_progress(len(batch))
-
-    def _read_pictures(self, batch: list[tuple[int, Image]]) -> NDArray[np.float32]:
-        for index, image in batch:
-            if index and _is_features(image):
-                raise InputError(f"image {index} is ready features, those before it pictures: encode them apart")
-        spec = self.bundle.manifest.pixels
-        if spec is None:
-            raise InputError(
-                f"image {batch[0][0]} is a {_kind(batch[0][1])}, but this bundle takes region features, float [R, "
-                f"{self.bundle.manifest.feature_width}]; export a model trained on pictures to encode pictures"
-            )
-        names = [str(image) if isinstance(image, (str, Path)) else f"image {index}" for index, image in batch]
-        pixels = [read_picture(p, spec.height, spec.width, name) for (_, p), name in zip(batch, names, strict=True)]
-        return self._engine("vision").run({"pixels": normalise(np.stack(pixels), spec)})["features"]
-
-    def _check_features(
-        self, batch: list[tuple[int, Image]], regions: int, names: Sequence[str] | None
-    ) -> NDArray[np.float32]:
-        width = self.bundle.manifest.feature_width
-        rows = np.empty((len(batch), regions, width), np.float32)
-        for row, (index, features) in zip(rows, batch, strict=True):
-            name = names[index] if names and index < len(names) else f"image {index}"
-            if not _is_features(features):
-                raise InputError(f"{name} is a {_kind(features)}, those before it ready features: encode them apart")
-            if features.shape[1] != width or not features.shape[0]:
-                raise InputError(
-                    f"{name} has features {features.shape}: expected [R, {width}] with R above 0, of the detector or "
-                    "network this model was trained with"
-                )
-            if features.shape[0] != regions:
-                raise InputError(
-                    f"{name} has {features.shape[0]} regions, those before it {regions}: encode images of different "
-                    "numbers of regions as galleries of their own"
-                )
-            with np.errstate(over="ignore"):
-                row[:] = features
-            if not np.isfinite(row).all():
-                raise InputError(
-                    f"{name} has features that are NaN or infinite: expected finite float32 numbers; leave it out, or "
-                    "extract its features again"
-                )
-        return rows
-
 
 def _vectors(encoded: EncodedImages | EncodedTexts, side: str) -> FloatArray:
     """The global vectors [items, d] of one side."""
     if f"{side}.global" not in encoded.tensors:
         raise InputError("this bundle has no global vectors to make a shortlist with: rank without one")
     return encoded.tensors[f"{side}.global"]
-
-
-def _is_features(image: Any) -> bool:
-    return isinstance(image, np.ndarray) and image.ndim == 2 and np.issubdtype(image.dtype, np.floating)
-
-
-def _kind(image: Any) -> str:
-    """What an image was given as, for messages."""
-    if isinstance(image, np.ndarray):
-        return f"{image.dtype} array {image.shape}"
-    return "picture" if isinstance(image, (str, Path)) else type(image).__name__
 
 
 def _distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.intp]]:

@@ -134,20 +134,26 @@ def iter_logits(
     for group in batches(np.argsort(texts.lengths, kind="stable"), blocks.group):
         parts = [slice(k, min(k + blocks.images, len(images))) for k in range(0, len(images), blocks.images)]
         ready = [(chosen, texts.take(chosen)) for chosen in batches(group, blocks.texts)]
-        if scorer.widen is None:  # block after block of one shape: engines prepare anew for another
-            walk = ((part, images.take(part), *text) for text in ready for part in parts)
-        else:  # widened once for all texts of the group
-            walk = (
-                (part, *wide, *text)
-                for part in parts
-                for wide in [(scorer.widened(images.take(part)),)]
-                for text in ready
-            )
-        for part, tensors, chosen, text_tensors in walk:
+        for part, tensors, chosen, text_tensors in _meetings(scorer, images, parts, ready):
             yield part, chosen, scorer.run(tensors, text_tensors)
             if scorer.memory_budget_bytes is not None:
                 for array in images.tensors.values():
                     forget_pages(array)
+
+
+def _meetings(
+    scorer: PairScorer, images: EncodedImages, parts: list[slice], ready: list[tuple[Indices, Arrays]]
+) -> Iterator[tuple[slice, Arrays, Indices, Arrays]]:
+    """Every part of the images with every batch of a group's texts, in the order that costs least."""
+    if scorer.widen is None:
+        for chosen, text_tensors in ready:  # block after block of one shape: engines prepare anew for another
+            for part in parts:
+                yield part, images.take(part), chosen, text_tensors
+        return
+    for part in parts:
+        tensors = scorer.widened(images.take(part))  # once for all texts of the group
+        for chosen, text_tensors in ready:
+            yield part, tensors, chosen, text_tensors
 
 
 def logit_matrix(
