@@ -69,7 +69,7 @@ def main(
         manifest = retriever.bundle.manifest
     page = {
         "cards": cards,
-        "rows": table_rows(torch_metrics, result),
+        "rows": table_rows(torch_metrics, result, retriever.backend),
         "oracle": oracle_recalls(data / "test"),
         "protocol": result.protocol,
         "variant": variant,
@@ -155,9 +155,9 @@ def data_uri(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def table_rows(torch_metrics: Metrics, result: Evaluation) -> list[tuple[str, Metrics]]:
+def table_rows(torch_metrics: Metrics, result: Evaluation, backend: str) -> list[tuple[str, Metrics]]:
     """PyTorch, the bundle, and its global vectors alone."""
-    rows = [("PyTorch", torch_metrics), ("bundle (ONNX Runtime)", result.network)]
+    rows = [("PyTorch", torch_metrics), (f"bundle ({backend})", result.network)]
     return [*rows, ("global vectors alone", result.global_vectors)] if result.global_vectors else rows
 
 
