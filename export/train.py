@@ -118,7 +118,7 @@ class TrainConfig:
 
 def main(config: TrainConfig) -> None:
     """Train CAMP on a folder of pictures or on precomputed region features."""
-    from camp_sdk.export.training import run_training  # here: --help need not wait for torch
+    from camp_sdk.export.stages import run_training  # here: --help need not wait for torch
 
     with tempfile.TemporaryDirectory(prefix="camp-") as cache:
         run_training(config, Path(cache))

@@ -15,26 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from camp_sdk.data import Split, load_split
-from camp_sdk.export.batches import Batch, CaptionDataset, NeighbourSampler, decode_pictures, measure_pixels
-from camp_sdk.export.checkpoint import KEY, Origin, load_checkpoint, open_tokenizer
+from camp_sdk.export.batches import Batch, CaptionDataset, NeighbourSampler
+from camp_sdk.export.checkpoint import KEY, Origin
 from camp_sdk.export.losses import contrastive_loss, pair_loss
 from camp_sdk.export.measure import features_of, measure_network
-from camp_sdk.export.model import Camp, ModelConfig
-from camp_sdk.export.networks import VisionNet
-from camp_sdk.export.train import CROSS_ATTENTION, TrainConfig
-from camp_sdk.export.vocabulary import build_tokenizer
-from camp_sdk.runtime.errors import InputError
+from camp_sdk.export.model import Camp
+from camp_sdk.export.train import TrainConfig
 
 CLIP_NORM = 2.0
-EXAMPLES = 24
 
 
 @dataclass(frozen=True)
@@ -150,174 +144,6 @@ def progress_of(trainer: lightning.Trainer, title: str, total: int) -> Iterator[
     task = bars.add_task(title, total=total)
     yield lambda done: bars.update(task, advance=done, refresh=True)  # Lightning's bars do not refresh by themselves
     bars.update(task, visible=False)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One part of a run, in a folder of its own (the last in the run's): what to train, from where the one before stopped."""
-
-    config: TrainConfig
-    fusion_only: bool = False
-
-    @property
-    def finished(self) -> Path:
-        """The empty file that tells that this stage is done."""
-        return self.config.output / "finished"
-
-
-def stages_of(config: TrainConfig) -> list[Stage]:
-    """The stages of a run: the cross-attention model, the fusion alone, everything; those of no epochs are left out."""
-    attention = replace(
-        config,
-        variant=CROSS_ATTENTION.get(config.variant, config.variant),
-        epochs=config.attention_epochs,
-        output=config.output / "attention",
-    )
-    fusion = replace(config, epochs=config.fusion_epochs, output=config.output / "fusion")
-    stages = [Stage(attention), Stage(fusion, fusion_only=True), Stage(config)]
-    return [stage for stage in stages if stage.config.epochs]
-
-
-def run_training(config: TrainConfig, cache: Path) -> Path:
-    """Train, and return the path of the best checkpoint. ``cache`` is a folder for decoded pictures.
-
-    Raises InputError for options no run can have or an output folder in use, BundleError for a broken data set.
-    """
-    train, dev = load_split(config.data, "train"), load_split(config.data, "dev")
-    started = load_checkpoint(config.start)[1] if config.start else None
-    if started:
-        config = with_sizes(config, started.model)
-    config = config.with_defaults(train.has_pictures)
-    config.check()
-    check_data(config, train, dev)
-    stages = stages_of(config)
-    check_output(config)
-    keep_freed_memory()
-    data, origin = prepare(config, train, dev, cache, started)
-    best = config.start
-    for stage in stages:
-        if config.resume and stage.finished.is_file():
-            best = stage.config.output / "best.ckpt"
-            continue
-        best = run_stage(stage, data, origin, best)
-        stage.finished.touch()
-    assert best is not None
-    return best
-
-
-def check_data(config: TrainConfig, train: Split, dev: Split) -> None:
-    """Raise InputError for splits no run can use."""
-    if train.has_pictures != dev.has_pictures:
-        raise InputError(f"{config.data}: one of train and dev holds pictures, the other features")
-    if len(train.images) < 2:
-        raise InputError(f"{config.data}: one training image; negatives are other images, expected 2 or more")
-    if config.batch_size > len(train.captions):
-        raise InputError(f"--batch-size {config.batch_size} is more than the {len(train.captions)} training captions")
-
-
-def check_output(config: TrainConfig) -> None:
-    """Raise InputError for a folder in use, one without anything to resume, or a run begun with other options."""
-    if not config.resume:
-        if config.output.exists() and any(config.output.iterdir()):
-            raise InputError(f"{config.output} is not empty: name a new folder, or go on with --resume")
-        return
-    begun = [
-        path
-        for path in (config.output / stage / "last.ckpt" for stage in ("attention", "fusion", "."))
-        if path.is_file()
-    ]
-    if not begun:
-        raise InputError(f"--resume: {config.output / 'last.ckpt'} not found; start the run without --resume")
-    for path in begun:
-        told, stage = load_checkpoint(path)[1].training, path.parent.name if path.parent != config.output else "."
-        asked = _options_of_stage(config, stage)
-        changed = [
-            f"--{n.replace('_', '-')} was {told[n]}, is {v}" for n, v in asked.items() if n in told and told[n] != v
-        ]
-        if changed:
-            raise InputError(f"--resume: {path} was trained with other options: {'; '.join(changed)}")
-
-
-def _options_of_stage(config: TrainConfig, stage: str) -> dict[str, Any]:
-    """The options as a stage's checkpoint tells them; its own variant and epochs are checked by what they follow from."""
-    options = config.as_dict()
-    return options if stage == "." else {n: v for n, v in options.items() if n not in ("variant", "epochs")}
-
-
-def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | None) -> Path:
-    """Train one stage from the weights of ``start``, or from where it was killed; returns its best checkpoint."""
-    config = stage.config
-    lightning.seed_everything(config.seed, verbose=False)
-    model = replace(origin.model, variant=config.variant)
-    module = CampTraining(replace(origin, model=model, training=config.as_dict()), config, data, stage.fusion_only)
-    last = config.output / "last.ckpt"
-    resume = config.resume and last.is_file()
-    if resume and ((found := load_checkpoint(last)[1]).model, found.tokenizer) != (model, origin.tokenizer):
-        raise InputError(f"--resume: {last} holds {found.model} and its words; these data make {model}, or other words")
-    if start and not resume:
-        start_from(module.model, start)
-    best = RunCheckpoint(config.output, "best", monitor="rsum", mode="max", enable_version_counter=False)
-    # Not save_last of the other one: that is written only when the best one is.
-    every = RunCheckpoint(config.output, "last", enable_version_counter=False)
-    with quiet_lightning():
-        trainer = build_trainer(config, [best, every, RichProgressBar(refresh_rate=10, leave=True)])
-        trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
-    return config.output / "best.ckpt"
-
-
-def start_from(model: Camp, checkpoint: Path) -> None:
-    """Give a network the weights of a checkpoint of its sizes; what the checkpoint has not stays as it is.
-
-    Raises InputError listing what the checkpoint has that the network has not.
-    """
-    weights, own = load_checkpoint(checkpoint)[0].state_dict(), model.state_dict()
-    if not model.config.global_vectors:
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("global_")}
-    if surplus := [name for name, t in weights.items() if name not in own or own[name].shape != t.shape]:
-        raise InputError(f"{checkpoint} holds what {model.config.variant} has not: {', '.join(surplus)}")
-    model.load_state_dict(weights, strict=False)
-
-
-def with_sizes(config: TrainConfig, started: ModelConfig) -> TrainConfig:
-    """The configuration with the sizes of the checkpoint it starts from; InputError if it asks for others."""
-    sizes: dict[str, Any] = {"width": started.width, "word_width": started.word_width}
-    if started.picture_size:
-        sizes["picture_size"] = started.picture_size
-    for name, size in sizes.items():
-        asked = getattr(config, name)
-        if asked not in (size, TrainConfig.__dataclass_fields__[name].default):
-            raise InputError(f"--{name.replace('_', '-')} {asked}: {config.start} has {size}")
-    return replace(config, **sizes)
-
-
-def prepare(
-    config: TrainConfig, train: Split, dev: Split, cache: Path, started: Origin | None = None
-) -> tuple[TrainingData, Origin]:
-    """Tokenizer, decoded pictures and configuration of a run; tokenizer and preprocessing of what it starts from."""
-    tokenizer_text = started.tokenizer if started else build_tokenizer(train.captions, config.min_count).to_str()
-    tokenizer = open_tokenizer(tokenizer_text)
-    pixels = None
-    stores: list[Any] = [train.images, dev.images]
-    if train.has_pictures:
-        stores = [decode_pictures(split, config.picture_size, cache / f"{split.name}.npy") for split in (train, dev)]
-        pixels = started.pixels if started else measure_pixels(stores[0], config.picture_size, VisionNet.GRID)
-    feature_width = config.width if train.has_pictures else int(stores[0].shape[2])
-    if started and (bool(started.pixels), started.model.feature_width) != (train.has_pictures, feature_width):
-        expected = "pictures" if started.pixels else f"features of width {started.model.feature_width}"
-        raise InputError(f"{config.start} takes {expected}, {config.data} holds something else")
-    sets = [CaptionDataset(split, store, tokenizer, pixels) for split, store in zip((train, dev), stores, strict=True)]
-    model = ModelConfig(
-        vocabulary_size=tokenizer.vocabulary_size,
-        variant=config.variant,
-        width=config.width,
-        feature_width=feature_width,
-        word_width=config.word_width,
-        picture_size=config.picture_size if pixels else 0,
-        global_vectors=config.global_weight > 0,
-    )
-    examples = torch.from_numpy(np.array(stores[1][:EXAMPLES]))
-    origin = Origin(model, pixels, tokenizer_text, examples, dev.captions[: 5 * EXAMPLES], config.as_dict())
-    return TrainingData(*sets), origin
 
 
 def keep_freed_memory() -> None:

@@ -533,8 +533,8 @@ def test_the_script_imports_and_says_what_comes_next(tmp_path: Path) -> None:
 
 
 def test_an_imported_checkpoint_can_be_trained_on(tmp_path: Path) -> None:
+    from camp_sdk.export.stages import run_training
     from camp_sdk.export.train import TrainConfig
-    from camp_sdk.export.training import run_training
 
     start = import_checkpoint(FOLDER / "gate_fusion.pth.tar", VOCAB, tmp_path / "imported")
     data = data_folder(tmp_path, 40)

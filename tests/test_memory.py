@@ -43,7 +43,7 @@ WALKS = {
 import tempfile
 from pathlib import Path
 from camp_sdk.export.train import TrainConfig
-from camp_sdk.export.training import run_training
+from camp_sdk.export.stages import run_training
 before = peak()
 with tempfile.TemporaryDirectory() as run:
     sizes = {"width": 8, "word_width": 8, "epochs": 1, "batch_size": 62, "devices": "1"}

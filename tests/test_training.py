@@ -23,8 +23,9 @@ from camp_sdk.export.checkpoint import load_checkpoint
 from camp_sdk.export.measure import measure_network
 from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import VisionNet
+from camp_sdk.export.stages import prepare, run_training
 from camp_sdk.export.train import TrainConfig
-from camp_sdk.export.training import CampTraining, prepare, run_training
+from camp_sdk.export.training import CampTraining
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 2
@@ -78,6 +79,21 @@ def cache(tmp_path: Path) -> Path:
     folder = tmp_path / "cache"
     folder.mkdir()
     return folder
+
+
+def run_until_killed(config: TrainConfig, cache: Path, folder: Path, step: int) -> None:
+    """A run that dies before a step of the stage that writes into ``folder``."""
+    real = CampTraining.training_step
+
+    def die(self: CampTraining, batch: Any) -> torch.Tensor:
+        if (self.config.output, self.global_step) == (folder, step):
+            raise ConnectionAbortedError("killed")
+        return real(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CampTraining, "training_step", die)
+        with pytest.raises(ConnectionAbortedError, match="killed"):
+            run_training(config, cache)
 
 
 def logits_of(checkpoint: Path) -> torch.Tensor:
@@ -150,20 +166,10 @@ def test_the_same_seed_gives_the_same_weights(run: TrainConfig, tmp_path: Path, 
 
 @pytest.mark.parametrize("killed_at", [STEPS, STEPS + 6], ids=["first step of epoch 2", "midway"])
 def test_a_run_resumed_after_a_kill_equals_the_uninterrupted_run(
-    run: TrainConfig, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+    run: TrainConfig, tmp_path: Path, cache: Path, killed_at: int
 ) -> None:
     killed = replace(run, output=tmp_path / "killed")
-    step = CampTraining.training_step
-
-    def die(self: CampTraining, batch: Any) -> torch.Tensor:
-        if self.global_step == killed_at:
-            raise ConnectionAbortedError("killed")
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CampTraining, "training_step", die)
-        with pytest.raises(ConnectionAbortedError, match="killed"):
-            run_training(killed, cache)
+    run_until_killed(killed, cache, killed.output, killed_at)
     run_training(replace(killed, resume=True), cache)
     whole, resumed = (saved(config.output / "last.ckpt") for config in (run, killed))
     assert resumed["global_step"] == whole["global_step"]
@@ -301,20 +307,10 @@ def test_the_last_stage_trains_everything(staged: TrainConfig) -> None:
 @pytest.mark.parametrize("killed_at", [0, 3], ids=["between stages", "midway"])
 @pytest.mark.parametrize("stage", ["fusion", "."])
 def test_a_killed_stage_goes_on_as_if_nothing_had_happened(
-    staged: TrainConfig, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, stage: str, killed_at: int
+    staged: TrainConfig, tmp_path: Path, cache: Path, stage: str, killed_at: int
 ) -> None:
     killed = replace(staged, output=tmp_path / "killed", epochs=2)
-    step = CampTraining.training_step
-
-    def die(self: CampTraining, batch: Any) -> torch.Tensor:
-        if self.config.output == killed.output / stage and self.global_step == killed_at:
-            raise ConnectionAbortedError("killed")
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CampTraining, "training_step", die)
-        with pytest.raises(ConnectionAbortedError, match="killed"):
-            run_training(killed, cache)
+    run_until_killed(killed, cache, killed.output / stage, killed_at)
     run_training(replace(killed, resume=True), cache)
     whole = replace(staged, output=tmp_path / "whole", epochs=2)
     run_training(whole, cache)
@@ -610,17 +606,8 @@ def test_a_moved_run_keeps_its_best(
     good = replace(POOR, text_to_image=Direction(50, 50, 50, 1))
     measured = iter([good, POOR, POOR])
     monkeypatch.setattr(training_module, "measure_network", lambda model, data, on_progress: (next(measured), POOR))
-    step, config = CampTraining.training_step, tiny_config(precomputed, tmp_path / "run", epochs=2)
-
-    def die(self: CampTraining, batch: Any) -> torch.Tensor:
-        if self.global_step == STEPS_ON_FEATURES:
-            raise ConnectionAbortedError("killed")
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CampTraining, "training_step", die)
-        with pytest.raises(ConnectionAbortedError):
-            run_training(config, cache)
+    config = tiny_config(precomputed, tmp_path / "run", epochs=2)
+    run_until_killed(config, cache, config.output, STEPS_ON_FEATURES)
     (tmp_path / "run").rename(tmp_path / "moved")
     best = run_training(replace(config, output=tmp_path / "moved", resume=True), cache)
     assert saved(best)["epoch"] == 0
