@@ -110,7 +110,7 @@ def _manifest(origin: Any, contract: dict[str, Any], activation: str) -> dict[st
         "sizes": asdict(origin.model),
         "graphs": contract,
         "pixels": asdict(origin.pixels) if origin.pixels else None,
-        "precisions": ["float32"],
+        "precisions": {},
         "tokenizer": {"file": "tokenizer.json", "max_words": MAX_WORDS},
         "made_with": {name: version(name) for name in MADE_WITH},
         "training": origin.training,

@@ -21,6 +21,7 @@ ACTIVATIONS = ("sigmoid", "none")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
 OPTIONAL_GRAPHS = ("explainer", "vision", "widen-float16", "widen-int8")
 GLOBAL_SUFFIX = ".global"
+PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16"}  # of the graphs that have their precision written into them
 EXPORT_AGAIN = "export the bundle again, or copy it again from where it was made"
 
 
@@ -63,15 +64,26 @@ class PixelSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says. ``raw`` is the whole document, for what only people read (training, parity, versions)."""
+    """What manifest.json says. ``raw`` is the whole document, for what only people read (training, parity, versions).
+
+    graphs are the float32 ones; lowered those that a lower precision, "float16" or "bfloat16", puts in their place.
+    """
 
     variant: str
     activation: str
     graphs: dict[str, GraphSpec]
+    lowered: dict[str, dict[str, GraphSpec]]
     files: dict[str, FileEntry]
     max_words: int
     pixels: PixelSpec | None
     raw: dict[str, Any]
+
+    def graphs_in(self, precision: str) -> dict[str, GraphSpec]:
+        """Every graph as a precision has it: its own where it has one, float32 otherwise. BundleError if it has none."""
+        if precision != "float32" and precision not in self.lowered:
+            option = PRECISION_FOLDERS.get(precision, precision)
+            raise BundleError(f"this bundle has no {precision} graphs; export it with: to_onnx.py --precision {option}")
+        return self.graphs | self.lowered.get(precision, {})
 
     @property
     def image_tensors(self) -> tuple[TensorSpec, ...]:
@@ -172,7 +184,9 @@ def _parse(raw: dict[str, Any]) -> Manifest:
     files = {
         _inside(name): FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in raw["files"].items()
     }
-    needed = [graph.file for graph in graphs.values()] + ["tokenizer.json"]
+    lowered = _parse_lowered(raw["precisions"])
+    every = [*graphs.values(), *(graph for own in lowered.values() for graph in own.values())]
+    needed = [graph.file for graph in every] + ["tokenizer.json"]
     if unlisted := [name for name in needed if name not in files]:
         raise ValueError(f"files without a hash: {unlisted}")
     if raw["activation"] not in ACTIVATIONS:
@@ -182,11 +196,21 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         variant=str(raw["variant"]),
         activation=raw["activation"],
         graphs=graphs,
+        lowered=lowered,
         files=files,
         max_words=int(raw["tokenizer"]["max_words"]),
         pixels=parse_pixels(raw["pixels"]) if "vision" in graphs else None,
         raw=raw,
     )
+
+
+def _parse_lowered(raw: dict[str, Any]) -> dict[str, dict[str, GraphSpec]]:
+    if unknown := raw.keys() - PRECISION_FOLDERS.keys():
+        raise ValueError(f"precisions {sorted(unknown)}, expected {sorted(PRECISION_FOLDERS)}")
+    return {
+        precision: {str(name): _parse_graph(graph) for name, graph in entry["graphs"].items()}
+        for precision, entry in raw.items()
+    }
 
 
 def _check_contract(graphs: dict[str, GraphSpec]) -> None:
