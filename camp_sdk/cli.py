@@ -28,7 +28,9 @@ app = typer.Typer(
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder made by export/to_onnx.py.")]
 BackendOption = Annotated[str, typer.Option(help="auto, onnxruntime, onnxruntime-cuda or openvino.")]
-PrecisionOption = Annotated[str, typer.Option(help="float32, or bfloat16 (openvino): faster, scores differ a little.")]
+PrecisionOption = Annotated[
+    str, typer.Option(help="float32, float16 (GPUs) or bfloat16 (openvino): faster, scores differ a little.")
+]
 SHORTLISTS = (10, 20, 50, 100, 200, 500, 1000)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -31,7 +31,8 @@ class Retriever:
 
     backend: "auto" (CUDA where it works, otherwise OpenVINO on an x86 processor if it is installed, otherwise ONNX
     Runtime), "onnxruntime", "onnxruntime-cuda" or "openvino"; `backend` tells which is in use. precision: "float32", or
-    "bfloat16" to score pairs in half the bits (OpenVINO, on processors that compute in it; encoders stay float32).
+    "float16" (ONNX Runtime) or "bfloat16" (OpenVINO, on processors that compute in it; encoders stay float32), where the
+    bundle was exported with its graphs.
     threads: for the CPU, None takes every core. memory_budget_bytes: what a call may hold beside what it is given and
     returns; None is as much as is fast. Graphs open when first needed. Use as a context manager, or call `close`, to free
     the engines. Raises BundleError if the bundle is broken, BackendError if the backend is not there.
@@ -54,7 +55,7 @@ class Retriever:
         self._threads, self._memory_budget_bytes = threads, memory_budget_bytes
         self._engines: dict[str, Engine] = {}
         self._tokenizer = Tokenizer(self.bundle.path("tokenizer.json"))
-        self._scorer_inputs = tuple(spec.name for spec in self.bundle.manifest.graphs["scorer"].inputs)
+        self._graphs = self.bundle.manifest.graphs_in(precision)
 
     def __repr__(self) -> str:
         return f"Retriever({str(self.bundle.folder)!r}, backend={self.backend!r})"
@@ -76,7 +77,7 @@ class Retriever:
         images: Iterable[Image],
         names: Iterable[str] | None = None,
         on_progress: Callable[[int], None] = _silent,
-        precision: str = "float32",
+        precision: str | None = None,
     ) -> Gallery:
         """Encode images once, for any number of rankings.
 
@@ -86,9 +87,10 @@ class Retriever:
         "float16" (half the bytes) or "int8" with one scale a region (a quarter); scores then differ a little. Raises
         InputError, naming the image, for a picture that cannot be read, NaN, wrong sizes, or if there is no image at all.
         """
+        precision = precision or ("float16" if self.precision == "float16" else "float32")
         if precision not in GALLERY_PRECISIONS:
             raise InputError(f"precision {precision!r}: expected one of {', '.join(GALLERY_PRECISIONS)}")
-        if precision != "float32":
+        if precision not in ("float32", self.precision):
             self._engine(f"widen-{precision}")  # a bundle that cannot read such a gallery is refused now
         if isinstance(images, (str, Path)) or not isinstance(images, Iterable):
             raise InputError(f"images is {images!r}: expected a list of images, or one array [I, R, D]")
@@ -171,10 +173,11 @@ class Retriever:
             return np.empty(0, np.float32)
         images, image_ids = _distinct([image for image, _ in pairs])
         texts, text_ids = _distinct([text for _, text in pairs])
-        encoded_images = self._images_of(self.encode_images(images))
+        gallery = self.encode_images(images)
         encoded_texts = self._texts_of(self.encode_texts(texts))
         where = np.stack([image_ids, text_ids], axis=1)
-        return self._activate(scoring.pair_logits(self._scorer("float32"), encoded_images, encoded_texts, where))
+        scorer = self._scorer(gallery.precision)
+        return self._activate(scoring.pair_logits(scorer, self._images_of(gallery), encoded_texts, where))
 
     def score_matrix(
         self,
@@ -203,8 +206,8 @@ class Retriever:
         texts = self.encode_texts([text])
         image = self._scorer(gallery.precision).widened(self._images_of(gallery).take(slice(0, 1)))
         tensors = image | self._texts_of(texts).take(slice(0, 1))
-        inputs = self.bundle.manifest.graphs["explainer"].inputs if "explainer" in self.bundle.manifest.graphs else ()
-        out = self._engine("explainer").run({spec.name: tensors[spec.name] for spec in inputs})
+        explainer = self._engine("explainer")
+        out = explainer.run(scoring.feeds_of(self._graphs["explainer"].inputs, tensors))
         pixels = self.bundle.manifest.pixels
         regions = out["attention.to_words"].shape[2]
         return Explanation(
@@ -219,8 +222,7 @@ class Retriever:
 
     def _engine(self, graph: str) -> Engine:
         if graph not in self._engines:
-            precision = self.precision if graph == "scorer" else "float32"
-            self._engines[graph] = open_engine(self.bundle, graph, self.backend, self._threads, precision)
+            self._engines[graph] = open_engine(self.bundle, graph, self.backend, self._threads, self.precision)
         return self._engines[graph]
 
     def _reader(self) -> FeatureReader:
@@ -229,8 +231,10 @@ class Retriever:
         )
 
     def _scorer(self, gallery_precision: str) -> scoring.PairScorer:
-        widen = None if gallery_precision == "float32" else self._engine(f"widen-{gallery_precision}")
-        return scoring.PairScorer(self._engine("scorer"), self._scorer_inputs, widen, self._memory_budget_bytes)
+        as_is = gallery_precision in ("float32", self.precision)
+        widen = None if as_is else self._engine(f"widen-{gallery_precision}")
+        inputs = self._graphs["scorer"].inputs
+        return scoring.PairScorer(self._engine("scorer"), inputs, widen, self._memory_budget_bytes)
 
     def _activate(self, logits: FloatArray) -> FloatArray:
         return scoring.activate(logits, self.bundle.manifest.activation)
@@ -293,7 +297,7 @@ class Retriever:
     def _images_of(self, gallery: Gallery) -> EncodedImages:
         if not isinstance(gallery.encoded, EncodedImages):
             raise InputError("this is a gallery of texts: expected images here")
-        return gallery.encoded
+        return gallery.encoded.halves() if gallery.precision == self.precision == "float16" else gallery.encoded
 
     def _texts_of(self, gallery: Gallery) -> EncodedTexts:
         if not isinstance(gallery.encoded, EncodedTexts):

@@ -215,7 +215,7 @@ def write_widening(
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
-    return [_spec(value) for value in inputs], [_spec(value) for value in outputs]
+    return [spec_of(value) for value in inputs], [spec_of(value) for value in outputs]
 
 
 DYNAMIC = frozenset({"I", "R", "T", "N", "B"})
@@ -262,8 +262,8 @@ def check_graph(path: Path, graph: Graph) -> tuple[list[TensorSpec], list[Tensor
     _name_axes(model, graph)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
-    inputs = [_spec(value) for value in model.graph.input]
-    outputs = [_spec(value) for value in model.graph.output]
+    inputs = [spec_of(value) for value in model.graph.input]
+    outputs = [spec_of(value) for value in model.graph.output]
     read = {name for node in model.graph.node for name in node.input}
     for name, (_, letters) in graph.inputs.items():
         found = next((spec for spec in inputs if spec.name == name), None)
@@ -292,7 +292,8 @@ def _name_axes(model: Any, graph: Graph) -> None:
                 dim.dim_param = letters[dim.dim_param]
 
 
-def _spec(value: Any) -> TensorSpec:
+def spec_of(value: Any) -> TensorSpec:
+    """Name, dtype and shape of an input or output, as a file declares them."""
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return TensorSpec(value.name, dtype, tuple(dim.dim_param or int(dim.dim_value) for dim in tensor.shape.dim))

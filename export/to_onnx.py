@@ -1,6 +1,6 @@
 """Export a checkpoint as a bundle: ONNX graphs, tokenizer, manifest, golden examples; checked against PyTorch, or not made.
 
-    python export/to_onnx.py --checkpoint runs/paper/best.ckpt --output bundle/
+    python export/to_onnx.py --checkpoint runs/paper/best.ckpt --output bundle/ --precision fp16
 
 An older bundle of that name is replaced when the new one is whole.
 """
@@ -8,7 +8,9 @@ An older bundle of that name is replaced when the new one is whole.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +18,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, SCHEMA_VERSION, Bundle, sha256_of
-from camp_sdk.runtime.engines import import_onnxruntime
+from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, PRECISION_FOLDERS, SCHEMA_VERSION, Bundle, sha256_of
+from camp_sdk.runtime.engines import import_onnxruntime, require_bfloat16
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import holds_only, write_aside
 from camp_sdk.terminal import progress, run_command, stderr
@@ -25,18 +27,28 @@ from camp_sdk.terminal import progress, run_command, stderr
 MADE_WITH = ("camp-sdk", "torch", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
 
 
-def export_bundle(checkpoint: Path, output: Path) -> Bundle:
-    """Write the bundle of a checkpoint and return it, opened; the parity table goes to standard error.
+class Lower(Enum):
+    """Precisions a bundle may hold beside float32, by their folders."""
 
-    Raises InputError if ``output`` is taken by something else, BundleError for a broken checkpoint, ExportError if a
-    graph is not what was meant or does not give PyTorch's scores. Whatever is raised, nothing is left at ``output``
-    that was not there before.
+    FP16 = PRECISION_FOLDERS["float16"]
+    BF16 = PRECISION_FOLDERS["bfloat16"]
+
+
+def export_bundle(checkpoint: Path, output: Path, precisions: Collection[str] = ()) -> Bundle:
+    """Write the bundle of a checkpoint and return it, opened; the tables of the checks go to standard error.
+
+    precisions: "float16" and "bfloat16", to be written beside float32. Raises InputError if ``output`` is taken by
+    something else, BundleError for a broken checkpoint, ExportError if a graph is not what was meant or does not give
+    PyTorch's scores. Whatever is raised, nothing is left at ``output`` that was not there before.
     """
     from camp_sdk.export.checkpoint import load_checkpoint  # here: --help need not wait for torch
     from camp_sdk.export.parity import check_parity, parity_table, require_parity
+    from camp_sdk.export.precision_gate import check_precision, precision_table, require_precision
 
     check_output(output)
-    import_onnxruntime("cpu")  # the parity gate needs it: not to be missed after a minute of exporting
+    import_onnxruntime("cpu")  # the gates need it: not to be missed after a minute of exporting
+    if "bfloat16" in precisions:
+        require_bfloat16()
     model, origin = load_checkpoint(checkpoint)
     with write_aside(output) as aside:
         aside.mkdir()
@@ -44,11 +56,18 @@ def export_bundle(checkpoint: Path, output: Path) -> Bundle:
         (aside / "tokenizer.json").write_text(origin.tokenizer, encoding="utf-8")
         np.savez(aside / "golden.npz", **golden_arrays(model, origin))
         manifest = _manifest(origin, contract, model.scorer.activation)
+        manifest["precisions"] = {name: {"graphs": write_lowered(name, contract, aside)} for name in precisions}
         _write_manifest(aside, manifest)
         checks = check_parity(model, origin, Bundle(aside))
         stderr.print(parity_table(checks))
         require_parity(checks)
-        _write_manifest(aside, manifest | {"parity": [asdict(check) for check in checks]})
+        manifest["parity"] = [asdict(check) for check in checks]
+        for precision in precisions:
+            found = check_precision(model, origin, Bundle(aside), precision)
+            stderr.print(precision_table(found, precision))
+            require_precision(found, precision)
+            manifest["precisions"][precision]["checks"] = [asdict(check) for check in found]
+        _write_manifest(aside, manifest)
     return Bundle(output)
 
 
@@ -59,13 +78,29 @@ def write_graphs(model: Any, folder: Path) -> dict[str, Any]:
     contract = {}
     for graph in progress(graphs_of(model), "exporting graphs"):
         inputs, outputs = export_graph(graph, folder / f"{graph.name}.onnx")
-        contract[graph.name] = _entry(graph.name, inputs, outputs)
+        contract[graph.name] = _entry(f"{graph.name}.onnx", inputs, outputs)
         if graph.name == "image":
             kept = [spec for spec in outputs if not spec.name.endswith(GLOBAL_SUFFIX)]
     for precision in ("float16", "int8"):
         name = f"widen-{precision}"
-        contract[name] = _entry(name, *write_widening(precision, kept, folder / f"{name}.onnx"))
+        contract[name] = _entry(f"{name}.onnx", *write_widening(precision, kept, folder / f"{name}.onnx"))
     return contract
+
+
+def write_lowered(precision: str, contract: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the graphs of a folder in a lower precision, too; returns their contract. bfloat16 is for the scorer alone."""
+    from camp_sdk.export.precision import lower_graph
+
+    graphs = ["scorer"] if precision == "bfloat16" else [name for name in contract if not name.startswith("widen-")]
+    (folder / PRECISION_FOLDERS[precision]).mkdir()
+    lowered: dict[str, Any] = {}
+    halves: set[str] = set()
+    for name in graphs:
+        file = f"{PRECISION_FOLDERS[precision]}/{name}.onnx"
+        inputs, outputs = lower_graph(folder / contract[name]["file"], folder / file, precision, halves)
+        halves |= {spec.name for spec in outputs if spec.dtype == "float16"}
+        lowered[name] = _entry(file, inputs, outputs)
+    return lowered
 
 
 def check_output(output: Path) -> None:
@@ -92,8 +127,8 @@ def golden_arrays(model: Any, origin: Any) -> dict[str, Any]:
     return inputs | pixels | {"features": expected["features"][:8], "logits": expected["logits"][:8]}
 
 
-def _entry(name: str, inputs: Any, outputs: Any) -> dict[str, Any]:
-    return {"file": f"{name}.onnx", "inputs": _specs(inputs), "outputs": _specs(outputs)}
+def _entry(file: str, inputs: Any, outputs: Any) -> dict[str, Any]:
+    return {"file": file, "inputs": _specs(inputs), "outputs": _specs(outputs)}
 
 
 def _specs(specs: Any) -> dict[str, Any]:
@@ -118,7 +153,8 @@ def _manifest(origin: Any, contract: dict[str, Any], activation: str) -> dict[st
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    names = sorted(path.name for path in folder.iterdir() if path.name != "manifest.json")
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in found if name != "manifest.json"]
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
     text = json.dumps(manifest | {"files": files}, indent=2, sort_keys=True)
     (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
@@ -127,9 +163,14 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 def main(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint written by export/train.py.")],
     output: Annotated[Path, typer.Option(help="Bundle folder to write; an older bundle there is replaced.")],
+    precision: Annotated[
+        list[Lower] | None,
+        typer.Option(help="Also write graphs for GPUs (fp16) or for processors that compute in bfloat16 (bf16)."),
+    ] = None,
 ) -> None:
     """Export a checkpoint as a bundle, and check its scores against PyTorch."""
-    export_bundle(checkpoint, output)
+    names = {folder: name for name, folder in PRECISION_FOLDERS.items()}
+    export_bundle(checkpoint, output, [names[wanted.value] for wanted in dict.fromkeys(precision or ())])
     stderr.print(f"wrote {output}", highlight=False)
 
 

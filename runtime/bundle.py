@@ -191,7 +191,8 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         raise ValueError(f"files without a hash: {unlisted}")
     if raw["activation"] not in ACTIVATIONS:
         raise ValueError(f"activation {raw['activation']!r}, expected one of {ACTIVATIONS}")
-    _check_contract(graphs)
+    for own in ({}, *lowered.values()):
+        _check_contract(graphs | own)
     return Manifest(
         variant=str(raw["variant"]),
         activation=raw["activation"],

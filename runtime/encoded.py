@@ -28,7 +28,7 @@ def narrow(tensors: Arrays, precision: str) -> Arrays:
     that float16 cannot hold.
     """
     if precision == "float32":
-        return tensors
+        return {name: array.astype(np.float32, copy=False) for name, array in tensors.items()}
     narrowed: Arrays = {}
     for name, array in tensors.items():
         if name.endswith(GLOBAL_SUFFIX):
@@ -40,7 +40,7 @@ def narrow(tensors: Arrays, precision: str) -> Arrays:
                 raise InputError(f"{name} holds {np.abs(array).max():g}, more than float16 can: use float32 or int8")
             narrowed[f"{name}.float16"] = half
         else:
-            largest = np.abs(array).max(axis=-1, keepdims=True)
+            largest = np.abs(array).max(axis=-1, keepdims=True).astype(np.float32)
             scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
             narrowed[f"{name}.int8"] = np.rint(array / scale).astype(np.int8)
             narrowed[f"{name}.scale"] = scale
@@ -63,6 +63,10 @@ class EncodedImages:
     def select(self, indices: Indices) -> EncodedImages:
         """A part of these images, as encoded images."""
         return EncodedImages(self.take(indices))
+
+    def halves(self) -> EncodedImages:
+        """Images narrowed to float16, under the names that a graph of that precision reads them by."""
+        return EncodedImages({name.removesuffix(".float16"): array for name, array in self.tensors.items()})
 
     @property
     def item_bytes(self) -> int:

@@ -94,21 +94,18 @@ class OnnxRuntimeEngine(Engine):
 class OpenVinoEngine(Engine):
     """OpenVINO on one graph file, on the CPU; ``threads`` None takes every core.
 
-    precision: "float32", or "bfloat16" where the processor computes in it (arrays stay float32). Threads share the compiled
-    graph, each run has a request of its own. Raises BackendError if the precision asked for is not the one really in use,
-    or a run fails.
+    It computes in the precision the graph says: in float32 where that says no other. Threads share the compiled graph, each
+    run has a request of its own. Raises BackendError if a run fails.
     """
 
-    def __init__(self, path: Path, threads: int | None = None, precision: str = "float32") -> None:
+    def __init__(self, path: Path, threads: int | None = None) -> None:
         openvino = import_openvino()
-        hint = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}[precision]
-        # One stream: a single call takes all threads, which is what scoring block after block wants.
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1}
+        # Left alone, OpenVINO computes float32 graphs in bfloat16 where it is faster. One stream: a single call takes all
+        # threads, which is what scoring block after block wants.
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "NUM_STREAMS": 1}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
-        if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise BackendError("this processor does not compute in bfloat16: use precision float32")
         try:
             self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
         except Exception as error:  # openvino raises RuntimeError and its own types
@@ -183,8 +180,14 @@ def import_openvino() -> Any:
     return openvino
 
 
+def require_bfloat16() -> None:
+    """Raise BackendError where OpenVINO or the processor does not multiply matrices in bfloat16."""
+    if "BF16" not in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise BackendError("this processor does not compute in bfloat16: use precision float32")
+
+
 BACKENDS = ("onnxruntime", "onnxruntime-cuda", "openvino")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 def choose_backend(bundle: Bundle, backend: str = "auto", precision: str = "float32") -> str:
@@ -200,10 +203,14 @@ def choose_backend(bundle: Bundle, backend: str = "auto", precision: str = "floa
         backend = _best_backend(bundle, precision)
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r}: expected auto or one of {', '.join(BACKENDS)}")
-    if precision != "float32" and backend != "openvino":
-        raise BackendError(f"{backend} scores in float32 only: for {precision} use backend openvino")
+    bundle.manifest.graphs_in(precision)  # a bundle that has none is an error of its own
+    if precision != "float32" and (backend == "openvino") != (precision == "bfloat16"):
+        other = "openvino" if precision == "bfloat16" else "onnxruntime"
+        raise BackendError(f"{backend} does not score in {precision}: use backend {other}")
     if backend == "openvino":
         import_openvino()
+        if precision == "bfloat16":
+            require_bfloat16()
     else:
         import_onnxruntime(_device(backend))
     return backend
@@ -218,7 +225,7 @@ def _best_backend(bundle: Bundle, precision: str) -> str:
         return "openvino"
     if _cuda_works(bundle):
         return "onnxruntime-cuda"
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    x86 = platform.machine().lower() in ("x86_64", "amd64") and precision == "float32"
     return "openvino" if x86 and importlib.util.find_spec("openvino") else "onnxruntime"
 
 
@@ -242,11 +249,11 @@ def open_engine(
     """
     if graph not in bundle.manifest.graphs:
         raise BundleError(f"{bundle.folder} has no {graph} graph; it has {', '.join(bundle.manifest.graphs)}")
-    backend, spec = choose_backend(bundle, backend, precision), bundle.manifest.graphs[graph]
+    backend, spec = choose_backend(bundle, backend, precision), bundle.manifest.graphs_in(precision)[graph]
     path = bundle.path(spec.file)
     engine: Engine
     if backend == "openvino":
-        engine = OpenVinoEngine(path, threads, precision)
+        engine = OpenVinoEngine(path, threads)
     else:
         engine = OnnxRuntimeEngine(path, _device(backend), threads, spin=graph == "scorer")
     check_contract(engine, spec)

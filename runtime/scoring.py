@@ -5,13 +5,14 @@ Nothing here knows what the tensors mean: names, dtypes and shapes come from the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.bundle import Bundle, TensorSpec
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, words_axis
 from camp_sdk.runtime.engines import Arrays, Engine
 from camp_sdk.runtime.errors import InputError
@@ -34,26 +35,31 @@ MERGE_IMAGES = 1 << 14
 
 @dataclass(frozen=True)
 class PairScorer:
-    """What scores pairs: the scorer's engine, the names of the tensors it reads, and bounds.
+    """What scores pairs: the scorer's engine, the tensors it reads, and bounds.
 
     widen: makes float32 image tensors of a gallery's narrower ones, if it has such. memory_budget_bytes: what a call may hold
     beside the encoded images and texts themselves; None is no bound but the block's.
     """
 
     engine: Engine
-    inputs: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
     widen: Engine | None = None
     memory_budget_bytes: int | None = None
 
     def run(self, images: Arrays, text: Arrays) -> Logits:
         """Logits [i, t] of a block; image tensors as `widened` gives them."""
-        return self.engine.run({name: images[name] if name in images else text[name] for name in self.inputs})["logits"]
+        return self.engine.run(feeds_of(self.inputs, {**images, **text}))["logits"]
 
     def widened(self, images: Arrays) -> Arrays:
         """Image tensors of a block as the scorer reads them."""
         if self.widen is None:
             return images
         return self.widen.run({name: array for name, array in images.items() if not name.endswith(".global")})
+
+
+def feeds_of(specs: Iterable[TensorSpec], tensors: Mapping[str, Any]) -> Arrays:
+    """The tensors a graph reads, in the precision it reads them in."""
+    return {spec.name: tensors[spec.name].astype(spec.dtype, copy=False) for spec in specs}
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,9 @@ def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts
         for name, slots in rows.items():
             for index, length, row in zip(batch, lengths, out[name], strict=True):
                 slots[index] = row[:length] if name in per_word else row[None]
-    return EncodedTexts({name: np.concatenate(slots) for name, slots in rows.items()}, tokens.lengths, per_word)
+    # Kept as the float32 graphs make them, whichever made them: any retriever of the bundle can score them.
+    tensors = {spec.name: np.concatenate(rows[spec.name]).astype(spec.dtype, copy=False) for spec in specs}
+    return EncodedTexts(tensors, tokens.lengths, per_word)
 
 
 def encode_features(

@@ -13,7 +13,21 @@ from numpy.typing import NDArray
 from camp_sdk import Retriever
 from camp_sdk.export.scenes import write_scenes
 from camp_sdk.export.to_onnx import export_bundle
+from camp_sdk.runtime.engines import require_bfloat16
+from camp_sdk.runtime.errors import BackendError
 from tests.tiny import FEATURE_WIDTH, save_tiny_checkpoint
+
+
+def bfloat16_here() -> bool:
+    """Whether this processor multiplies matrices in bfloat16: what is tested of it depends on that."""
+    try:
+        require_bfloat16()
+    except BackendError:
+        return False
+    return True
+
+
+needs_bfloat16 = pytest.mark.skipif(not bfloat16_here(), reason="this processor does not compute in bfloat16")
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +44,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool
 @pytest.fixture(scope="session")
 def feature_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str, bool], Path]) -> Path:
     """A bundle of the paper's variant that takes features [R, 12]. Read only: copy it (`bundle_copy`) to break it."""
-    return export_bundle(checkpoints("paper", False), tmp_path_factory.mktemp("bundles") / "features").folder
+    precisions = ["float16", "bfloat16"] if bfloat16_here() else ["float16"]
+    return export_bundle(
+        checkpoints("paper", False), tmp_path_factory.mktemp("bundles") / "features", precisions
+    ).folder
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ from camp_sdk import (
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.engines import OnnxRuntimeEngine
 from camp_sdk.runtime.scoring import activate
+from tests.conftest import needs_bfloat16
 from tests.test_bundle import put, rewrite
 from tests.tiny import CAPTIONS, FEATURE_WIDTH
 
@@ -690,8 +691,11 @@ def test_auto_takes_openvino_on_x86(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "float8"}, "precision 'float8': expected one of float32, bfloat16"),
-        ({"backend": "onnxruntime", "precision": "bfloat16"}, "onnxruntime scores in float32 only"),
+        ({"precision": "float8"}, "precision 'float8': expected one of float32, float16, bfloat16"),
+        (
+            {"backend": "openvino", "precision": "float16"},
+            "openvino does not score in float16: use backend onnxruntime",
+        ),
     ],
 )
 def test_a_precision_that_is_not_there(feature_bundle: Path, options: dict[str, str], message: str) -> None:
@@ -716,13 +720,13 @@ def test_a_missing_onnxruntime_names_the_extra(
         encode_with(feature_bundle, backend, features)
 
 
-@pytest.mark.parametrize("options", [{"backend": "openvino"}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 def test_a_missing_openvino_names_the_extra(
-    feature_bundle: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    feature_bundle: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"openvino is not installed.*pip install 'camp-sdk\[openvino\]'"):
-        Retriever(feature_bundle, **options)
+        Retriever(feature_bundle, "openvino", precision)
 
 
 def test_a_closed_retriever_opens_again(feature_bundle: Path, gallery: Gallery) -> None:

@@ -1,0 +1,165 @@
+"""The gate of the lower precisions: their graphs against the PyTorch network, on real examples and on hostile ones."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import Tensor
+
+from camp_sdk.export.checkpoint import Origin
+from camp_sdk.export.graphs import ExportError
+from camp_sdk.export.measure import features_of
+from camp_sdk.export.model import Camp
+from camp_sdk.export.precision import emulate_half
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.engines import Arrays, Engine, OnnxRuntimeEngine, OpenVinoEngine
+from camp_sdk.runtime.scoring import activate
+from camp_sdk.terminal import progress
+
+MAX_SCORE_ERROR = 5e-3
+MIN_AGREEMENT = 0.99
+TOP = 10
+ONE_WORD_CAPTIONS = 50
+# With features a hundred times too large, logits are a hundred times too large: rounding the encoded regions to half and
+# computing all else in float64 then moves scores by 0.1. What can be asked of such logits is their order, and that they
+# are off by a small part of their range: 0.3 to 5% of it in the networks measured.
+LARGE = 100
+MAX_SHARE_OF_RANGE = 0.1
+
+
+@dataclass(frozen=True)
+class PrecisionCheck:
+    """One comparison of I images with T texts.
+
+    max_score_error: after the activation. share_of_range: the largest difference of logits, of the range they take.
+    top10_agreement: the share of each text's ten best images that are among the ten best of PyTorch's, ties counted.
+    """
+
+    name: str
+    images: int
+    texts: int
+    finite: bool
+    max_score_error: float
+    share_of_range: float
+    top10_agreement: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN fails: a comparison with it is never true."""
+        error, most = (
+            (self.share_of_range, MAX_SHARE_OF_RANGE)
+            if "large" in self.name
+            else (self.max_score_error, MAX_SCORE_ERROR)
+        )
+        places = self.texts * min(TOP, self.images)
+        lost = round((1 - self.top10_agreement) * places)  # of few places, a single one is more than a hundredth
+        return self.finite and error <= most and lost <= max(1, (1 - MIN_AGREEMENT) * places)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one comparison; images are pixels, or features where there are no pixels to start from."""
+
+    name: str
+    images: Tensor
+    tokens: Tensor
+    lengths: Tensor
+
+
+@torch.no_grad()
+def precision_cases(model: Camp, origin: Origin) -> Iterator[Case]:
+    """Real examples; features of zero, and far too large; captions of one word."""
+    batch, tokens = origin.example_batch(), origin.open_tokenizer().encode(origin.example_captions)
+    features = features_of(model, batch)
+    ids, lengths = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths)
+    start, end = ids[0, 0], ids[0, lengths[0] - 1]  # markers
+    words = [word for word in ids.unique() if word not in (0, start, end)][:ONE_WORD_CAPTIONS]  # 0 pads
+    short = torch.stack([torch.stack([start, word, end]) for word in words])
+    yield Case("real", batch, ids, lengths)
+    yield Case("zero features", features * 0, ids, lengths)
+    yield Case(f"features {LARGE} x too large", features * LARGE, ids, lengths)
+    yield Case("one word", features, short, torch.full((len(words),), 3))
+
+
+def check_precision(model: Camp, origin: Origin, bundle: Bundle, precision: str) -> list[PrecisionCheck]:
+    """Run every case both ways. bfloat16 is computed by OpenVINO; float16 emulated on the processor (`emulate_half`)."""
+    graphs = {n: g for n, g in bundle.manifest.graphs_in(precision).items() if not n.startswith("widen-")}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engines: dict[str, Engine] = {}
+        for name, graph in graphs.items():
+            path = bundle.path(graph.file)
+            if precision == "float16":
+                emulate_half(path, folder / f"{name}.onnx")
+            engine = OnnxRuntimeEngine(folder / f"{name}.onnx") if precision == "float16" else OpenVinoEngine(path)
+            engines[name] = stack.enter_context(engine)
+        cases = progress(list(precision_cases(model, origin)), f"comparing {precision} with PyTorch")
+        return [compare(case, model, run_graphs(engines, case)) for case in cases]
+
+
+def run_graphs(engines: Mapping[str, Engine], case: Case) -> Arrays:
+    """Every output of every graph, chained as the runtime chains them."""
+    images = case.images.numpy()
+    made: Arrays = {"tokens": case.tokens.numpy(), "lengths": case.lengths.numpy()}
+    made["pixels" if images.ndim == 4 else "features"] = images
+    for name in ("vision", "image", "text", "scorer", "explainer"):
+        if name in engines and not (name == "vision" and "features" in made):
+            reads, _ = engines[name].interface()
+            made |= engines[name].run({n: made[n].astype(dtype, copy=False) for n, (dtype, _) in reads.items()})
+    return made
+
+
+@torch.no_grad()
+def compare(case: Case, model: Camp, found: Arrays) -> PrecisionCheck:
+    """What the graphs found, beside what the network does with the same inputs."""
+    features = features_of(model, case.images) if case.images.ndim == 4 else case.images
+    image, text = model.encode_images(features), model.encode_texts(case.tokens, case.lengths)
+    expected, logits = model.scorer(image, text).numpy(), found["logits"]
+    scores = [activate(matrix, model.scorer.activation) for matrix in (expected, logits)]
+    return PrecisionCheck(
+        name=case.name,
+        images=len(case.images),
+        texts=len(case.lengths),
+        finite=all(bool(np.isfinite(array).all()) for array in found.values()),
+        max_score_error=float(np.abs(scores[0] - scores[1]).max()),
+        share_of_range=float(np.abs(expected - logits).max() / max(float(np.ptp(expected)), 1e-6)),
+        top10_agreement=top_agreement(expected, logits),
+    )
+
+
+def top_agreement(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """The share of each text's ten best images, by ``found`` [I, T], that ``expected`` [I, T] puts in its ten best, too.
+
+    An image as good as the tenth is among them: any of a tie may be.
+    """
+    best = np.argsort(-found, axis=0, kind="stable")[:TOP]
+    last = -np.sort(-expected, axis=0)[:TOP][-1:]
+    return float((np.take_along_axis(expected, best, axis=0) >= last).mean())
+
+
+def precision_table(checks: list[PrecisionCheck], precision: str) -> Table:
+    """The checks as a terminal table."""
+    table = Table(
+        title=f"{precision} against PyTorch: scores within {MAX_SCORE_ERROR:g}, {MIN_AGREEMENT:.0%} of the top {TOP}"
+    )
+    for column in ("case", "I x T", "finite", "scores", "of logits' range", f"top {TOP}", ""):
+        table.add_column(column)
+    for c in checks:
+        figures = [f"{c.max_score_error:.1e}", f"{c.share_of_range:.1%}", f"{c.top10_agreement:.2%}"]
+        verdict = "ok" if c.passed else "FAILED"
+        table.add_row(c.name, f"{c.images} x {c.texts}", "yes" if c.finite else "NO", *figures, verdict)
+    return table
+
+
+def require_precision(checks: list[PrecisionCheck], precision: str) -> None:
+    """ExportError naming every case that failed."""
+    if failed := [asdict(check) for check in checks if not check.passed]:
+        raise ExportError(f"the {precision} graphs are too far from PyTorch's scores, no bundle was written: {failed}")

@@ -1,0 +1,277 @@
+"""Lower precision, written into graphs: what is lowered, what is not, and that the gate sees what half precision breaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from camp_sdk import BackendError, BundleError, Retriever
+from camp_sdk.export import precision_gate
+from camp_sdk.export.checkpoint import load_checkpoint
+from camp_sdk.export.graphs import ExportError, export_graph, graphs_of
+from camp_sdk.export.model import SCORERS
+from camp_sdk.export.precision import check_half, emulate_half, lower_graph
+from camp_sdk.export.precision_gate import PrecisionCheck, check_precision, require_precision, top_agreement
+from camp_sdk.export.to_onnx import export_bundle
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.engines import OnnxRuntimeEngine, open_engine
+from tests.conftest import bfloat16_here, needs_bfloat16
+from tests.tiny import CAPTIONS, tiny_model
+
+
+@pytest.fixture(scope="module", params=SCORERS)
+def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every graph of a variant in float16."""
+    folder, halves, paths = tmp_path_factory.mktemp(request.param), set[str](), {}
+    for graph in graphs_of(tiny_model(request.param, pictures=request.param == "paper")):
+        export_graph(graph, folder / "wide.onnx")
+        paths[graph.name] = folder / f"{graph.name}.onnx"
+        _, outputs = lower_graph(folder / "wide.onnx", paths[graph.name], "float16", halves)
+        halves |= {spec.name for spec in outputs if spec.dtype == "float16"}
+    return paths
+
+
+def types_of(path: Path, op_type: str) -> list[str]:
+    """The precision of every node of a kind."""
+    graph = ir.load(path).graph
+    return [node.outputs[0].dtype.name for node in graph if node.op_type == op_type and node.outputs[0].dtype]
+
+
+def test_what_half_breaks_stays_in_float32(lowered: dict[str, Path]) -> None:
+    for path in lowered.values():
+        for op_type in ("Softmax", "ReduceSum", "ReduceMean", "ReduceL2", "Sqrt"):
+            assert set(types_of(path, op_type)) <= {"FLOAT", "INT64"}, (path, op_type)
+
+
+def test_most_products_are_in_half(lowered: dict[str, Path]) -> None:
+    for name in ("image", "text", "scorer"):
+        products = types_of(lowered[name], "MatMul")
+        assert "FLOAT16" in products, name
+    assert types_of(lowered["text"], "GRU") == ["FLOAT16", "FLOAT16"]
+
+
+def test_encoders_hand_halves_to_the_scorer_and_answers_are_float32(lowered: dict[str, Path]) -> None:
+    kept = {v.name: v.dtype for name in ("image", "text") for v in ir.load(lowered[name]).graph.outputs}
+    assert kept["image.V"] == kept["text.T"] == ir.DataType.FLOAT16
+    assert all(dtype == ir.DataType.FLOAT for name, dtype in kept.items() if name and name.endswith(".global"))
+    for name in ("scorer", "explainer"):
+        graph = ir.load(lowered[name]).graph
+        assert all(value.dtype == kept[value.name] for value in graph.inputs)
+        assert all(value.dtype == ir.DataType.FLOAT for value in graph.outputs)
+
+
+def test_gram_matrices_are_float32(lowered: dict[str, Path]) -> None:
+    # 1,024 squares of a root mean square of 8 are more than half precision holds.
+    outputs = {value.name: value.dtype for value in ir.load(lowered["image"]).graph.outputs}
+    assert all(outputs[name] == ir.DataType.FLOAT for name in ("image.G", "image.VV") if name in outputs)
+
+
+def test_onnxruntime_opens_every_half_graph(lowered: dict[str, Path]) -> None:
+    for path in lowered.values():
+        OnnxRuntimeEngine(path).close()
+
+
+def half_square(path: Path) -> Path:
+    """x * x in float16, between casts."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["half", "half"], ["square"]),
+        helper.make_node("Cast", ["square"], ["y"], to=TensorProto.FLOAT),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    inner = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [1]) for name in ("half", "square")]
+    graph = helper.make_graph(nodes, "square", values[:1], values[1:], value_info=inner)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize(("x", "expected"), [(300.0, math.inf), (1e-4, 0.0), (1.0004, 1.0), (3.0, 9.0)])
+def test_emulation_rounds_as_half_precision_does(tmp_path: Path, x: float, expected: float) -> None:
+    emulate_half(half_square(tmp_path / "half.onnx"), tmp_path / "emulated.onnx")
+    with OnnxRuntimeEngine(tmp_path / "emulated.onnx") as engine:
+        assert engine.run({"x": np.array([x], np.float32)})["y"][0] == expected
+
+
+def test_emulation_computes_what_the_half_graph_says(lowered: dict[str, Path], tmp_path: Path) -> None:
+    """Against numpy's own float16, on the image graph: a rounded product, a rounded sum."""
+    emulate_half(lowered["image"], tmp_path / "image.onnx")
+    weights = {
+        v.name: v.const_value.numpy() for v in ir.load(lowered["image"]).graph.initializers.values() if v.const_value
+    }
+    (W,) = [w for w in weights.values() if w.ndim == 2 and w.shape[0] == 12][:1]
+    (b,) = [w for w in weights.values() if w.ndim == 1 and w.dtype == np.float16][:1]
+    features = np.random.default_rng(0).standard_normal((3, 5, 12), dtype=np.float32)
+    with OnnxRuntimeEngine(tmp_path / "image.onnx") as engine:
+        found = engine.run({"features": features})["image.V"]
+    product = (features.astype(np.float16).astype(np.float32) @ W.astype(np.float32)).astype(np.float16)
+    # A sum of another order may round to the neighbour: one unit in the last place of numbers below 16.
+    np.testing.assert_allclose(found, (product + b).astype(np.float32), rtol=0, atol=2**-7)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(-1e9, "holds 1e.09, more than float16 can"), (1e-8, "zero in float16")]
+)
+def test_a_constant_that_half_loses_is_an_error(value: float, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        check_half("epsilon", np.array(value, np.float32))
+
+
+def test_constants_that_half_keeps() -> None:
+    check_half("minus infinity", np.array(-np.inf, np.float32))
+    check_half("nothing", np.array(0, np.float32))
+    check_half("weights, some tiny", np.array([1e-9, 1], np.float32))
+
+
+# The gate
+
+
+def a_check(name: str = "real") -> PrecisionCheck:
+    return PrecisionCheck(name, 20, 100, True, 1e-3, 1e-3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "passes"),
+    [
+        ({}, True),
+        ({"finite": False}, False),
+        ({"max_score_error": 6e-3}, False),
+        ({"max_score_error": math.nan}, False),
+        ({"top10_agreement": 0.99}, True),
+        ({"top10_agreement": 0.985}, False),
+        ({"share_of_range": 0.5}, True),
+        ({"name": "features 100 x too large", "max_score_error": 0.9}, True),
+        ({"name": "features 100 x too large", "share_of_range": 0.11}, False),
+        ({"texts": 6, "top10_agreement": 59 / 60}, True),
+        ({"texts": 6, "top10_agreement": 58 / 60}, False),
+    ],
+)
+def test_what_passes_the_gate(change: dict[str, float], passes: bool) -> None:
+    check = replace(a_check(), **change)
+    assert check.passed == passes
+    if not passes:
+        with pytest.raises(ExportError, match="float16 graphs are too far from PyTorch's scores"):
+            require_precision([a_check(), check], "float16")
+
+
+def test_agreement_counts_ties_as_the_same() -> None:
+    expected = np.array([[3.0], [1.0], [1.0], [0.0]] * 4, np.float32)  # of 16, the ten best are 3, 3, 3, 3 and six ones
+    assert top_agreement(expected, expected + np.arange(16)[:, None] * np.float32(1e-3)) == 1.0
+    worse = expected.copy()
+    worse[3] = 5  # a zero that came first
+    assert top_agreement(expected, worse) == 0.9
+
+
+def test_the_gate_sees_an_overflow(
+    feature_bundle: Path, checkpoints: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, origin = load_checkpoint(checkpoints("paper", False))
+    assert all(check.passed for check in check_precision(model, origin, Bundle(feature_bundle), "float16"))
+    monkeypatch.setattr(precision_gate, "LARGE", 1e6)
+    checks = check_precision(model, origin, Bundle(feature_bundle), "float16")
+    assert [check.finite for check in checks] == [True, True, False, True]
+
+
+def test_the_manifest_keeps_the_figures(feature_bundle: Path) -> None:
+    raw = Bundle(feature_bundle).manifest.raw["precisions"]["float16"]
+    assert [check["name"] for check in raw["checks"]] == [
+        "real", "zero features", "features 100 x too large", "one word"
+    ]  # fmt: skip
+    assert all(check["finite"] for check in raw["checks"])
+
+
+def test_a_bundle_whose_half_graphs_fail_is_not_written(
+    checkpoints: Callable[[str, bool], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision_gate, "MAX_SCORE_ERROR", 1e-7)
+    with pytest.raises(ExportError, match="too far from PyTorch's scores, no bundle was written"):
+        export_bundle(checkpoints("paper", False), tmp_path / "bundle", ["float16"])
+    assert not list(tmp_path.iterdir())
+
+
+# In the runtime
+
+
+@pytest.fixture(scope="module")
+def half(feature_bundle: Path) -> Retriever:
+    return Retriever(feature_bundle, "onnxruntime", "float16")
+
+
+def test_a_float16_retriever_scores_nearly_as_float32(
+    half: Retriever, feature_retriever: Retriever, features: NDArray[np.float32]
+) -> None:
+    gallery = half.encode_images(features)
+    assert gallery.precision == "float16"
+    found, expected = (r.score_matrix(features, CAPTIONS) for r in (half, feature_retriever))
+    assert 0 < np.abs(found - expected).max() < 5e-3  # what the gate allows
+    np.testing.assert_array_equal(half.score_matrix(gallery, CAPTIONS), found)
+    pairs = [(features[3], CAPTIONS[1]), (features[0], CAPTIONS[0])]
+    np.testing.assert_allclose(half.score(pairs), [found[3, 1], found[0, 0]], rtol=0, atol=1e-3)
+    looks = half.explain(CAPTIONS[0], gallery.select([2]))
+    np.testing.assert_allclose(looks.to_words.sum(0), 1, rtol=0, atol=1e-3)  # shares of each word over the regions
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_galleries_serve_retrievers_of_either_precision(
+    half: Retriever, feature_retriever: Retriever, features: NDArray[np.float32], precision: str, tmp_path: Path
+) -> None:
+    made = {}
+    for name, retriever in (("half", half), ("wide", feature_retriever)):
+        gallery = retriever.encode_images(features, precision=precision)
+        gallery.save(tmp_path / name)
+        texts = retriever.encode_texts(CAPTIONS)
+        texts.save(tmp_path / f"{name}-texts")
+        for reader in (half, feature_retriever):
+            galleries = reader.open_gallery(tmp_path / name), reader.open_gallery(tmp_path / f"{name}-texts")
+            made[name, reader.precision] = reader.score_matrix(*galleries)
+    for scores in made.values():  # int8 rounds a hundred times coarser than half
+        np.testing.assert_allclose(scores, made["wide", "float32"], rtol=0, atol=0.05 if precision == "int8" else 5e-3)
+
+
+def test_pictures_in_half(checkpoints: Callable[[str, bool], Path], tmp_path: Path) -> None:
+    bundle = export_bundle(checkpoints("paper", True), tmp_path / "bundle", ["float16"])
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
+    scores = []
+    for precision in ("float16", "float32"):
+        with Retriever(bundle, "onnxruntime", precision) as retriever:
+            scores.append(retriever.score_matrix(list(pictures), CAPTIONS))
+    assert 0 < np.abs(scores[0] - scores[1]).max() < 5e-3
+
+
+@needs_bfloat16
+def test_bfloat16_graphs_compute_the_maps_of_a_pair_in_it(feature_bundle: Path) -> None:
+    scorer = feature_bundle / "bf16" / "scorer.onnx"
+    assert types_of(scorer, "MatMul").count("BFLOAT16") == 2  # F_v and F_t
+    assert [path.name for path in (feature_bundle / "bf16").iterdir()] == ["scorer.onnx"]
+
+
+@needs_bfloat16
+def test_bfloat16_is_refused_where_it_saves_nothing(checkpoints: Callable[[str, bool], Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="the scorer of this variant has no product that is worth bfloat16"):
+        export_bundle(checkpoints("scalar", False), tmp_path / "bundle", ["bfloat16"])
+
+
+@pytest.mark.parametrize(("precision", "option"), [("float16", "fp16"), ("bfloat16", "bf16")])
+def test_a_bundle_without_a_precision_names_the_option(picture_bundle: Path, precision: str, option: str) -> None:
+    with pytest.raises(BundleError, match=f"no {precision} graphs; export it with: to_onnx.py --precision {option}"):
+        Retriever(picture_bundle, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "other"), [("openvino", "float16", "onnxruntime"), ("onnxruntime", "bfloat16", "openvino")]
+)
+def test_a_backend_without_a_precision_is_an_error(
+    feature_bundle: Path, backend: str, precision: str, other: str
+) -> None:
+    if precision == "bfloat16" and not bfloat16_here():
+        pytest.skip("this processor does not compute in bfloat16, so the bundle was exported without")
+    with pytest.raises(BackendError, match=f"{backend} does not score in {precision}: use backend {other}"):
+        open_engine(Bundle(feature_bundle), "scorer", backend, precision=precision)
