@@ -11,7 +11,8 @@ import typer
 
 from camp_sdk.runtime.build import EngineOrder, build_engine, built_engine, trtexec_command
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.plans import Limits, PlanRecord
+from camp_sdk.runtime.plans import PlanRecord
+from camp_sdk.runtime.profiles import Limits
 from camp_sdk.runtime.tensorrt_library import here_of
 from camp_sdk.terminal import progress_bar
 

@@ -25,16 +25,13 @@ from camp_sdk.runtime.plans import (
     PLAN_FILE,
     RECORD_FILE,
     Here,
-    Limits,
     PlanRecord,
-    Profile,
-    Shape,
     check_plan,
     engine_key,
     graph_of,
-    profile_of,
     read_record,
 )
+from camp_sdk.runtime.profiles import Limits, Profile, Shape, profile_of
 from camp_sdk.runtime.tensorrt_library import Library, open_library
 
 
@@ -131,11 +128,9 @@ def _built(library: Library, order: EngineOrder, progress: BuildProgress) -> tup
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))  # 11 always does
     _parse(library, order, network)
     share = _half_share(trt, network, order)
-    config, monitor, timings = (
-        _configured(library, order, builder),
-        monitor_of(trt, progress),
-        _timing_cache(order.here),
-    )
+    config = _configured(library, order, builder)
+    monitor = monitor_of(trt, progress)
+    timings = _timing_cache(order.here)
     config.progress_monitor = monitor
     if timings:
         _load_timing_cache(config, timings)

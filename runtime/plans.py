@@ -9,50 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from camp_sdk.runtime.bundle import EXPORT_AGAIN, Bundle, GraphSpec, Manifest, TensorSpec, sha256_of
-from camp_sdk.runtime.errors import BackendError, BundleError, InputError
-
-Shape = tuple[int, ...]
-Range = tuple[int, int, int]
-Profile = dict[str, tuple[Shape, Shape, Shape]]  # smallest, expected and largest shape of each input, by name
+from camp_sdk.runtime.bundle import Bundle, GraphSpec, sha256_of
+from camp_sdk.runtime.errors import BackendError, BundleError
+from camp_sdk.runtime.profiles import AXIS_LIMIT, BYTES_LIMIT, Profile, Shape
 
 FORMAT = 1
 ENGINES = "engines"  # the folder of a bundle that camp build writes to
 PLAN_FILE, RECORD_FILE = "engine.plan", "engine.json"
 RECORD_BYTES_LIMIT = 1 << 20
-AXIS_LIMIT = (1 << 31) - 1
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # the module of each backend
 PRECISIONS = ("float32", "float16", "bfloat16")
 RTX_OLDEST = 8.0  # what a portable plan of TensorRT-RTX runs on: compute capability 8.0 and later
-USUAL_REGIONS, MOST_REGIONS = 36, 100
-USUAL_WORDS = 16
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The largest inputs an engine takes, and the scratch memory its layers may use.
-
-    None is what fits the bundle: its tokenizer's longest caption, the regions of its grid (or 100, for ready features), and
-    the library's own bound of the memory. ``max_images`` bounds pictures, too.
-    """
-
-    max_images: int = 256
-    max_texts: int = 64
-    max_words: int | None = None
-    max_regions: int | None = None
-    workspace_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is not None and (type(value) is not int or not 1 <= value <= AXIS_LIMIT << 16):
-                raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
 
 
 @dataclass(frozen=True)
@@ -123,50 +96,6 @@ def engine_key(here: Here, graph_sha256: str, profile: Profile, precision: str) 
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def profile_of(spec: GraphSpec, manifest: Manifest, limits: Limits) -> Profile:
-    """The shapes an engine of a graph is to take, from the bundle's contract.
-
-    Every axis with a letter goes from 1 to its limit, but the regions of a grid, of which there is one number; sizes stay.
-    Raises InputError for limits that do not fit the bundle, BundleError for an axis of an unknown letter or size.
-    """
-    axes = _axes(manifest, limits)
-    profile = {}
-    for tensor in spec.inputs:
-        ranges = [_range(size, axes, tensor) for size in tensor.shape]
-        smallest, expected, largest = (tuple(sizes[point] for sizes in ranges) for point in range(3))
-        profile[tensor.name] = (smallest, expected, largest)
-    return profile
-
-
-def _range(size: int | str, axes: dict[str, Range], tensor: TensorSpec) -> Range:
-    if type(size) is int and 1 <= size <= AXIS_LIMIT:
-        return size, size, size
-    if isinstance(size, str) and size in axes:
-        return axes[size]
-    raise BundleError(
-        f"{tensor.name} has an axis {size!r}, expected a size or one of {', '.join(axes)}; {EXPORT_AGAIN}"
-    )
-
-
-def _axes(manifest: Manifest, limits: Limits) -> dict[str, Range]:
-    words, regions = limits.max_words or manifest.max_words, limits.max_regions or MOST_REGIONS
-    if not 1 <= words <= AXIS_LIMIT:
-        raise InputError(f"max_words is {words}: expected a whole number of at least 1")
-    fixed = manifest.pixels and math.prod(manifest.pixels.grid)
-    if fixed and limits.max_regions not in (None, fixed):
-        raise InputError(
-            f"max_regions is {limits.max_regions}: the pictures of this bundle have {fixed} regions, always"
-        )
-    return {
-        # Galleries are scored in full blocks, queries come singly or in groups.
-        "I": (1, limits.max_images, limits.max_images),
-        "B": (1, limits.max_images, limits.max_images),
-        "T": (1, max(1, limits.max_texts // 4), limits.max_texts),
-        "N": (1, min(USUAL_WORDS, words), words),
-        "R": (fixed, fixed, fixed) if fixed else (1, min(USUAL_REGIONS, regions), regions),
-    }
-
-
 def read_record(folder: Path) -> PlanRecord:
     """The record of an engine's folder. Raises BundleError if there is none, or one that is broken or was altered."""
     path = folder / RECORD_FILE
@@ -210,7 +139,7 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _size(value: Any, limit: int = 1 << 50) -> int:
+def _size(value: Any, limit: int = BYTES_LIMIT) -> int:
     if type(value) is not int or not 1 <= value <= limit:
         raise ValueError(f"{str(value)[:100]}, expected a whole number of at least 1")
     return value
