@@ -153,10 +153,7 @@ def _parse(library: Library, order: EngineOrder, network: Any) -> None:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"{e.node_operator()} node {e.node_name()!r}: {' '.join(e.desc().split())}" for e in errors)
         raise BackendError(f"{_named(order)} cannot be parsed: {told[:1500] or library.reason()}")
-    found, expected = (
-        {network.get_input(index).name for index in range(network.num_inputs)},
-        order.profile.keys(),
-    )
+    found, expected = {network.get_input(index).name for index in range(network.num_inputs)}, order.profile.keys()
     if found != expected:
         raise BundleError(
             f"{order.spec.file} has the inputs {sorted(found)}, manifest.json says {sorted(expected)}; {EXPORT_AGAIN}"
