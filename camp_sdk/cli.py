@@ -1,4 +1,4 @@
-"""The `camp` command: `camp eval` and `camp rank`. Results on standard output, progress on standard error."""
+"""The `camp` command: `camp eval`, `camp rank` and `camp build`. Results on standard output, progress on standard error."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from camp_sdk.build_command import build_command
 from camp_sdk.data import load_split, open_rows
 from camp_sdk.evaluation import Evaluation, evaluate, protocol_folds, work_of
 from camp_sdk.metrics import Direction
@@ -111,6 +112,9 @@ def rank_command(
         typer.echo(json.dumps({"query": query, "matches": [_as_dict(match) for match in matches]}, indent=2))
     else:
         Console().print(_ranking_table(query, matches))
+
+
+app.command("build")(build_command)
 
 
 def evaluation_table(result: Evaluation, title: str) -> Table:

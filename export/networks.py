@@ -117,8 +117,9 @@ def scalar_gates(image: Tensors, text: Tensors, to_words: Tensor, to_regions: Te
     A message is sum_j a_j y_j, so its product with x is sum_j a_j (x . y_j), read off one matrix of products.
     """
     S = products(image["image.V"], text["text.T"])  # [I, R, T, N]
-    g = (to_regions * S.permute(2, 0, 1, 3)).sum(-1).sigmoid()
-    h = (to_words * S.permute(0, 2, 3, 1)).sum(-1).sigmoid()
+    # The summed axis goes after the sigmoid: TensorRT-RTX 1.7 fails where a sum that drops one ends as a graph's output.
+    g = (to_regions * S.permute(2, 0, 1, 3)).sum(-1, keepdim=True).sigmoid().squeeze(-1)
+    h = (to_words * S.permute(0, 2, 3, 1)).sum(-1, keepdim=True).sigmoid().squeeze(-1)
     return g, h
 
 

@@ -22,6 +22,7 @@ from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, PRECISION_FOLDERS, SCHEMA_VER
 from camp_sdk.runtime.engines import import_onnxruntime, require_bfloat16
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import holds_only, write_aside
+from camp_sdk.runtime.plans import engine_files
 from camp_sdk.terminal import progress, run_command, stderr
 
 MADE_WITH = ("camp-sdk", "torch", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
@@ -104,12 +105,12 @@ def write_lowered(precision: str, contract: dict[str, Any], folder: Path) -> dic
 
 
 def check_output(output: Path) -> None:
-    """Raise InputError if a bundle written to ``output`` would replace anything but an older bundle."""
+    """Raise InputError if a bundle written to ``output`` would replace anything but an older bundle and its engines."""
     if not output.exists():
         return
     try:
         listed = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["files"]
-        mine = holds_only(output, ["manifest.json", *listed])
+        mine = holds_only(output, ["manifest.json", *listed, *engine_files(output)])
     except (OSError, ValueError, KeyError, TypeError):
         mine = False
     if not mine:

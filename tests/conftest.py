@@ -11,11 +11,14 @@ import pytest
 from numpy.typing import NDArray
 
 from camp_sdk import Retriever
+from camp_sdk.export.import_checkpoint import import_checkpoint
 from camp_sdk.export.scenes import write_scenes
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.runtime.engines import require_bfloat16
 from camp_sdk.runtime.errors import BackendError
 from tests.tiny import FEATURE_WIDTH, save_tiny_checkpoint
+
+RELEASED = Path(__file__).parent / "released"  # recorded checkpoints
 
 
 def bfloat16_here() -> bool:
@@ -54,6 +57,21 @@ def feature_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callab
 def picture_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str, bool], Path]) -> Path:
     """A bundle of the scalar variant that takes pictures. Read only."""
     return export_bundle(checkpoints("scalar", True), tmp_path_factory.mktemp("bundles") / "pictures").folder
+
+
+@pytest.fixture(scope="session")
+def released_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The bundle of each recorded checkpoint of the released code, by variant. Read only."""
+    folder = tmp_path_factory.mktemp("released")
+
+    def bundle(variant: str) -> Path:
+        target = folder / f"bundle-{variant}"
+        if not target.exists():
+            run = folder / f"run-{variant}"
+            export_bundle(import_checkpoint(RELEASED / f"{variant}.pth.tar", RELEASED / "vocab.pkl", run), target)
+        return target
+
+    return bundle
 
 
 @pytest.fixture

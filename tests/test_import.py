@@ -27,7 +27,6 @@ from camp_sdk.export.checkpoint import load_checkpoint
 from camp_sdk.export.import_checkpoint import import_checkpoint
 from camp_sdk.export.released import RELEASED
 from camp_sdk.export.released_files import read_checkpoint, read_vocabulary
-from camp_sdk.export.to_onnx import export_bundle
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(__file__).parent / "released"
@@ -49,24 +48,9 @@ def released(variant: str = "gate_fusion_new") -> dict[str, Any]:
     return loaded
 
 
-@pytest.fixture(scope="module")
-def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The bundle of each recorded checkpoint, made once. Read only."""
-    folder = tmp_path_factory.mktemp("released")
-
-    def bundle(variant: str) -> Path:
-        target = folder / f"bundle-{variant}"
-        if not target.exists():
-            run = folder / f"run-{variant}"
-            export_bundle(import_checkpoint(FOLDER / f"{variant}.pth.tar", VOCAB, run), target)
-        return target
-
-    return bundle
-
-
 @pytest.fixture(scope="module", params=list(RELEASED))
-def retriever(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -> Iterator[Retriever]:
-    with Retriever(bundle_of(request.param), "onnxruntime") as opened:
+def retriever(request: pytest.FixtureRequest, released_bundle: Callable[[str], Path]) -> Iterator[Retriever]:
+    with Retriever(released_bundle(request.param), "onnxruntime") as opened:
         yield opened
 
 

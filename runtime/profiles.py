@@ -1,0 +1,83 @@
+"""The shapes an engine is built for: smallest, expected and largest, of each input of a graph. Axis letters as in bundle.py."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from camp_sdk.runtime.bundle import EXPORT_AGAIN, GraphSpec, Manifest, TensorSpec
+from camp_sdk.runtime.errors import BundleError, InputError
+
+Shape = tuple[int, ...]
+Range = tuple[int, int, int]
+Profile = dict[str, tuple[Shape, Shape, Shape]]  # smallest, expected and largest shape of each input, by name
+
+AXIS_LIMIT = (1 << 31) - 1
+BYTES_LIMIT = 1 << 50
+USUAL_REGIONS, MOST_REGIONS = 36, 100
+USUAL_WORDS = 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest inputs an engine takes, and the scratch memory its layers may use.
+
+    None is what fits the bundle: its tokenizer's longest caption, the regions of its grid (or 100, for ready features), and
+    the library's own bound of the memory. ``max_images`` bounds pictures, too.
+    """
+
+    max_images: int = 256
+    max_texts: int = 64
+    max_words: int | None = None
+    max_regions: int | None = None
+    workspace_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            most = BYTES_LIMIT if name == "workspace_bytes" else AXIS_LIMIT
+            if value is not None and (type(value) is not int or not 1 <= value <= most):
+                raise InputError(f"{name} is {value!r}: expected a whole number from 1 to {most}")
+
+
+def profile_of(spec: GraphSpec, manifest: Manifest, limits: Limits) -> Profile:
+    """The shapes an engine of a graph is to take, from the bundle's contract.
+
+    Every axis with a letter goes from 1 to its limit, but the regions of a grid, of which there is one number; sizes stay.
+    Raises InputError for limits that do not fit the bundle, BundleError for an axis of an unknown letter or size.
+    """
+    axes = _axes(manifest, limits)
+    profile = {}
+    for tensor in spec.inputs:
+        ranges = [_range(size, axes, tensor) for size in tensor.shape]
+        smallest, expected, largest = (tuple(sizes[point] for sizes in ranges) for point in range(3))
+        profile[tensor.name] = (smallest, expected, largest)
+    return profile
+
+
+def _range(size: int | str, axes: dict[str, Range], tensor: TensorSpec) -> Range:
+    if type(size) is int and 1 <= size <= AXIS_LIMIT:
+        return size, size, size
+    if isinstance(size, str) and size in axes:
+        return axes[size]
+    raise BundleError(
+        f"{tensor.name} has an axis {size!r}, expected a size or one of {', '.join(axes)}; {EXPORT_AGAIN}"
+    )
+
+
+def _axes(manifest: Manifest, limits: Limits) -> dict[str, Range]:
+    words, regions = limits.max_words or manifest.max_words, limits.max_regions or MOST_REGIONS
+    fixed = math.prod(manifest.pixels.grid) if manifest.pixels else None
+    if not 1 <= words <= AXIS_LIMIT or (fixed is not None and not 1 <= fixed <= AXIS_LIMIT):
+        raise BundleError(
+            f"manifest.json has max_words {words} and {fixed} regions, expected at least 1; {EXPORT_AGAIN}"
+        )
+    if fixed and limits.max_regions not in (None, fixed):
+        raise InputError(f"max_regions is {limits.max_regions}: a picture of this bundle has {fixed} regions, always")
+    return {
+        # Galleries are scored in full blocks, queries come singly or in groups.
+        "I": (1, limits.max_images, limits.max_images),
+        "B": (1, limits.max_images, limits.max_images),
+        "T": (1, max(1, limits.max_texts // 4), limits.max_texts),
+        "N": (1, min(USUAL_WORDS, words), words),
+        "R": (fixed, fixed, fixed) if fixed else (1, min(USUAL_REGIONS, regions), regions),
+    }
