@@ -17,7 +17,8 @@ from camp_sdk.results import Explanation, FloatArray, Match
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow
-from camp_sdk.runtime.engines import Engine, choose_backend, open_engine
+from camp_sdk.runtime.engine import Engine
+from camp_sdk.runtime.engines import choose_backend, open_engine
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.tokenizer import Tokenizer
 

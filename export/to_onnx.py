@@ -17,9 +17,9 @@ import numpy as np
 import typer
 
 from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, SCHEMA_VERSION, Bundle, sha256_of
-from camp_sdk.runtime.engines import import_onnxruntime
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import holds_only, write_aside
+from camp_sdk.runtime.onnxruntime_engine import import_onnxruntime
 from camp_sdk.terminal import progress, run_command, stderr
 
 MADE_WITH = ("camp-sdk", "torch", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, TensorSpec
-from camp_sdk.runtime.engines import Arrays
+from camp_sdk.runtime.engine import Arrays
 from camp_sdk.runtime.errors import InputError
 
 FLOAT32_BYTES = 4
@@ -47,7 +47,7 @@ def narrow(tensors: Arrays, precision: str) -> Arrays:
     return narrowed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity: arrays have no equality of their own
 class EncodedImages:
     """Image tensors by name, each [I, ...] (R is the same for all); may be memory-mapped, or narrowed (`narrow`)."""
 

@@ -1,94 +1,23 @@
-"""Engines: one face for every inference library, ``run(feeds) -> outputs``, ``close()``, and a context manager."""
+"""Which engine runs a graph: the backends by name, the one that is best here, and opening a graph on it."""
 
 from __future__ import annotations
 
 import importlib.util
 import platform
 import queue
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from camp_sdk.runtime.bundle import EXPORT_AGAIN, Bundle, GraphSpec
+from camp_sdk.runtime.bundle import Bundle, GraphSpec
+from camp_sdk.runtime.engine import Arrays, Engine, Interface, check_contract
 from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError
-
-Arrays = dict[str, NDArray[Any]]
-Interface = dict[str, tuple[str, tuple[Any, ...]]]  # dtype and shape by name; an axis of any size is no number
-
-# ONNX Runtime's names of the types a contract may hold.
-ONNX_TYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(int64)": "int64",
-    "tensor(int8)": "int8",
-    "tensor(bool)": "bool",
-}
-
-
-class Engine(ABC):
-    """What every backend offers: named numpy arrays in, named numpy arrays out; a context manager that closes it."""
-
-    @abstractmethod
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run the graph once: every input by name, every output by name."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free what the engine holds; it cannot run again."""
-
-    @abstractmethod
-    def interface(self) -> tuple[Interface, Interface]:
-        """Inputs and outputs as the graph's file declares them."""
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-class OnnxRuntimeEngine(Engine):
-    """ONNX Runtime on one graph file. ``device`` is "cpu" or "cuda"; ``threads`` None takes every core.
-
-    spin: whether its idle threads wait for the next run by spinning, which is for a graph that runs again at once: elsewhere
-    they take the cores from the other graphs. Sessions are thread-safe. Raises BackendError if the provider asked for is not
-    the one really in use, or a run fails.
-    """
-
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None, spin: bool = True) -> None:
-        ort, provider = import_onnxruntime(device)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=[provider])
-        except Exception as error:  # onnxruntime raises its own types, all derived from Exception
-            raise BundleError(f"ONNX Runtime cannot open {path}: {error}") from None
-        if self._session.get_providers()[0] != provider:
-            raise BackendError(f"{provider} was asked for, but ONNX Runtime uses {self._session.get_providers()[0]}")
-        self._path = path
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        try:
-            outputs = self._session.run(self._outputs, dict(feeds))
-        except Exception as error:  # onnxruntime raises its own types, all derived from Exception
-            raise BackendError(f"ONNX Runtime cannot run {self._path}: {error}") from None
-        return dict(zip(self._outputs, outputs, strict=True))
-
-    def close(self) -> None:
-        self._session = None
-
-    def interface(self) -> tuple[Interface, Interface]:
-        def described(values: Sequence[Any]) -> Interface:
-            return {value.name: (ONNX_TYPES.get(value.type, value.type), tuple(value.shape)) for value in values}
-
-        return described(self._session.get_inputs()), described(self._session.get_outputs())
+from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine, import_onnxruntime, tensorrt_options
+from camp_sdk.runtime.plans import Limits, profile_of
+from camp_sdk.runtime.splitting import SplittingEngine
+from camp_sdk.runtime.tensorrt_engine import TensorRtEngine, import_tensorrt, plan_here
 
 
 class OpenVinoEngine(Engine):
@@ -146,34 +75,6 @@ class OpenVinoEngine(Engine):
         return described(self._compiled.inputs), described(self._compiled.outputs)
 
 
-def check_contract(engine: Engine, graph: GraphSpec) -> None:
-    """Raise BundleError unless a file's inputs and outputs are those the manifest lists: names, dtypes, fixed sizes."""
-    for kind, specs, found in zip(("input", "output"), (graph.inputs, graph.outputs), engine.interface(), strict=True):
-        expected: Interface = {spec.name: (spec.dtype, spec.shape) for spec in specs}
-        if found.keys() != expected.keys() or not all(_fits(expected[name], found[name]) for name in expected):
-            raise BundleError(f"{graph.file} has the {kind}s {found}, manifest.json says {expected}; {EXPORT_AGAIN}")
-
-
-def _fits(expected: tuple[str, tuple[Any, ...]], found: tuple[str, tuple[Any, ...]]) -> bool:
-    """Whether dtype, number of axes and fixed sizes are the same; an axis of any size has no number on either side."""
-    (dtype, shape), (found_dtype, found_shape) = expected, found
-    if dtype != found_dtype or len(shape) != len(found_shape):
-        return False
-    return all(size == other for size, other in zip(shape, found_shape, strict=True) if isinstance(size, int))
-
-
-def import_onnxruntime(device: str) -> tuple[Any, str]:
-    """The library and the name of a device's provider. Raises BackendError if either is not installed."""
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "gpu" if device == "cuda" else "cpu") from None
-    if provider not in onnxruntime.get_available_providers():
-        raise BackendError(f"ONNX Runtime here has no {provider}; install it with: pip install 'camp-sdk[gpu]'")
-    return onnxruntime, provider
-
-
 def import_openvino() -> Any:
     """The library. Raises MissingExtraError if it is not installed."""
     try:
@@ -183,37 +84,56 @@ def import_openvino() -> Any:
     return openvino
 
 
-BACKENDS = ("onnxruntime", "onnxruntime-cuda", "openvino")
-PRECISIONS = ("float32", "bfloat16")
+BACKENDS = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt", "tensorrt-rtx")
+DEVICES = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+PRECISIONS = ("float32", "float16", "bfloat16")
+OPENVINO_BFLOAT16 = ("openvino", "bfloat16")  # made of the float32 graph
 
 
 def choose_backend(bundle: Bundle, backend: str = "auto", precision: str = "float32") -> str:
-    """The backend ``"auto"`` stands for on this machine: CUDA where it really opens a graph, otherwise OpenVINO where it is
-    installed and the processor an x86, for which it was measured to be the faster one, otherwise ONNX Runtime on the CPU.
+    """The backend ``"auto"`` stands for on this machine: TensorRT (or TensorRT-RTX) where an engine of the scorer was built
+    that fits, then ONNX Runtime's CUDA where it really opens a graph, otherwise OpenVINO where it is installed and the
+    processor an x86, for which it was measured to be the faster one, otherwise ONNX Runtime on the CPU.
 
     Any other known name is returned as it is. Raises BackendError for an unknown one, one that is not installed, or a
     precision it does not have.
     """
-    if precision not in PRECISIONS:
-        raise BackendError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     if backend == "auto":
+        _check_precision(precision)
         backend = _best_backend(bundle, precision)
-    if backend not in BACKENDS:
-        raise BackendError(f"backend {backend!r}: expected auto or one of {', '.join(BACKENDS)}")
-    if precision != "float32" and backend != "openvino":
-        raise BackendError(f"{backend} scores in float32 only: for {precision} use backend openvino")
-    if backend == "openvino":
-        import_openvino()
-    else:
-        import_onnxruntime(_device(backend))
+    _check_backend(backend, precision)
+    if backend in LIBRARIES:
+        plan_here(bundle, "scorer", precision, LIBRARIES[backend])
     return backend
 
 
-def _device(backend: str) -> str:
-    return "cuda" if backend == "onnxruntime-cuda" else "cpu"
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise BackendError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+
+
+def _check_backend(backend: str, precision: str) -> None:
+    _check_precision(precision)
+    if backend not in BACKENDS:
+        raise BackendError(f"backend {backend!r}: expected auto or one of {', '.join(BACKENDS)}")
+    if precision != "float32" and backend in ("onnxruntime", "openvino") and (backend, precision) != OPENVINO_BFLOAT16:
+        raise BackendError(f"{backend} scores in float32 only: for {precision} use backend openvino")
+    if backend == "openvino":
+        import_openvino()
+    elif backend in LIBRARIES:
+        import_tensorrt(LIBRARIES[backend])
+    else:
+        import_onnxruntime(DEVICES[backend])
 
 
 def _best_backend(bundle: Bundle, precision: str) -> str:
+    for backend, library in LIBRARIES.items():
+        try:
+            plan_here(bundle, "scorer", precision, library)
+        except BackendError:
+            continue
+        return backend
     if precision == "bfloat16":
         return "openvino"
     if _cuda_works(bundle):
@@ -242,12 +162,31 @@ def open_engine(
     """
     if graph not in bundle.manifest.graphs:
         raise BundleError(f"{bundle.folder} has no {graph} graph; it has {', '.join(bundle.manifest.graphs)}")
-    backend, spec = choose_backend(bundle, backend, precision), bundle.manifest.graphs[graph]
-    path = bundle.path(spec.file)
+    if backend == "auto":
+        backend = choose_backend(bundle, backend, precision)
+    _check_backend(backend, precision)
+    written = "float32" if (backend, precision) == OPENVINO_BFLOAT16 else precision
+    spec = bundle.manifest.graphs_in(written)[graph]
     engine: Engine
-    if backend == "openvino":
-        engine = OpenVinoEngine(path, threads, precision)
+    if backend in LIBRARIES:
+        engine = _open_plan(bundle, graph, precision, LIBRARIES[backend])
+    elif backend == "openvino":
+        engine = OpenVinoEngine(bundle.path(spec.file), threads, precision)
     else:
-        engine = OnnxRuntimeEngine(path, _device(backend), threads, spin=graph == "scorer")
+        engine = _open_graph(bundle, spec, DEVICES[backend], threads, spin=graph == "scorer")
     check_contract(engine, spec)
     return engine
+
+
+def _open_plan(bundle: Bundle, graph: str, precision: str, library: str) -> Engine:
+    plan, record = plan_here(bundle, graph, precision, library)
+    return SplittingEngine(TensorRtEngine(plan, library), bundle.manifest.graphs_in(precision)[graph], record.profile)
+
+
+def _open_graph(bundle: Bundle, spec: GraphSpec, device: str, threads: int | None, spin: bool) -> Engine:
+    path = bundle.path(spec.file)
+    if device != "tensorrt":
+        return OnnxRuntimeEngine(path, device, threads, spin)
+    profile = profile_of(spec, bundle.manifest, Limits())
+    options = tensorrt_options(bundle.manifest.files[spec.file].sha256, profile)
+    return SplittingEngine(OnnxRuntimeEngine(path, device, threads, spin, options), spec, profile)

@@ -19,7 +19,7 @@ import camp_sdk
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"camp_sdk": "camp_sdk", "runtime": "camp_sdk.runtime", "export": "camp_sdk.export"}
-ENGINES = {"onnxruntime", "openvino", "tokenizers"}
+ENGINES = {"onnxruntime", "openvino", "tokenizers", "cuda", "tensorrt", "tensorrt_rtx"}
 TRAINING = {"torch", "lightning", "onnx", "onnxscript"}
 LIBRARIES = TRAINING | ENGINES | {"numpy", "PIL", "rich", "typer", "tensorboard", "jinja2"}
 
