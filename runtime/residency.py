@@ -15,8 +15,9 @@ def resident_parts(
     """The images where the engine wants them, from the first to the last: (index of the first, images) at a time.
 
     On an engine without device memory that is all of them, as they are. Otherwise their tensors ``names`` are uploaded, as
-    many images at a time as fit half of the budget, or the engine's own room; what fits as a whole stays there as long as
-    these images and the engine live. Raises InputError if not even one image fits.
+    many images at a time as fit half of the budget, or the engine's own room: what fits as a whole stays there as long as
+    these images and the engine live, a part only until the next one is asked for. Raises InputError if not even one image
+    fits.
     """
     room = engine.room_bytes()
     if room is None:
@@ -35,5 +36,9 @@ def resident_parts(
         yield 0, engine.residents[images]
         return
     for start in range(0, len(images), count):
-        part = {name: array[start : start + count] for name, array in tensors.items()}
-        yield start, EncodedImages(dict(engine.hold(part)))
+        part = engine.hold({name: array[start : start + count] for name, array in tensors.items()})
+        try:
+            yield start, EncodedImages(dict(part))
+        finally:
+            for array in part.values():  # before the next part is uploaded, whoever still has this one
+                array.close()
