@@ -30,8 +30,10 @@ def _silent(items: int) -> None:
 class Retriever:
     """Ranks images by text and texts by image with the network of a bundle.
 
-    backend: "auto" (CUDA where it works, otherwise OpenVINO on an x86 processor if it is installed, otherwise ONNX
-    Runtime), "onnxruntime", "onnxruntime-cuda" or "openvino"; `backend` tells which is in use. precision: "float32", or
+    backend: "auto" (TensorRT where `camp build` has built an engine that fits, then CUDA where it works, otherwise OpenVINO
+    on an x86 processor if it is installed, otherwise ONNX Runtime), "onnxruntime", "onnxruntime-cuda",
+    "onnxruntime-tensorrt", "openvino", "tensorrt" or "tensorrt-rtx"; `backend` tells which is in use. On a GPU, a gallery is
+    uploaded when it is first ranked and stays there as long as it lives. precision: "float32", or
     "bfloat16" to score pairs in half the bits (OpenVINO, on processors that compute in it; encoders stay float32).
     threads: for the CPU, None takes every core. memory_budget_bytes: what a call may hold beside what it is given and
     returns; None is as much as is fast. Graphs open when first needed. Use as a context manager, or call `close`, to free

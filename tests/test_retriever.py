@@ -690,7 +690,7 @@ def test_auto_takes_openvino_on_x86(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "float8"}, "precision 'float8': expected one of float32, bfloat16"),
+        ({"precision": "float8"}, "precision 'float8': expected one of float32, float16, bfloat16"),
         ({"backend": "onnxruntime", "precision": "bfloat16"}, "onnxruntime scores in float32 only"),
     ],
 )

@@ -153,6 +153,15 @@ def test_more_images_and_texts_than_the_profile(setup: Setup) -> None:
         del held, given
 
 
+def test_few_held_images_are_padded(setup: Setup, tmp_path: Path) -> None:
+    profile = profile_between(setup.spec, {"I": 5, "T": 4}, LARGEST)
+    plan = write_plan(tmp_path / "four.plan", setup.graph, profile)
+    feeds = feeds_of(setup.spec, SIZES | {"I": 3})
+    with SplittingEngine(TensorRtEngine(plan, "tensorrt"), setup.spec, profile) as engine:
+        found = engine.run(engine.hold(feeds))["logits"]
+        np.testing.assert_allclose(found, setup.plain(feeds)["logits"], **SAME)
+
+
 @pytest.mark.parametrize(
     ("feeds", "message"),
     [
