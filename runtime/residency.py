@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 
 from camp_sdk.runtime.encoded import EncodedImages
 from camp_sdk.runtime.engine import Engine
 from camp_sdk.runtime.errors import InputError
+
+UPLOADING = threading.Lock()  # threads that rank the same images upload them once
 
 
 def resident_parts(
@@ -19,22 +22,22 @@ def resident_parts(
     these images and the engine live, a part only until the next one is asked for. Raises InputError if not even one image
     fits.
     """
-    room = engine.room_bytes()
-    if room is None:
+    if (room := engine.room_bytes()) is None:
         yield 0, images
-        return
-    if (whole := engine.residents.get(images)) is not None:
-        yield 0, whole
         return
     room = room if memory_budget_bytes is None else min(room, memory_budget_bytes // 2)
     tensors = {name: images.tensors[name] for name in names if name in images.tensors}
-    image_bytes = max(1, sum(array[:1].nbytes for array in tensors.values()))
-    if (count := room // image_bytes) < 1:
-        raise InputError(f"an image takes {image_bytes} bytes of device memory, {room} may be used")
-    if count >= len(images):
-        engine.residents[images] = EncodedImages(dict(engine.hold(tensors)))
-        yield 0, engine.residents[images]
+    with UPLOADING:
+        whole = engine.residents.get(images)
+        image_bytes = max(1, sum(array[:1].nbytes for array in tensors.values()))
+        count = room // image_bytes
+        if whole is None and count >= len(images):
+            whole = engine.residents[images] = EncodedImages(dict(engine.hold(tensors)))
+    if whole is not None:
+        yield 0, whole
         return
+    if count < 1:
+        raise InputError(f"an image takes {image_bytes} bytes of device memory, {room} may be used")
     for start in range(0, len(images), count):
         part = engine.hold({name: array[start : start + count] for name, array in tensors.items()})
         try:

@@ -57,11 +57,16 @@ class TensorRtEngine(Engine):
         if self._engine is None:
             raise BackendError(f"{library} cannot load {plan}: {self._log.last}; build it again with: camp build")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        self._dtypes = {name: np.dtype(DTYPES[self._engine.get_tensor_dtype(name).name]) for name in names}
-        is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-        self._inputs = {name: self._dtypes[name] for name in names if is_input[name]}
-        self._outputs = {name: self._dtypes[name] for name in names if not is_input[name]}
+        inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
+        self._inputs = {name: self._dtype(name) for name in names if name in inputs}
+        self._outputs = {name: self._dtype(name) for name in names if name not in inputs}
         self._idle: queue.SimpleQueue[_Context] = queue.SimpleQueue()
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        found = self._engine.get_tensor_dtype(name).name
+        if found not in DTYPES:
+            raise BackendError(f"{self._plan}: {name} is of type {found}, expected one of {', '.join(DTYPES)}")
+        return np.dtype(DTYPES[found])
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
         if self._engine is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def test_a_gallery_is_uploaded_once_and_scored_from_there(setup: Setup) -> None:
     found, _ = best_images(setup.scorer, setup.images, setup.texts, 7)
     np.testing.assert_array_equal(found, np.argsort(-setup.expected.T, axis=1, kind="stable")[:, :7])
     assert setup.fake.copied["cudaMemcpyHostToDevice"] - uploaded < 100 * IMAGE_BYTES
+
+
+def test_threads_upload_a_gallery_once(setup: Setup) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: logit_matrix(setup.scorer, setup.images, setup.texts), range(8)):
+            np.testing.assert_allclose(found, setup.expected, **SAME)
+    texts = sum(array.nbytes for array in setup.texts.tensors.values())
+    assert setup.fake.copied["cudaMemcpyHostToDevice"] < 100 * IMAGE_BYTES + 8 * 3 * texts
 
 
 def test_what_is_held_is_freed_with_the_images(setup: Setup) -> None:
