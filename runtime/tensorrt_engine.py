@@ -69,11 +69,11 @@ class TensorRtEngine(Engine):
         return np.dtype(DTYPES[found])
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
-        if self._engine is None:
+        if (engine := self._engine) is None:
             raise BackendError(f"{self._plan} was closed")
         context: _Context | None = None
         try:
-            context = self._context()
+            context = self._context(engine)
             outputs = context.run(feeds, self._inputs, self._outputs)
         except Exception as error:
             if context is not None:
@@ -86,11 +86,11 @@ class TensorRtEngine(Engine):
             self._close_idle()
         return outputs
 
-    def _context(self) -> _Context:
+    def _context(self, engine: Any) -> _Context:
         try:
             return self._idle.get_nowait()
         except queue.Empty:
-            return _Context(self._engine)
+            return _Context(engine)
 
     def hold(self, tensors: Arrays) -> Mapping[str, Any]:
         return tensors | cuda.upload(tensors, self._inputs)
@@ -99,8 +99,8 @@ class TensorRtEngine(Engine):
         return cuda.room_bytes()
 
     def close(self) -> None:
+        self._engine = self._runtime = None  # first: a run that ends from now on gives its context back by itself
         self._close_idle()
-        self._engine = self._runtime = None
 
     def _close_idle(self) -> None:
         while True:

@@ -21,7 +21,7 @@ from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.plans import Profile
 from camp_sdk.runtime.splitting import SplittingEngine
 from camp_sdk.runtime.tensorrt_engine import TensorRtEngine, import_tensorrt
-from tests.fake_cuda import FakeCuda, FakeTensorRt, install, write_plan
+from tests.fake_cuda import FakeContext, FakeCuda, FakeTensorRt, install, write_plan
 from tests.test_splitting import SAME, feeds_of, profile_between
 
 LARGEST = {"I": 8, "T": 8, "N": 16, "R": 16}
@@ -204,6 +204,14 @@ def test_a_closed_engine(setup: Setup) -> None:
     assert setup.fake.held == 0
     with pytest.raises(BackendError, match="was closed"):
         engine.run(feeds)
+
+
+def test_an_engine_closed_during_a_run(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TensorRtEngine(setup.plan, "tensorrt")
+    feeds, execute = feeds_of(setup.spec, SIZES), FakeContext._execute
+    monkeypatch.setattr(FakeContext, "_execute", lambda context: (engine.close(), execute(context))[1])
+    assert_same(engine.run(feeds), setup.plain(feeds))
+    assert setup.fake.held == 0
 
 
 def test_a_plan_that_is_none(setup: Setup, tmp_path: Path) -> None:
