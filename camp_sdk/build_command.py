@@ -11,11 +11,13 @@ import typer
 
 from camp_sdk.runtime.build import EngineOrder, build_engine, built_engine, trtexec_command
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.plans import PlanRecord
 from camp_sdk.runtime.profiles import Limits
 from camp_sdk.runtime.tensorrt_library import here_of
 from camp_sdk.terminal import progress_bar
 
+BUILT_IN = ("float16", "float32")
 STEPS = 100  # of a progress bar
 
 
@@ -23,11 +25,11 @@ def build_command(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder made by export/to_onnx.py.")],
     backend: Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (needs no GPU).")] = "tensorrt",
     precision: Annotated[
-        str | None, typer.Option(help="float16 (if the bundle has it, unless told otherwise), float32 or bfloat16.")
+        str | None, typer.Option(help="float16 (if the bundle has it, unless told otherwise), or float32.")
     ] = None,
     graph: Annotated[list[str] | None, typer.Option(help="Only this graph; may be repeated.")] = None,
-    max_images: Annotated[int, typer.Option(help="Most images in one call.", min=1)] = 256,
-    max_texts: Annotated[int, typer.Option(help="Most texts in one call.", min=1)] = 64,
+    max_images: Annotated[int, typer.Option(help="Most images in one call.", min=1)] = Limits.max_images,
+    max_texts: Annotated[int, typer.Option(help="Most texts in one call.", min=1)] = Limits.max_texts,
     max_words: Annotated[int | None, typer.Option(help="Words of the longest text.", min=1)] = None,
     max_regions: Annotated[int | None, typer.Option(help="Regions of an image, at most.", min=1)] = None,
     workspace_bytes: Annotated[int | None, typer.Option(help="Scratch memory of a layer, at most.", min=1)] = None,
@@ -53,6 +55,8 @@ def _orders(
     bundle: Bundle, backend: str, precision: str | None, graphs: list[str] | None, limits: Limits
 ) -> list[EngineOrder]:
     precision = precision or ("float16" if "float16" in bundle.manifest.lowered else "float32")
+    if precision not in BUILT_IN:
+        raise InputError(f"--precision {precision}: engines are built in {' or '.join(BUILT_IN)}")
     here = here_of(backend)
     # The widening graphs are casts, over before a copy to the GPU would be.
     names = graphs or [name for name in bundle.manifest.graphs if not name.startswith("widen-")]

@@ -19,6 +19,7 @@ from camp_sdk.metrics import Direction
 from camp_sdk.pictures import find_pictures
 from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
+from camp_sdk.runtime.engines import BACKENDS
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import progress_bar, progress_bars, run_app
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder made by export/to_onnx.py.")]
-BackendOption = Annotated[str, typer.Option(help="auto, onnxruntime, onnxruntime-cuda or openvino.")]
+BackendOption = Annotated[str, typer.Option(help=f"auto, {', '.join(BACKENDS)}.")]
 PrecisionOption = Annotated[
     str, typer.Option(help="float32, float16 (GPUs) or bfloat16 (openvino): faster, scores differ a little.")
 ]

@@ -12,7 +12,7 @@ from numpy.lib.format import open_memmap
 
 from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, Bundle, Manifest, TensorSpec
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, Indices, words_axis
-from camp_sdk.runtime.engines import Arrays
+from camp_sdk.runtime.engine import Arrays
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import holds_only, write_aside
 

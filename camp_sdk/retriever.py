@@ -17,7 +17,8 @@ from camp_sdk.results import Explanation, FloatArray, Match
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow
-from camp_sdk.runtime.engines import Engine, choose_backend, open_engine
+from camp_sdk.runtime.engine import Engine
+from camp_sdk.runtime.engines import choose_backend, open_engine
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.tokenizer import Tokenizer
 
@@ -29,9 +30,11 @@ def _silent(items: int) -> None:
 class Retriever:
     """Ranks images by text and texts by image with the network of a bundle.
 
-    backend: "auto" (CUDA where it works, otherwise OpenVINO on an x86 processor if it is installed, otherwise ONNX
-    Runtime), "onnxruntime", "onnxruntime-cuda" or "openvino"; `backend` tells which is in use. precision: "float32", or
-    "float16" (ONNX Runtime) or "bfloat16" (OpenVINO, on processors that compute in it; encoders stay float32), where the
+    backend: "auto" (TensorRT where `camp build` has built an engine that fits, then CUDA where it works, otherwise OpenVINO
+    on an x86 processor if it is installed, otherwise ONNX Runtime), "onnxruntime", "onnxruntime-cuda",
+    "onnxruntime-tensorrt", "openvino", "tensorrt" or "tensorrt-rtx"; `backend` tells which is in use. On a GPU, a gallery is
+    uploaded when it is first ranked and stays there as long as it lives. precision: "float32",
+    "float16" (all but OpenVINO) or "bfloat16" (OpenVINO, on processors that compute in it; encoders stay float32), where the
     bundle was exported with its graphs.
     threads: for the CPU, None takes every core. memory_budget_bytes: what a call may hold beside what it is given and
     returns; None is as much as is fast. Graphs open when first needed. Use as a context manager, or call `close`, to free
@@ -297,7 +300,7 @@ class Retriever:
     def _images_of(self, gallery: Gallery) -> EncodedImages:
         if not isinstance(gallery.encoded, EncodedImages):
             raise InputError("this is a gallery of texts: expected images here")
-        return gallery.encoded.halves() if gallery.precision == self.precision == "float16" else gallery.encoded
+        return gallery.encoded.halves if gallery.precision == self.precision == "float16" else gallery.encoded
 
     def _texts_of(self, gallery: Gallery) -> EncodedTexts:
         if not isinstance(gallery.encoded, EncodedTexts):

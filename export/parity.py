@@ -18,7 +18,8 @@ from camp_sdk.export.measure import features_of
 from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import word_mask
 from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, Bundle
-from camp_sdk.runtime.engines import Arrays, open_engine
+from camp_sdk.runtime.engine import Arrays
+from camp_sdk.runtime.engines import open_engine
 from camp_sdk.terminal import progress
 
 MAX_ERROR = 1e-4  # float32 sums in another order; the demo's model (d = 128) differs by 2.4e-5

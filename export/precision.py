@@ -110,8 +110,8 @@ def _follows(node: ir.Node) -> bool:
 
 
 def _is_mean(inputs: list[ir.Value], shares: set[ir.Value], made_low: set[ir.Value]) -> bool:
-    """Whether a product of two activations is a weighted mean of vectors in half precision: as large as they are."""
-    return sum(value in shares for value in inputs) == 1 and any(v in made_low and v not in shares for v in inputs)
+    """Whether a product of two activations is a weighted mean, of shares or of vectors in half: as large as they are."""
+    return any(value in shares for value in inputs) and all(value in shares or value in made_low for value in inputs)
 
 
 def _is_cross(inputs: list[ir.Value], sides: dict[ir.Value, str], made_low: set[ir.Value]) -> bool:
@@ -144,11 +144,13 @@ def _behind_logits(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _made_by_softmax(graph: ir.Graph) -> set[ir.Value]:
-    """Values that are weights: a softmax's output, however moved or scaled since."""
+    """Values that are weights: a softmax's output, however moved, scaled or averaged since."""
     shares: set[ir.Value] = set()
     for node in graph:
-        carried = node.op_type in MOVES | {"Div", "Mul", "ReduceMean"} and any(v in shares for v in _activations(node))
-        if node.op_type == "Softmax" or carried:
+        inputs = _activations(node)
+        carried = node.op_type in MOVES | {"Div", "Mul", "ReduceMean", "ReduceSum"} and any(v in shares for v in inputs)
+        averaged = node.op_type in {"Add", "MatMul"} and all(value in shares for value in inputs)
+        if node.op_type == "Softmax" or carried or averaged:
             shares.update(node.outputs)
     return shares
 

@@ -20,7 +20,9 @@ from camp_sdk.export.measure import features_of
 from camp_sdk.export.model import Camp
 from camp_sdk.export.precision import emulate_half
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.engines import Arrays, Engine, OnnxRuntimeEngine, OpenVinoEngine
+from camp_sdk.runtime.engine import Arrays, Engine
+from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.openvino_engine import OpenVinoEngine
 from camp_sdk.runtime.scoring import activate
 from camp_sdk.terminal import progress
 

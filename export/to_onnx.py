@@ -19,9 +19,10 @@ import numpy as np
 import typer
 
 from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, PRECISION_FOLDERS, SCHEMA_VERSION, Bundle, sha256_of
-from camp_sdk.runtime.engines import import_onnxruntime, require_bfloat16
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import holds_only, write_aside
+from camp_sdk.runtime.onnxruntime_engine import import_onnxruntime
+from camp_sdk.runtime.openvino_engine import require_bfloat16
 from camp_sdk.runtime.plans import engine_files
 from camp_sdk.terminal import progress, run_command, stderr
 
@@ -92,11 +93,11 @@ def write_lowered(precision: str, contract: dict[str, Any], folder: Path) -> dic
     """Write the graphs of a folder in a lower precision, too; returns their contract. bfloat16 is for the scorer alone."""
     from camp_sdk.export.precision import lower_graph
 
-    graphs = ["scorer"] if precision == "bfloat16" else [name for name in contract if not name.startswith("widen-")]
+    graphs = ("scorer",) if precision == "bfloat16" else ("vision", "image", "text", "scorer", "explainer")
     (folder / PRECISION_FOLDERS[precision]).mkdir()
     lowered: dict[str, Any] = {}
     halves: set[str] = set()
-    for name in graphs:
+    for name in (graph for graph in graphs if graph in contract):  # encoders first: the scorer reads what they make
         file = f"{PRECISION_FOLDERS[precision]}/{name}.onnx"
         inputs, outputs = lower_graph(folder / contract[name]["file"], folder / file, precision, halves)
         halves |= {spec.name for spec in outputs if spec.dtype == "float16"}

@@ -7,6 +7,7 @@ this machine; TensorRT-RTX needs none, and builds for every GPU of compute capab
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shlex
 import time
@@ -164,18 +165,24 @@ def _half_share(trt: Any, network: Any, order: EngineOrder) -> float:
     """The share of matrix products and convolutions that compute in half precision; 0 for a graph without any.
 
     These take the time, also those of a recurrence, which is a loop around them. Counting every layer instead would judge by
-    reshapes, and by the softmax and normalisation that are float32 by design. Raises BackendError if a graph of half
-    precision computes less than half of them in it.
+    reshapes, and by the softmax and normalisation that are float32 by design. Each weighs as much as the largest of its
+    tensors that is of a fixed size: a map of d by d more than the few numbers of a pair's words. Raises BackendError if a
+    graph of half precision computes less than half in it.
     """
     kinds, layers = trt.LayerType, [network.get_layer(index) for index in range(network.num_layers)]
     heavy = (kinds.MATRIX_MULTIPLY, kinds.EINSUM, kinds.CONVOLUTION, kinds.DECONVOLUTION)
-    types = [layer.get_output(0).dtype for layer in layers if layer.type in heavy]
-    half = sum(dtype in (trt.DataType.HALF, trt.DataType.BF16) for dtype in types)
-    if order.own_precision != "float32" and 2 * half < len(types):
-        raise BackendError(
-            f"{_named(order)} is mostly float32: {half} of {len(types)} products are in half precision; {EXPORT_AGAIN}"
-        )
-    return half / len(types) if types else 0.0
+    weights = [
+        (_weight(layer), layer.get_output(0).dtype == trt.DataType.HALF) for layer in layers if layer.type in heavy
+    ]
+    share = sum(weight for weight, half in weights if half) / max(1, sum(weight for weight, _ in weights))
+    if order.own_precision != "float32" and share < 0.5:
+        raise BackendError(f"{_named(order)} is mostly float32: {share:.0%} of it is in half precision; {EXPORT_AGAIN}")
+    return share
+
+
+def _weight(layer: Any) -> int:
+    tensors = [layer.get_output(0), *(layer.get_input(index) for index in range(layer.num_inputs))]
+    return max(math.prod(size for size in tensor.shape if size > 0) for tensor in tensors if tensor is not None)
 
 
 def _configured(library: Library, order: EngineOrder, builder: Any) -> Any:

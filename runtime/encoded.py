@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, TensorSpec
-from camp_sdk.runtime.engines import Arrays
+from camp_sdk.runtime.engine import Arrays
 from camp_sdk.runtime.errors import InputError
 
 FLOAT32_BYTES = 4
@@ -47,7 +48,7 @@ def narrow(tensors: Arrays, precision: str) -> Arrays:
     return narrowed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity: arrays have no equality of their own
 class EncodedImages:
     """Image tensors by name, each [I, ...] (R is the same for all); may be memory-mapped, or narrowed (`narrow`)."""
 
@@ -64,8 +65,12 @@ class EncodedImages:
         """A part of these images, as encoded images."""
         return EncodedImages(self.take(indices))
 
+    @cached_property
     def halves(self) -> EncodedImages:
-        """Images narrowed to float16, under the names that a graph of that precision reads them by."""
+        """Images narrowed to float16, under the names that a graph of that precision reads them by.
+
+        Always the same object: engines know by it what they hold already.
+        """
         return EncodedImages({name.removesuffix(".float16"): array for name, array in self.tensors.items()})
 
     @property

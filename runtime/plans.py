@@ -24,7 +24,6 @@ ENGINES = "engines"  # the folder of a bundle that camp build writes to
 PLAN_FILE, RECORD_FILE = "engine.plan", "engine.json"
 RECORD_BYTES_LIMIT = 1 << 20
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # the module of each backend
-PRECISIONS = ("float32", "float16", "bfloat16")
 RTX_OLDEST = 8.0  # what a portable plan of TensorRT-RTX runs on: compute capability 8.0 and later
 
 

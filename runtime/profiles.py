@@ -16,6 +16,7 @@ AXIS_LIMIT = (1 << 31) - 1
 BYTES_LIMIT = 1 << 50
 USUAL_REGIONS, MOST_REGIONS = 36, 100
 USUAL_WORDS = 16
+TEXTS_ALONE = 64
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Limits:
     """The largest inputs an engine takes, and the scratch memory its layers may use.
 
     None is what fits the bundle: its tokenizer's longest caption, the regions of its grid (or 100, for ready features), and
-    the library's own bound of the memory. ``max_images`` bounds pictures, too.
+    the library's own bound of the memory. ``max_images`` bounds pictures, too. A context has room for the largest inputs: of
+    the default ones, 75 MB for each array of a pair's vectors in half precision (d = 1024, 36 regions), of which it holds a
+    few; of 100 regions, 210 MB. More items than that are split. Texts alone, which have no pairs, come 64 at a time.
     """
 
-    max_images: int = 256
-    max_texts: int = 64
+    max_images: int = 128
+    max_texts: int = 8
     max_words: int | None = None
     max_regions: int | None = None
     workspace_bytes: int | None = None
@@ -46,6 +49,9 @@ def profile_of(spec: GraphSpec, manifest: Manifest, limits: Limits) -> Profile:
     Raises InputError for limits that do not fit the bundle, BundleError for an axis of an unknown letter or size.
     """
     axes = _axes(manifest, limits)
+    if not any("I" in tensor.shape for tensor in spec.inputs):
+        most = max(TEXTS_ALONE, limits.max_texts)
+        axes["T"] = (1, most, most)
     profile = {}
     for tensor in spec.inputs:
         ranges = [_range(size, axes, tensor) for size in tensor.shape]

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from camp_sdk.runtime.bundle import Bundle, TensorSpec
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, words_axis
-from camp_sdk.runtime.engines import Arrays, Engine
+from camp_sdk.runtime.engine import Arrays, Engine
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import forget_pages
+from camp_sdk.runtime.residency import resident_parts
 from camp_sdk.runtime.tokenizer import Tokens
 
 Logits = NDArray[np.float32]
@@ -46,7 +47,7 @@ class PairScorer:
     widen: Engine | None = None
     memory_budget_bytes: int | None = None
 
-    def run(self, images: Arrays, text: Arrays) -> Logits:
+    def run(self, images: Mapping[str, Any], text: Mapping[str, Any]) -> Logits:
         """Logits [i, t] of a block; image tensors as `widened` gives them."""
         return self.engine.run(feeds_of(self.inputs, {**images, **text}))["logits"]
 
@@ -56,10 +57,18 @@ class PairScorer:
             return images
         return self.widen.run({name: array for name, array in images.items() if not name.endswith(".global")})
 
+    def parts(self, images: EncodedImages) -> Iterator[tuple[int, EncodedImages]]:
+        """Images where the engine wants them, a part at a time (`resident_parts`); narrower ones stay and are widened."""
+        if self.widen is not None:
+            return iter([(0, images)])
+        names = [spec.name for spec in self.inputs]
+        return resident_parts(self.engine, images, names, self.memory_budget_bytes)
+
 
 def feeds_of(specs: Iterable[TensorSpec], tensors: Mapping[str, Any]) -> Arrays:
-    """The tensors a graph reads, in the precision it reads them in."""
-    return {spec.name: tensors[spec.name].astype(spec.dtype, copy=False) for spec in specs}
+    """The tensors a graph reads, in the precision it reads them in. What an engine holds already is."""
+    found = {spec.name: (tensors[spec.name], spec.dtype) for spec in specs}
+    return {name: array if array.dtype == dtype else array.astype(dtype) for name, (array, dtype) in found.items()}
 
 
 @dataclass(frozen=True)
@@ -71,11 +80,21 @@ class Blocks:
     group: int
 
 
-def plan_blocks(images: EncodedImages, texts: EncodedTexts, memory_budget_bytes: int | None = None) -> Blocks:
-    """Blocks that fit the cache and the budget. Raises InputError if not even one pair fits the budget."""
+def plan_blocks(
+    images: EncodedImages,
+    texts: EncodedTexts,
+    memory_budget_bytes: int | None = None,
+    preferred: tuple[int, int] | None = None,
+) -> Blocks:
+    """Blocks that fit the budget, and the cache or what the engine prefers: (images, texts).
+
+    Raises InputError if not even one pair fits the budget.
+    """
     text_bytes = texts.item_bytes
     pair_bytes = images.item_bytes + text_bytes
-    pairs, group = BLOCK_BYTES // pair_bytes, GROUP_TEXTS
+    most_images, most_texts = preferred or (BLOCK_IMAGES, BLOCK_TEXTS)
+    pairs = most_images * most_texts if preferred else BLOCK_BYTES // pair_bytes
+    group = max(GROUP_TEXTS, most_texts)
     if memory_budget_bytes is not None:
         pairs = min(pairs, memory_budget_bytes // (2 * WORKING_COPIES * pair_bytes))
         group = min(group, memory_budget_bytes // (4 * len(texts.tensors) * text_bytes))
@@ -83,9 +102,10 @@ def plan_blocks(images: EncodedImages, texts: EncodedTexts, memory_budget_bytes:
             needed = max(2 * WORKING_COPIES * pair_bytes, 4 * len(texts.tensors) * text_bytes)
             raise InputError(f"memory_budget_bytes is {memory_budget_bytes}: a single pair needs {needed}")
     pairs = max(1, pairs)
-    few_images = pairs // len(images)  # they meet more texts at once instead
-    block_texts = min(max(BLOCK_TEXTS, few_images), len(texts), group, pairs)
-    return Blocks(min(BLOCK_IMAGES, max(1, pairs // block_texts)), block_texts, max(group, block_texts))
+    if preferred is None:
+        most_texts = max(most_texts, pairs // len(images))  # few images meet more texts at once instead
+    block_texts = min(most_texts, len(texts), group, pairs)
+    return Blocks(min(most_images, max(1, pairs // block_texts)), block_texts, max(group, block_texts))
 
 
 def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts:
@@ -138,20 +158,23 @@ def iter_logits(
     Texts are taken in order of length, so that little of a block is padding, a group at a time: each group meets all images
     from the first to the last. Working memory depends on the blocks, not on how many images or texts there are.
     """
-    blocks = plan_blocks(images, texts, scorer.memory_budget_bytes)
-    for group in batches(np.argsort(texts.lengths, kind="stable"), blocks.group):
-        parts = [slice(k, min(k + blocks.images, len(images))) for k in range(0, len(images), blocks.images)]
-        ready = [(chosen, texts.take(chosen)) for chosen in batches(group, blocks.texts)]
-        for part, tensors, chosen, text_tensors in _meetings(scorer, images, parts, ready):
-            yield part, chosen, scorer.run(tensors, text_tensors)
-            if scorer.memory_budget_bytes is not None:
-                for array in images.tensors.values():
-                    forget_pages(array)
+    engine = scorer.engine
+    blocks = plan_blocks(images, texts, scorer.memory_budget_bytes, engine.blocks)
+    order = np.argsort(texts.lengths, kind="stable")
+    for first, there in scorer.parts(images):
+        parts = [slice(k, min(k + blocks.images, len(there))) for k in range(0, len(there), blocks.images)]
+        for group in batches(order, blocks.group):
+            ready = [(chosen, engine.hold(texts.take(chosen))) for chosen in batches(group, blocks.texts)]
+            for part, tensors, chosen, text_tensors in _meetings(scorer, there, parts, ready):
+                yield slice(first + part.start, first + part.stop), chosen, scorer.run(tensors, text_tensors)
+                if scorer.memory_budget_bytes is not None:
+                    for array in images.tensors.values():
+                        forget_pages(array)
 
 
 def _meetings(
-    scorer: PairScorer, images: EncodedImages, parts: list[slice], ready: list[tuple[Indices, Arrays]]
-) -> Iterator[tuple[slice, Arrays, Indices, Arrays]]:
+    scorer: PairScorer, images: EncodedImages, parts: list[slice], ready: list[tuple[Indices, Mapping[str, Any]]]
+) -> Iterator[tuple[slice, Mapping[str, Any], Indices, Mapping[str, Any]]]:
     """Every part of the images with every batch of a group's texts, in the order that costs least."""
     if scorer.widen is None:
         for chosen, text_tensors in ready:  # block after block of one shape: engines prepare anew for another
@@ -159,7 +182,7 @@ def _meetings(
                 yield part, images.take(part), chosen, text_tensors
         return
     for part in parts:
-        tensors = scorer.widened(images.take(part))  # once for all texts of the group
+        tensors = scorer.engine.hold(scorer.widened(images.take(part)))  # once for all texts of the group
         for chosen, text_tensors in ready:
             yield part, tensors, chosen, text_tensors
 
@@ -223,7 +246,7 @@ def pair_logits(scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, 
     logits = np.empty(len(pairs), np.float32)
     for text in np.unique(pairs[:, 1]):
         own = texts.select([int(text)])
-        limit = plan_blocks(images, own, scorer.memory_budget_bytes).images
+        limit = plan_blocks(images, own, scorer.memory_budget_bytes, scorer.engine.blocks).images
         text_tensors = own.take([0])
         for where in batches(np.flatnonzero(pairs[:, 1] == text), limit):
             block = scorer.run(scorer.widened(images.take(pairs[where, 0])), text_tensors)

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from camp_sdk.runtime import cuda
 from camp_sdk.runtime.errors import BackendError, MissingExtraError
 from camp_sdk.runtime.plans import LIBRARIES, Here
 
@@ -33,7 +34,6 @@ class Library:
         return "; ".join(found)[:1500] or "it gives no reason"
 
 
-@functools.cache
 def open_library(backend: str) -> Library:
     """Load the library of a backend, "tensorrt" or "tensorrt-rtx".
 
@@ -53,6 +53,11 @@ def open_library(backend: str) -> Library:
     found = tuple(int(part) for part in re.findall(r"\d+", trt.__version__)[:2])
     if backend == "tensorrt" and found < OLDEST:
         raise BackendError(f"TensorRT {trt.__version__} is installed, expected 10.3 or later")
+    return _logged(trt)
+
+
+@functools.cache
+def _logged(trt: Any) -> Library:
     errors: list[str] = []
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the library is loaded where it is needed, and has no types
@@ -70,29 +75,15 @@ def open_library(backend: str) -> Library:
 def here_of(backend: str) -> Here:
     """A backend's library and the first GPU of this machine, if there is one. Raises as `open_library` does."""
     library = open_library(backend)
-    return Here(LIBRARIES[backend], library.trt.__version__, *_gpu(backend))
+    return Here(LIBRARIES[backend], library.trt.__version__, *_gpu())
 
 
-def _gpu(backend: str) -> tuple[str | None, str | None]:
-    """Compute capability of the first GPU, and the newest CUDA that its driver runs; None without a driver or a GPU."""
+def _gpu() -> tuple[str | None, str | None]:
+    """Compute capability of the GPU, and the newest CUDA that its driver runs; None without a driver or a GPU."""
     try:
-        from cuda.bindings import driver
-    except ImportError:
-        raise MissingExtraError("cuda-bindings", backend) from None
-    try:
-        answers = [_ask(driver, driver.cuInit, 0), _ask(driver, driver.cuDriverGetVersion)]
-        device = _ask(driver, driver.cuDeviceGet, 0)
-        for name in ("MAJOR", "MINOR"):
-            attribute = driver.CUdevice_attribute[f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{name}"]
-            answers.append(_ask(driver, driver.cuDeviceGetAttribute, attribute, device))
-    except (RuntimeError, OSError):  # no libcuda.so, or what it answers below
+        found = cuda.gpu()
+    except MissingExtraError:
+        raise
+    except BackendError:
         return None, None
-    _, version, major, minor = answers
-    return f"{major}.{minor}", f"CUDA {version // 1000}.{version % 1000 // 10}"
-
-
-def _ask(driver: Any, call: Any, *arguments: Any) -> Any:
-    status, *answer = call(*arguments)
-    if status != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(str(status))
-    return answer[0] if answer else None
+    return found.compute_capability, f"CUDA {found.driver_version}"

@@ -14,8 +14,8 @@ from camp_sdk import Retriever
 from camp_sdk.export.import_checkpoint import import_checkpoint
 from camp_sdk.export.scenes import write_scenes
 from camp_sdk.export.to_onnx import export_bundle
-from camp_sdk.runtime.engines import require_bfloat16
 from camp_sdk.runtime.errors import BackendError
+from camp_sdk.runtime.openvino_engine import require_bfloat16
 from tests.tiny import FEATURE_WIDTH, save_tiny_checkpoint
 
 RELEASED = Path(__file__).parent / "released"  # recorded checkpoints

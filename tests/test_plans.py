@@ -30,7 +30,7 @@ from camp_sdk.runtime.profiles import Limits, Profile, profile_of
 
 ORIN = Here("tensorrt", "10.3.0", "8.7", "CUDA 12.6")
 RTX = Here("tensorrt_rtx", "1.7.1.116", None)
-PROFILE: Profile = {"features": ((1, 1, 12), (256, 36, 12), (256, 100, 12))}
+PROFILE: Profile = {"features": ((1, 1, 12), (128, 36, 12), (128, 100, 12))}
 PLAN = b"a plan"
 
 
@@ -119,17 +119,17 @@ def test_every_axis_of_the_contract_gets_its_range(bundle: Bundle) -> None:
     manifest = bundle.manifest
     profiles = {name: profile_of(manifest.graphs[name], manifest, Limits()) for name in ("image", "text", "scorer")}
     words = manifest.max_words
-    assert profiles["image"] == {"features": ((1, 1, 12), (256, 36, 12), (256, 100, 12))}
-    assert profiles["text"] == {"tokens": ((1, 1), (16, 16), (64, words)), "lengths": ((1,), (16,), (64,))}
-    assert profiles["scorer"]["image.V"] == ((1, 1, 16), (256, 36, 16), (256, 100, 16))
-    assert profiles["scorer"]["text.mask"] == ((1, 1), (16, 16), (64, words))
+    assert profiles["image"] == {"features": ((1, 1, 12), (128, 36, 12), (128, 100, 12))}
+    assert profiles["text"] == {"tokens": ((1, 1), (64, 16), (64, words)), "lengths": ((1,), (64,), (64,))}
+    assert profiles["scorer"]["image.V"] == ((1, 1, 16), (128, 36, 16), (128, 100, 16))
+    assert profiles["scorer"]["text.mask"] == ((1, 1), (2, 16), (8, words))
     assert profiles["scorer"].keys() == {spec.name for spec in manifest.graphs["scorer"].inputs}
 
 
 def test_the_regions_of_pictures_are_those_of_the_grid(picture_bundle: Path) -> None:
     manifest = Bundle(picture_bundle).manifest
     assert profile_of(manifest.graphs["image"], manifest, Limits())["features"][0] == (1, 36, 12)
-    assert profile_of(manifest.graphs["image"], manifest, Limits())["features"][2] == (256, 36, 12)
+    assert profile_of(manifest.graphs["image"], manifest, Limits())["features"][2] == (128, 36, 12)
     assert profile_of(manifest.graphs["vision"], manifest, Limits(max_images=8))["pixels"] == (
         (1, 3, 96, 96),
         (8, 3, 96, 96),
@@ -142,7 +142,8 @@ def test_the_regions_of_pictures_are_those_of_the_grid(picture_bundle: Path) -> 
 def test_limits_bound_the_expected_sizes_too(bundle: Bundle) -> None:
     limits, manifest = Limits(max_images=3, max_texts=2, max_words=5, max_regions=7), bundle.manifest
     assert profile_of(manifest.graphs["image"], manifest, limits) == {"features": ((1, 1, 12), (3, 7, 12), (3, 7, 12))}
-    assert profile_of(manifest.graphs["text"], manifest, limits)["tokens"] == ((1, 1), (1, 5), (2, 5))
+    assert profile_of(manifest.graphs["text"], manifest, limits)["tokens"] == ((1, 1), (64, 5), (64, 5))
+    assert profile_of(manifest.graphs["scorer"], manifest, limits)["text.mask"] == ((1, 1), (1, 5), (2, 5))
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "8", 1 << 31])

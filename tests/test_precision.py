@@ -23,7 +23,8 @@ from camp_sdk.export.precision import check_half, emulate_half, lower_graph
 from camp_sdk.export.precision_gate import PrecisionCheck, check_precision, require_precision, top_agreement
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.engines import OnnxRuntimeEngine, open_engine
+from camp_sdk.runtime.engines import open_engine
+from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from tests.conftest import bfloat16_here, needs_bfloat16
 from tests.tiny import CAPTIONS, tiny_model
 

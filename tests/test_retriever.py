@@ -28,7 +28,7 @@ from camp_sdk import (
     load_split,
 )
 from camp_sdk.runtime import scoring
-from camp_sdk.runtime.engines import OnnxRuntimeEngine
+from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.scoring import activate
 from tests.conftest import needs_bfloat16
 from tests.test_bundle import put, rewrite

@@ -77,7 +77,7 @@ def test_a_run_of_openvino_that_fails_names_the_graph(openvino: Retriever) -> No
 
 
 def test_openvino_refuses_what_is_no_graph(bundle_copy: Path) -> None:
-    from camp_sdk.runtime.engines import OpenVinoEngine
+    from camp_sdk.runtime.openvino_engine import OpenVinoEngine
 
     (bundle_copy / "broken.onnx").write_bytes(b"broken")
     with pytest.raises(BundleError, match=r"OpenVINO cannot open .*broken\.onnx"):

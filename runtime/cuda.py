@@ -1,0 +1,251 @@
+"""The little of CUDA that the engines need: what device there is, its memory, staging on the host, and streams.
+
+Everything goes through cuda-bindings, whose functions return (error, values...). Device 0 is the one used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camp_sdk.runtime.errors import BackendError, MissingExtraError
+
+STAGING_BYTES = 16 << 20  # an upload passes through so much page-locked memory at a time
+HELD_PERCENT = 60
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The device in use. Versions of CUDA are "13.0": the newest the driver serves, and that of the runtime library."""
+
+    name: str
+    compute_capability: str
+    driver_version: str
+    runtime_version: str
+    total_bytes: int
+
+
+def import_cuda() -> Any:
+    """The module `cuda.bindings.runtime`. Raises MissingExtraError if it is not installed."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        raise MissingExtraError("cuda-bindings", "tensorrt") from None
+    return runtime
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Call a function of the CUDA runtime: its value, or a tuple of its values.
+
+    Raises BackendError that names the function and says what CUDA says of the error.
+    """
+    runtime = import_cuda()
+    try:
+        error, *values = getattr(runtime, name)(*arguments)
+    except RuntimeError as failure:  # some releases raise where no driver library is found
+        raise BackendError(f"{name} failed: {failure}") from None
+    if error != runtime.cudaError_t.cudaSuccess:
+        _, text = runtime.cudaGetErrorString(error)
+        raise BackendError(f"{name} failed: {text.decode() if isinstance(text, bytes) else text}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def gpu() -> Gpu:
+    """The device in use. Raises BackendError, one line, where there is no driver or no device."""
+    try:
+        count = call("cudaGetDeviceCount")
+        if count == 0:
+            raise BackendError("the driver lists none")
+        properties = call("cudaGetDeviceProperties", 0)
+        driver, library = call("cudaDriverGetVersion"), call("cudaRuntimeGetVersion")
+    except MissingExtraError:
+        raise
+    except BackendError as error:
+        raise BackendError(f"no NVIDIA GPU can be used here ({error}): check that nvidia-smi lists one") from None
+    return Gpu(
+        name=properties.name.decode().rstrip("\0"),
+        compute_capability=f"{properties.major}.{properties.minor}",
+        driver_version=_version(driver),
+        runtime_version=_version(library),
+        total_bytes=int(properties.totalGlobalMem),
+    )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def room_bytes() -> int:
+    """Bytes of device memory that may be held: a part of what is free, for engines need some to work in."""
+    free, _ = call("cudaMemGetInfo")
+    return int(free) * HELD_PERCENT // 100
+
+
+class Memory:
+    """Some bytes of device memory, or of page-locked memory of the host; freed by `close`, or when it is collected.
+
+    Raises BackendError, saying how many bytes were asked for, if there are not as many.
+    """
+
+    def __init__(self, nbytes: int, on_host: bool = False) -> None:
+        allocate, free = ("cudaMallocHost", "cudaFreeHost") if on_host else ("cudaMalloc", "cudaFree")
+        try:
+            self._address = int(call(allocate, max(1, nbytes)))
+        except BackendError as error:
+            raise BackendError(
+                f"{error} ({nbytes} bytes were asked for): set memory_budget_bytes, or a smaller one"
+            ) from None
+        self.nbytes = nbytes
+        self._free = weakref.finalize(self, _free_silently, free, self._address)
+        self._free.atexit = False  # a process that ends gives everything back, and CUDA may be gone by then
+
+    @property
+    def address(self) -> int:
+        """Where it begins. Raises BackendError once it is freed."""
+        if not self._free.alive:
+            raise BackendError("this device memory was freed: its engine was closed")
+        return self._address
+
+    def close(self) -> None:
+        """Free it; whatever is a view of it can no longer be used."""
+        self._free()
+
+
+def _free_silently(name: str, address: int) -> None:
+    # A collector has nobody to tell, and after an error of the device every later call returns it.
+    getattr(import_cuda(), name)(address)
+
+
+class DeviceArray:
+    """An array in device memory; ``array[start:stop]`` is a view of a part along axis 0, without a copy.
+
+    The memory is freed when `close` is called on any of its views, or when the last view is collected.
+    """
+
+    def __init__(self, memory: Memory, shape: Shape, dtype: np.dtype[Any], offset: int = 0) -> None:
+        self._memory, self._offset = memory, offset
+        self.shape, self.dtype = shape, dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: slice) -> DeviceArray:
+        if not isinstance(part, slice) or part.step not in (None, 1):
+            raise TypeError(f"a device array takes a slice without a step along axis 0, got {part!r}")
+        start, stop, _ = part.indices(len(self))
+        offset = self._offset + start * math.prod(self.shape[1:]) * self.dtype.itemsize
+        return DeviceArray(self._memory, (max(0, stop - start), *self.shape[1:]), self.dtype, offset)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Download it: what `np.asarray` calls."""
+        out = np.empty(self.shape, self.dtype)
+        with Stream() as stream:
+            stream.copy(out.ctypes.data, self.address, self.nbytes, "cudaMemcpyDeviceToHost")
+            stream.synchronize()
+        return out if dtype is None else out.astype(dtype)
+
+    @property
+    def address(self) -> int:
+        """Where its first element is. Raises BackendError once the memory is freed."""
+        return self._memory.address + self._offset
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def close(self) -> None:
+        """Free the memory, for every view of it."""
+        self._memory.close()
+
+
+class Buffer:
+    """Memory that grows on demand and is used again and again: on the device, or page-locked on the host."""
+
+    def __init__(self, on_host: bool = False) -> None:
+        self._on_host = on_host
+        self._memory: Memory | None = None
+
+    def grown_to(self, nbytes: int) -> int:
+        """The address of at least so many bytes; growing loses what was in it."""
+        if self._memory is None or self._memory.nbytes < nbytes:
+            self.close()
+            self._memory = Memory(nbytes, self._on_host)
+        return self._memory.address
+
+    def viewed(self, shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """A numpy array over the first bytes of a buffer of the host; grows it first."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        raw = (ctypes.c_uint8 * nbytes).from_address(self.grown_to(nbytes))
+        return np.frombuffer(memoryview(raw), dtype, count=math.prod(shape)).reshape(shape)
+
+    def close(self) -> None:
+        """Free it; the next `grown_to` allocates again."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+
+class Stream:
+    """A stream: copies and kernels put into it run in order. Not to be shared by threads."""
+
+    def __init__(self) -> None:
+        # Without this flag it would wait for whatever the process puts into the default stream.
+        stream = call("cudaStreamCreateWithFlags", import_cuda().cudaStreamNonBlocking)
+        self.handle = int(stream)
+        self._destroy = weakref.finalize(self, _free_silently, "cudaStreamDestroy", stream)
+        self._destroy.atexit = False
+
+    def copy(self, target: int, source: int, nbytes: int, kind: str) -> None:
+        """Copy bytes between addresses, when its turn comes; ``kind`` is a name of cudaMemcpyKind."""
+        if nbytes:
+            call("cudaMemcpyAsync", target, source, nbytes, getattr(import_cuda().cudaMemcpyKind, kind), self.handle)
+
+    def synchronize(self) -> None:
+        """Wait until everything in it is done. Raises BackendError if something in it failed."""
+        call("cudaStreamSynchronize", self.handle)
+
+    def close(self) -> None:
+        """Give it back."""
+        self._destroy()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def upload(tensors: Mapping[str, NDArray[Any]], dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, DeviceArray]:
+    """Those arrays that have a dtype given, in device memory and in that dtype. Memory-mapped ones are read part by part."""
+    staging = Buffer(on_host=True)
+    with Stream() as stream:
+        try:
+            return {
+                name: _uploaded(tensors[name], dtype, stream, staging)
+                for name, dtype in dtypes.items()
+                if name in tensors
+            }
+        finally:
+            staging.close()
+
+
+def _uploaded(array: NDArray[Any], dtype: np.dtype[Any], stream: Stream, staging: Buffer) -> DeviceArray:
+    row_bytes = max(1, math.prod(array.shape[1:]) * dtype.itemsize)
+    memory = Memory(len(array) * row_bytes)
+    rows = max(1, STAGING_BYTES // row_bytes)
+    for start in range(0, len(array), rows):
+        part = array[start : start + rows]
+        staged = staging.viewed(part.shape, dtype)
+        np.copyto(staged, part, casting="same_kind")
+        stream.copy(memory.address + start * row_bytes, staged.ctypes.data, staged.nbytes, "cudaMemcpyHostToDevice")
+        stream.synchronize()  # the next part is written where this one is read
+    return DeviceArray(memory, array.shape, dtype)

@@ -1,0 +1,182 @@
+"""ONNX Runtime: on the CPU, and by its CUDA and TensorRT providers."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from camp_sdk.runtime import cuda
+from camp_sdk.runtime.engine import Arrays, Engine, Interface
+from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError
+from camp_sdk.runtime.profiles import Profile
+
+# ONNX Runtime's names of the types a contract may hold.
+ONNX_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int8)": "int8",
+    "tensor(bool)": "bool",
+}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+# Intermediates of so many pairs are a few gigabytes at d = 1024 and R = 36 at most.
+GPU_BLOCKS = (64, 16)
+
+
+class OnnxRuntimeEngine(Engine):
+    """ONNX Runtime on one graph file. ``device`` is "cpu", "cuda" or "tensorrt"; ``threads`` None takes every core.
+
+    spin: whether its idle threads wait for the next run by spinning, which is for a graph that runs again at once: elsewhere
+    they take the cores from the other graphs. options: of the provider. Sessions are thread-safe. Raises BackendError if the
+    provider asked for is not the one really in use, naming the library that failed to load, or a run fails.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        spin: bool = True,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        ort, provider = import_onnxruntime(device)
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+        if threads is not None:
+            settings.intra_op_num_threads = threads
+        providers = [(provider, dict(options or {}))]
+        if device == "tensorrt":
+            providers.append((PROVIDERS["cuda"], {}))  # runs what TensorRT leaves
+        try:
+            self._session = ort.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime raises its own types, all derived from Exception
+            if device != "cpu" and (reason := _load_error(ort, device)):
+                raise BackendError(f"{provider} cannot be used: {reason}") from None
+            raise BundleError(f"ONNX Runtime cannot open {path}: {error}") from None
+        if (used := self._session.get_providers()[0]) != provider:
+            reason = _load_error(ort, device) or _device_error()
+            raise BackendError(f"{provider} was asked for, but ONNX Runtime uses {used}: {reason}")
+        self._path, self._device = path, device
+        self._inputs = {v.name: np.dtype(ONNX_TYPES.get(v.type, "O")) for v in self._session.get_inputs()}
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.blocks = None if device == "cpu" else GPU_BLOCKS
+        self.residents = WeakKeyDictionary()
+
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        try:
+            if any(isinstance(array, cuda.DeviceArray) for array in feeds.values()):
+                outputs = self._run_bound(feeds)
+            else:
+                outputs = self._session.run(self._outputs, dict(feeds))
+        except Exception as error:  # onnxruntime raises its own types, all derived from Exception
+            raise BackendError(f"ONNX Runtime cannot run {self._path}: {error}") from None
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def _run_bound(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            if isinstance(array, cuda.DeviceArray):
+                place = (*self._memory, array.dtype.type, list(array.shape), array.address)
+                binding.bind_input(name, *place)
+            else:
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self._outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        outputs: Sequence[Any] = binding.copy_outputs_to_cpu()
+        return outputs
+
+    _memory = ("cuda", 0)  # what ONNX Runtime calls the memory that `hold` puts tensors into
+
+    def hold(self, tensors: Arrays) -> Mapping[str, Any]:
+        return tensors if self.room_bytes() is None else tensors | cuda.upload(tensors, self._inputs)
+
+    def room_bytes(self) -> int | None:
+        if self._device == "cpu":
+            return None
+        try:
+            return cuda.room_bytes()
+        except MissingExtraError:  # without cuda-bindings, ONNX Runtime uploads what each run is fed
+            return None
+
+    def close(self) -> None:
+        self.residents.clear()
+        self._session = None
+
+    def interface(self) -> tuple[Interface, Interface]:
+        def described(values: Sequence[Any]) -> Interface:
+            return {value.name: (ONNX_TYPES.get(value.type, value.type), tuple(value.shape)) for value in values}
+
+        return described(self._session.get_inputs()), described(self._session.get_outputs())
+
+
+def import_onnxruntime(device: str) -> tuple[Any, str]:
+    """The library and the name of a device's provider. Raises BackendError if either is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("onnxruntime", "cpu" if device == "cpu" else "gpu") from None
+    provider = PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise BackendError(f"ONNX Runtime here has no {provider}; install it with: pip install 'camp-sdk[gpu]'")
+    if device != "cpu" and hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on: CUDA as pip installs it
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            onnxruntime.preload_dlls()
+    return onnxruntime, provider
+
+
+def _load_error(ort: Any, device: str) -> str:
+    """What the system's loader says of a provider's library, the missing one by name; empty if it loads.
+
+    ONNX Runtime itself says so only in its log on standard error.
+    """
+    pattern = "onnxruntime_providers_{}.dll" if sys.platform == "win32" else "libonnxruntime_providers_{}.so"
+    folder = Path(ort.__file__).parent / "capi"
+    try:
+        ctypes.CDLL(str(folder / pattern.format("shared")), ctypes.RTLD_GLOBAL)  # the other's symbols come from it
+        ctypes.CDLL(str(folder / pattern.format(device)))
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _device_error() -> str:
+    try:
+        return f"its libraries load, and {cuda.gpu().name} is there; ONNX Runtime's log on standard error says more"
+    except BackendError as error:
+        return str(error)
+
+
+def tensorrt_options(graph_sha256: str, profile: Profile) -> dict[str, Any]:
+    """Options of the TensorRT provider: the sizes to build for, and where built engines are kept.
+
+    They are kept in the user's own cache folder, not in the bundle: ONNX Runtime deserialises whatever file bears the right
+    name there, and a bundle may come from anywhere. Each graph has a folder of its own, for that name does not depend on the
+    weights. Precision stands in the graph, so TensorRT is not asked for another.
+    """
+    key = hashlib.sha256(json.dumps([graph_sha256, profile], sort_keys=True).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camp-sdk" / "onnxruntime-tensorrt" / key
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shapes = {
+        which: ",".join(f"{name}:{'x'.join(map(str, sizes[place]))}" for name, sizes in profile.items())
+        for place, which in enumerate(("min", "opt", "max"))
+    }
+    return {
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(cache),
+        **{f"trt_profile_{which}_shapes": text for which, text in shapes.items()},
+    }

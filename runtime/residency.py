@@ -1,0 +1,47 @@
+"""Galleries in device memory: uploaded once and scored block by block, or a part at a time where they do not fit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+from camp_sdk.runtime.encoded import EncodedImages
+from camp_sdk.runtime.engine import Engine
+from camp_sdk.runtime.errors import InputError
+
+UPLOADING = threading.Lock()  # threads that rank the same images upload them once
+
+
+def resident_parts(
+    engine: Engine, images: EncodedImages, names: Sequence[str], memory_budget_bytes: int | None = None
+) -> Iterator[tuple[int, EncodedImages]]:
+    """The images where the engine wants them, from the first to the last: (index of the first, images) at a time.
+
+    On an engine without device memory that is all of them, as they are. Otherwise their tensors ``names`` are uploaded, as
+    many images at a time as fit half of the budget, or the engine's own room: what fits as a whole stays there as long as
+    these images and the engine live, a part only until the next one is asked for. Raises InputError if not even one image
+    fits.
+    """
+    if (room := engine.room_bytes()) is None:
+        yield 0, images
+        return
+    room = room if memory_budget_bytes is None else min(room, memory_budget_bytes // 2)
+    tensors = {name: images.tensors[name] for name in names if name in images.tensors}
+    with UPLOADING:
+        whole = engine.residents.get(images)
+        image_bytes = max(1, sum(array[:1].nbytes for array in tensors.values()))
+        count = room // image_bytes
+        if whole is None and count >= len(images):
+            whole = engine.residents[images] = EncodedImages(dict(engine.hold(tensors)))
+    if whole is not None:
+        yield 0, whole
+        return
+    if count < 1:
+        raise InputError(f"an image takes {image_bytes} bytes of device memory, {room} may be used")
+    for start in range(0, len(images), count):
+        part = engine.hold({name: array[start : start + count] for name, array in tensors.items()})
+        try:
+            yield start, EncodedImages(dict(part))
+        finally:
+            for array in part.values():  # before the next part is uploaded, whoever still has this one
+                array.close()

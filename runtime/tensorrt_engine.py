@@ -1,0 +1,197 @@
+"""TensorRT and TensorRT-RTX by one code path: a built engine ("plan") run on the GPU, several threads at once."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from camp_sdk.runtime import cuda
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.engine import Arrays, Engine, Interface
+from camp_sdk.runtime.errors import BackendError
+from camp_sdk.runtime.plans import PlanRecord, find_plan
+from camp_sdk.runtime.tensorrt_library import here_of, open_library
+
+ALIGNMENT_BYTES = 256  # of an address that a tensor is set to: IExecutionContext::setTensorAddress demands it
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "BOOL": "bool"}
+Shape = tuple[int, ...]
+
+
+def plan_here(bundle: Bundle, graph: str, precision: str, backend: str) -> tuple[Path, PlanRecord]:
+    """The plan of a graph that fits this machine. Raises BackendError, one line: no GPU, or what does not fit."""
+    open_library(backend)
+    cuda.gpu()
+    return find_plan(bundle, graph, precision, here_of(backend))
+
+
+class TensorRtEngine(Engine):
+    """A plan on the GPU. Threads share it; each run has an execution context, a stream and buffers of its own.
+
+    plan: must be one that `plan_here` gave, for a foreign one can end the process. Inputs that `hold` put into device memory
+    are read where they are; outputs come back to the host. Shapes must be inside the plan's profile. Raises BackendError if
+    there is no GPU, the plan cannot be loaded, memory runs out, or a run fails.
+    """
+
+    def __init__(self, plan: Path, backend: str) -> None:
+        cuda.gpu()  # without a driver, TensorRT ends the process where it should raise an error
+        self._plan, self._library = plan, open_library(backend)
+        trt = self._library.trt
+        self._runtime = trt.Runtime(self._library.logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            reason = self._library.reason()
+            raise BackendError(f"{backend} cannot load {plan}: {reason}; build it again with: camp build --force")
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
+        self._inputs = {name: self._dtype(name) for name in names if name in inputs}
+        self._outputs = {name: self._dtype(name) for name in names if name not in inputs}
+        self._idle: queue.SimpleQueue[_Context] = queue.SimpleQueue()
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        found = self._engine.get_tensor_dtype(name).name
+        if found not in DTYPES:
+            raise BackendError(f"{self._plan}: {name} is of type {found}, expected one of {', '.join(DTYPES)}")
+        return np.dtype(DTYPES[found])
+
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        if (engine := self._engine) is None:
+            raise BackendError(f"{self._plan} was closed")
+        context: _Context | None = None
+        try:
+            context = self._context(engine)
+            outputs = context.run(feeds, self._inputs, self._outputs)
+        except Exception as error:
+            if context is not None:
+                context.close()  # after an error nothing is known of its buffers
+            if isinstance(error, (BackendError, RuntimeError)):  # TensorRT raises RuntimeError
+                raise BackendError(f"TensorRT cannot run {self._plan}: {error} ({self._library.reason()})") from None
+            raise
+        self._idle.put(context)
+        if self._engine is None:  # closed meanwhile by another thread
+            self._close_idle()
+        return outputs
+
+    def _context(self, engine: Any) -> _Context:
+        try:
+            return self._idle.get_nowait()
+        except queue.Empty:
+            return _Context(engine)
+
+    def hold(self, tensors: Arrays) -> Mapping[str, Any]:
+        return tensors | cuda.upload(tensors, self._inputs)
+
+    def room_bytes(self) -> int | None:
+        return cuda.room_bytes()
+
+    def close(self) -> None:
+        self._engine = self._runtime = None  # first: a run that ends from now on gives its context back by itself
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        while True:
+            try:
+                self._idle.get_nowait().close()
+            except queue.Empty:
+                return
+
+    def interface(self) -> tuple[Interface, Interface]:
+        def described(dtypes: Mapping[str, np.dtype[Any]]) -> Interface:
+            shapes = {name: tuple(self._engine.get_tensor_shape(name)) for name in dtypes}
+            return {
+                name: (dtypes[name].name, tuple(None if size < 0 else size for size in shape))
+                for name, shape in shapes.items()
+            }
+
+        return described(self._inputs), described(self._outputs)
+
+
+class _Context:
+    """One execution context with its stream and buffers, for one thread at a time. Shapes and addresses are set when they
+    change, and buffers grow on demand."""
+
+    def __init__(self, engine: Any) -> None:
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise BackendError("no execution context can be created")
+        self._stream = cuda.Stream()
+        self._device: dict[str, cuda.Buffer] = {}
+        self._host: dict[str, cuda.Buffer] = {}
+        self._shapes: dict[str, Shape] = {}
+        self._addresses: dict[str, int] = {}
+
+    def run(self, feeds: Mapping[str, Any], inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Arrays:
+        changed = [self._set_input(name, feeds[name], dtype) for name, dtype in inputs.items()]
+        if any(changed) and (unknown := self._context.infer_shapes()):
+            raise BackendError(f"the shapes of {', '.join(unknown)} are not known")
+        shapes = {name: self._shape_of(name) for name in outputs} if any(changed) else {}
+        self._shapes.update(shapes)
+        for name, dtype in outputs.items():
+            nbytes = math.prod(self._shapes[name]) * dtype.itemsize
+            self._set_address(name, self._buffer(self._device, name).grown_to(nbytes))
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise BackendError("the run was refused")
+        staged = {name: self._download(name, dtype) for name, dtype in outputs.items()}
+        self._stream.synchronize()
+        return {name: array.copy() for name, array in staged.items()}
+
+    def _set_input(self, name: str, array: Any, dtype: np.dtype[Any]) -> bool:
+        """Put an input where the context reads it; whether its shape is another than last time."""
+        if array.dtype != dtype:
+            raise BackendError(f"{name} is {array.dtype}, expected {dtype}")
+        held = isinstance(array, cuda.DeviceArray)
+        if held and array.address % ALIGNMENT_BYTES == 0:
+            self._set_address(name, array.address)
+        else:
+            self._set_address(name, self._copied(name, array, held))
+        if self._shapes.get(name) == array.shape:
+            return False
+        if not self._context.set_input_shape(name, array.shape):
+            raise BackendError(f"{name} has the shape {array.shape}, which the engine was not built for")
+        self._shapes[name] = array.shape
+        return True
+
+    def _copied(self, name: str, array: Any, held: bool) -> int:
+        """Copy an input into its buffer on the device; the buffer's address."""
+        target = self._buffer(self._device, name).grown_to(array.nbytes)
+        if held:
+            self._stream.copy(target, array.address, array.nbytes, "cudaMemcpyDeviceToDevice")
+            return target
+        staged = self._buffer(self._host, name, on_host=True).viewed(array.shape, array.dtype)
+        np.copyto(staged, array)
+        self._stream.copy(target, staged.ctypes.data, staged.nbytes, "cudaMemcpyHostToDevice")
+        return target
+
+    def _download(self, name: str, dtype: np.dtype[Any]) -> Any:
+        staged = self._buffer(self._host, name, on_host=True).viewed(self._shapes[name], dtype)
+        self._stream.copy(staged.ctypes.data, self._addresses[name], staged.nbytes, "cudaMemcpyDeviceToHost")
+        return staged
+
+    def _shape_of(self, name: str) -> Shape:
+        shape = tuple(self._context.get_tensor_shape(name))
+        if any(size < 0 for size in shape):
+            raise BackendError(f"{name} has the shape {shape}, which depends on values")
+        return shape
+
+    def _set_address(self, name: str, address: int) -> None:
+        if self._addresses.get(name) != address:
+            if not self._context.set_tensor_address(name, address):
+                raise BackendError(f"the address of {name} is refused")
+            self._addresses[name] = address
+
+    @staticmethod
+    def _buffer(buffers: dict[str, cuda.Buffer], name: str, on_host: bool = False) -> cuda.Buffer:
+        return buffers.setdefault(name, cuda.Buffer(on_host))
+
+    def close(self) -> None:
+        with contextlib.suppress(BackendError):  # after an error of the device there is nothing to wait for
+            self._stream.synchronize()
+        self._context = None
+        self._stream.close()
+        for buffer in (*self._device.values(), *self._host.values()):
+            buffer.close()

@@ -1,0 +1,296 @@
+"""Stand-ins for cuda-bindings and TensorRT where there is no GPU: "device" memory is the host's, plans are ONNX graphs.
+
+They keep the rules of the real ones that code can break: work put into a stream is done when the stream is waited for and not
+before, addresses are checked (alignment, kind of memory, size, freed or not), a context serves one run at a time, and every
+allocation is counted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+import math
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from camp_sdk.runtime.onnxruntime_engine import ONNX_TYPES
+from camp_sdk.runtime.profiles import Profile
+
+TRT_NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int8": "INT8", "bool": "BOOL"}
+SHIFTED = 256
+
+
+class Error(enum.Enum):
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
+
+
+class Kind(enum.Enum):
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
+
+
+TEXTS = {
+    Error.cudaErrorInvalidValue: b"invalid argument",
+    Error.cudaErrorMemoryAllocation: b"out of memory",
+    Error.cudaErrorInsufficientDriver: b"CUDA driver version is insufficient for CUDA runtime version",
+}
+
+
+class Handle:
+    """What a stream is: not a number, but with one."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __int__(self) -> int:
+        return self.number
+
+
+class FakeCuda(ModuleType):
+    """`cuda.bindings.runtime`. room: bytes of device memory; driver: whether there is one."""
+
+    cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking = Error, Kind, 1
+
+    def __init__(self) -> None:
+        super().__init__("cuda.bindings.runtime")
+        self.room, self.driver, self.devices = 1 << 30, True, 1
+        self.device: dict[int, Any] = {}
+        self.host: dict[int, Any] = {}
+        self.streams: dict[int, list[Callable[[], None]]] = {}
+        self.allocations = 0
+        self.copied: dict[str, int] = {kind.name: 0 for kind in Kind}
+        self._lock = threading.RLock()
+
+    @property
+    def used(self) -> int:
+        """Bytes of device memory in use."""
+        return sum(len(memory) - SHIFTED for memory in list(self.device.values()))
+
+    @property
+    def held(self) -> int:
+        """Allocations and streams that nobody gave back."""
+        return len(self.device) + len(self.host) + len(self.streams)
+
+    def _allocate(self, into: dict[int, Any], nbytes: int) -> tuple[Error, int | None]:
+        with self._lock:
+            if not self.driver:
+                return Error.cudaErrorInsufficientDriver, None
+            if into is self.device and self.used + nbytes > self.room:
+                return Error.cudaErrorMemoryAllocation, None
+            memory = np.full(nbytes + SHIFTED, 0xAB, np.uint8)  # garbage, as real memory has it
+            address = -(-memory.ctypes.data // SHIFTED) * SHIFTED
+            into[address] = memory
+            self.allocations += 1
+            return Error.cudaSuccess, address
+
+    def cudaMalloc(self, nbytes: int) -> tuple[Error, int | None]:
+        return self._allocate(self.device, nbytes)
+
+    def cudaMallocHost(self, nbytes: int) -> tuple[Error, int | None]:
+        return self._allocate(self.host, nbytes)
+
+    def cudaFree(self, address: int) -> tuple[Error]:
+        with self._lock:
+            return (Error.cudaSuccess if self.device.pop(address, None) is not None else Error.cudaErrorInvalidValue,)
+
+    def cudaFreeHost(self, address: int) -> tuple[Error]:
+        with self._lock:
+            return (Error.cudaSuccess if self.host.pop(address, None) is not None else Error.cudaErrorInvalidValue,)
+
+    def on_device(self, address: int, nbytes: int) -> bool:
+        """Whether so many bytes from an address on lie in one live allocation of the device."""
+        with self._lock:
+            return any(
+                start <= address and address + nbytes <= start + len(m) - SHIFTED for start, m in self.device.items()
+            )
+
+    def cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: Kind, stream: int) -> tuple[Error]:
+        to_device, from_device = kind is not Kind.cudaMemcpyDeviceToHost, kind is not Kind.cudaMemcpyHostToDevice
+        if self.on_device(target, nbytes) != to_device or self.on_device(source, nbytes) != from_device:
+            return (Error.cudaErrorInvalidValue,)
+        self.copied[kind.name] += nbytes
+        self.streams[int(stream)].append(lambda: ctypes.memmove(target, source, nbytes) and None)
+        return (Error.cudaSuccess,)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Error, Handle | None]:
+        if not self.driver:
+            return Error.cudaErrorInsufficientDriver, None
+        with self._lock:
+            handle = Handle(max(self.streams, default=0) + 1)
+            self.streams[handle.number] = []
+        return Error.cudaSuccess, handle
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Error]:
+        work = self.streams[int(stream)]
+        while work:
+            work.pop(0)()
+        return (Error.cudaSuccess,)
+
+    def cudaStreamDestroy(self, stream: Handle) -> tuple[Error]:
+        del self.streams[int(stream)]
+        return (Error.cudaSuccess,)
+
+    def cudaMemGetInfo(self) -> tuple[Error, int | None, int | None]:
+        return Error.cudaSuccess, self.room - self.used, self.room
+
+    def cudaGetErrorString(self, error: Error) -> tuple[Error, bytes]:
+        return Error.cudaSuccess, TEXTS[error]
+
+    def cudaGetDeviceCount(self) -> tuple[Error, int | None]:
+        return (Error.cudaSuccess, self.devices) if self.driver else (Error.cudaErrorInsufficientDriver, None)
+
+    def cudaDriverGetVersion(self) -> tuple[Error, int]:
+        return Error.cudaSuccess, 13000 if self.driver else 0
+
+    def cudaRuntimeGetVersion(self) -> tuple[Error, int]:
+        return Error.cudaSuccess, 12060
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Error, Any]:
+        properties = SimpleNamespace(name=b"Fake GPU\0\0", major=8, minor=7, totalGlobalMem=self.room)
+        return Error.cudaSuccess, properties
+
+
+class ILogger:
+    class Severity(enum.IntEnum):
+        INTERNAL_ERROR = 0
+        ERROR = 1
+        WARNING = 2
+
+    ERROR = Severity.ERROR
+
+    def log(self, severity: Severity, message: str) -> None:
+        raise NotImplementedError
+
+
+class TensorIOMode(enum.Enum):
+    INPUT = 0
+    OUTPUT = 1
+
+
+class FakeTensorRt(ModuleType):
+    """`tensorrt`, whose plans are what `write_plan` writes."""
+
+    ILogger, TensorIOMode, __version__ = ILogger, TensorIOMode, "10.3.0"
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        super().__init__("tensorrt")
+        self.cuda, self.contexts = cuda, 0
+
+    def Runtime(self, logger: ILogger) -> Any:
+        assert self.cuda.driver, "TensorRT ends the process here"
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self._deserialized(plan, logger))
+
+    def _deserialized(self, plan: bytes, logger: ILogger) -> FakeEngine | None:
+        try:
+            return FakeEngine(self, logger, json.loads(plan))
+        except ValueError:
+            logger.log(ILogger.Severity.ERROR, "Magic tag does not match")
+            return None
+
+
+class FakeEngine:
+    def __init__(self, trt: FakeTensorRt, logger: ILogger, plan: dict[str, Any]) -> None:
+        self.trt, self.logger, self.profile = trt, logger, plan["profile"]
+        self.session = onnxruntime.InferenceSession(plan["graph"], providers=["CPUExecutionProvider"])
+        self.inputs = {value.name: value for value in self.session.get_inputs()}
+        self.tensors = self.inputs | {value.name: value for value in self.session.get_outputs()}
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name=TRT_NAMES[ONNX_TYPES[self.tensors[name].type]])
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return [size if isinstance(size, int) else -1 for size in self.tensors[name].shape]
+
+    def create_execution_context(self) -> FakeContext:
+        self.trt.contexts += 1
+        return FakeContext(self)
+
+
+class FakeContext:
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.busy = False
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        smallest, _, largest = self.engine.profile[name]
+        fits = len(shape) == len(largest) and all(
+            low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)
+        )
+        if fits:
+            self.shapes[name] = shape
+        return fits
+
+    def infer_shapes(self) -> list[str]:
+        return [name for name in self.engine.inputs if name not in self.shapes]
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        sizes = {
+            letter: size
+            for tensor, shape in self.shapes.items()
+            for letter, size in zip(self.engine.tensors[tensor].shape, shape, strict=True)
+        }
+        return [axis if isinstance(axis, int) else sizes[axis] for axis in self.engine.tensors[name].shape]
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return address % 256 == 0
+
+    def _array(self, name: str, shape: list[int]) -> Any:
+        dtype = np.dtype(ONNX_TYPES[self.engine.tensors[name].type])
+        nbytes = math.prod(shape) * dtype.itemsize
+        assert self.engine.trt.cuda.on_device(self.addresses[name], nbytes), f"{name} is not in device memory"
+        raw = (ctypes.c_uint8 * nbytes).from_address(self.addresses[name])
+        return np.frombuffer(memoryview(raw), dtype).reshape(shape)
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert not self.busy, "two runs in one context"
+        self.busy = True
+        self.engine.trt.cuda.streams[stream_handle].append(self._execute)
+        return True
+
+    def _execute(self) -> None:
+        feeds = {name: self._array(name, list(self.shapes[name])) for name in self.engine.inputs}
+        outputs = [name for name in self.engine.tensors if name not in self.engine.inputs]
+        for name, array in zip(outputs, self.engine.session.run(outputs, feeds), strict=True):
+            self._array(name, list(array.shape))[...] = array
+        self.busy = False
+
+
+def write_plan(path: Path, graph: Path, profile: Profile) -> Path:
+    """A plan of the fake TensorRT."""
+    path.write_text(json.dumps({"graph": str(graph), "profile": profile}))
+    return path
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeCuda, FakeTensorRt]:
+    """Put both in the place of the real ones."""
+    cuda = FakeCuda()
+    trt = FakeTensorRt(cuda)
+    bindings, package = ModuleType("cuda.bindings"), ModuleType("cuda")
+    bindings.runtime, package.bindings = cuda, bindings  # type: ignore[attr-defined]
+    modules = {"cuda": package, "cuda.bindings": bindings, "cuda.bindings.runtime": cuda, "tensorrt": trt}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return cuda, trt

@@ -1,0 +1,223 @@
+"""Which backend is taken, what is refused and why: TensorRT and ONNX Runtime's providers, without a GPU."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from camp_sdk import BackendError, Retriever
+from camp_sdk.runtime import engines, onnxruntime_engine
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.engines import choose_backend, open_engine
+from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine, tensorrt_options
+from camp_sdk.runtime.plans import PlanRecord
+from tests.fake_cuda import FakeCuda, FakeTensorRt, install, write_plan
+from tests.test_splitting import SAME, profile_between
+from tests.tiny import CAPTIONS
+
+LARGEST = {"I": 4, "T": 4, "N": 64, "R": 8, "B": 4}
+PlanHere = Callable[[Bundle, str, str, str], tuple[Path, PlanRecord]]
+
+
+def plans_in(folder: Path, *built: str) -> PlanHere:
+    """Plans of the fake TensorRT, of the graphs that were built."""
+
+    def plan_here(bundle: Bundle, graph: str, precision: str, library: str) -> tuple[Path, PlanRecord]:
+        if graph not in built or library != "tensorrt":
+            raise BackendError(f"no {library} engine was built for {graph}")
+        spec = bundle.manifest.graphs_in(precision)[graph]
+        profile = profile_between(spec, {}, LARGEST)
+        plan = write_plan(folder / f"{graph}.plan", bundle.path(spec.file), profile)
+        return plan, SimpleNamespace(profile=profile)  # type: ignore[return-value]  # all that running needs of a record
+
+    return plan_here
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeCuda, FakeTensorRt]:
+    return install(monkeypatch)
+
+
+# TensorRT
+
+
+def test_a_retriever_on_tensorrt_ranks_as_on_onnx_runtime(
+    fakes: tuple[FakeCuda, FakeTensorRt],
+    feature_bundle: Path,
+    feature_retriever: Retriever,
+    features: NDArray[np.float32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs = ("image", "text", "scorer", "explainer", "widen-int8")
+    monkeypatch.setattr(engines, "plan_here", plans_in(tmp_path, *graphs))
+    monkeypatch.setattr(engines, "engine_folders", lambda bundle: [bundle])
+    with Retriever(feature_bundle) as retriever:
+        assert retriever.backend == "tensorrt"
+        for precision in ("float32", "int8"):
+            mine = retriever.encode_images(features, precision=precision)
+            other = feature_retriever.encode_images(features, precision=precision)
+            expected = feature_retriever.score_matrix(other, CAPTIONS, logits=True)
+            np.testing.assert_allclose(retriever.score_matrix(mine, CAPTIONS, logits=True), expected, **SAME)
+        ranked = retriever.rank("a red circle", mine, 10, shortlist=None)
+        assert [m.corpus_id for m in ranked] == [m.corpus_id for m in feature_retriever.rank("a red circle", other, 10)]
+        explained = [r.explain("a red circle", features[0]).to_words for r in (retriever, feature_retriever)]
+        np.testing.assert_allclose(*explained, **SAME)
+        found, wanted = (r.rank(features[1], CAPTIONS, 3) for r in (retriever, feature_retriever))
+        assert [m.corpus_id for m in found] == [m.corpus_id for m in wanted]
+    del mine
+    assert fakes[0].held == 0
+
+
+def test_a_gallery_in_half_precision_is_uploaded_once(
+    fakes: tuple[FakeCuda, FakeTensorRt],
+    feature_bundle: Path,
+    features: NDArray[np.float32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "plan_here", plans_in(tmp_path, "image", "text", "scorer"))
+    with (
+        Retriever(feature_bundle, "tensorrt", "float16") as retriever,
+        Retriever(feature_bundle, "onnxruntime", "float16") as plain,
+    ):
+        gallery, other = (r.encode_images(features) for r in (retriever, plain))
+        assert gallery.precision == "float16"
+        for _ in range(3):
+            found, expected = (r.score_matrix(g, CAPTIONS) for r, g in ((retriever, gallery), (plain, other)))
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)  # blocks of other sizes round elsewhere
+        scorer = retriever._engine("scorer")
+        assert len(scorer.residents) == 1
+        del gallery
+        gc.collect()
+        assert len(scorer.residents) == 0
+    assert fakes[0].held == 0
+
+
+def test_a_named_backend_without_its_engine_is_an_error(
+    fakes: tuple[FakeCuda, FakeTensorRt], feature_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "plan_here", plans_in(tmp_path, "scorer"))
+    bundle = Bundle(feature_bundle)
+    assert choose_backend(bundle, "tensorrt") == "tensorrt"
+    with pytest.raises(BackendError, match="no tensorrt engine was built for text"):
+        open_engine(bundle, "text", "tensorrt")
+    monkeypatch.setattr(engines, "plan_here", plans_in(tmp_path, "text"))
+    with pytest.raises(BackendError, match="no tensorrt engine was built for scorer"):
+        choose_backend(bundle, "tensorrt")
+    open_engine(bundle, "text", "tensorrt").close()  # needs no engine but its own
+
+
+def test_without_a_driver_tensorrt_is_an_error_and_auto_another_backend(
+    fakes: tuple[FakeCuda, FakeTensorRt], feature_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes[0].driver = False
+    bundle = Bundle(feature_bundle)
+    with pytest.raises(BackendError, match="no NVIDIA GPU can be used here"):
+        choose_backend(bundle, "tensorrt")
+    monkeypatch.setattr(engines, "_cuda_works", lambda bundle: False)
+    assert choose_backend(bundle) in ("openvino", "onnxruntime")
+
+
+def test_tensorrt_that_is_not_installed(feature_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(
+        BackendError, match=r"tensorrt is not installed; install it with: pip install 'camp-sdk\[tensorrt\]'"
+    ):
+        choose_backend(Bundle(feature_bundle), "tensorrt")
+
+
+# ONNX Runtime's providers
+
+
+@pytest.fixture
+def gpu_build(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """An ONNX Runtime that lists the providers of NVIDIA; `used` is what its sessions say they use."""
+    import onnxruntime
+
+    state: dict[str, Any] = {"used": None}
+    real = onnxruntime.InferenceSession
+
+    def session(path: str, settings: Any, providers: list[tuple[str, Any]], enable_fallback: int) -> Any:
+        state["providers"] = providers
+        opened = real(path, settings, providers=["CPUExecutionProvider"])
+        opened.get_providers = lambda: [state["used"] or providers[0][0]]
+        return opened
+
+    names = [*onnxruntime_engine.PROVIDERS.values()]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    return state
+
+
+@pytest.mark.parametrize(("device", "provider"), [("cuda", "CUDA"), ("tensorrt", "Tensorrt")])
+def test_a_provider_that_is_not_really_in_use_names_the_library(
+    gpu_build: dict[str, Any], feature_bundle: Path, device: str, provider: str
+) -> None:
+    gpu_build["used"] = "CPUExecutionProvider"
+    uses = f"{provider}ExecutionProvider was asked for, but ONNX Runtime uses CPUExecutionProvider"
+    with pytest.raises(BackendError, match=rf"{uses}: .*onnxruntime_providers_{device}"):
+        OnnxRuntimeEngine(feature_bundle / "image.onnx", device)
+
+
+def test_a_provider_whose_libraries_load_but_has_no_device(
+    gpu_build: dict[str, Any],
+    fakes: tuple[FakeCuda, FakeTensorRt],
+    feature_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu_build["used"], fakes[0].driver = "CPUExecutionProvider", False
+    monkeypatch.setattr(onnxruntime_engine.ctypes, "CDLL", lambda *arguments: None)
+    with pytest.raises(BackendError, match="uses CPUExecutionProvider: no NVIDIA GPU can be used here"):
+        OnnxRuntimeEngine(feature_bundle / "image.onnx", "cuda")
+
+
+def test_the_tensorrt_provider_keeps_its_engines_out_of_the_bundle(
+    gpu_build: dict[str, Any],
+    feature_bundle: Path,
+    features: NDArray[np.float32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundle = Bundle(feature_bundle)
+    with open_engine(bundle, "image", "onnxruntime-tensorrt") as engine:
+        (first, options), second = gpu_build["providers"]
+        assert (first, second[0]) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+        assert options["trt_profile_min_shapes"] == "features:1x1x12"
+        assert options["trt_engine_cache_enable"] is options["trt_timing_cache_enable"] is True
+        assert "trt_fp16_enable" not in options
+        cache = Path(options["trt_engine_cache_path"])
+        assert cache.is_dir()
+        assert cache.is_relative_to(tmp_path)
+        assert not cache.is_relative_to(feature_bundle)
+        assert engine.run({"features": features})["image.V"].shape == (10, 5, 16)
+
+
+def test_engines_of_other_weights_or_sizes_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    profile, larger = {"a": ((1, 2), (4, 2), (8, 2))}, {"a": ((1, 2), (4, 2), (9, 2))}
+    made = [tensorrt_options(*given) for given in (("00", profile), ("01", profile), ("00", larger), ("00", profile))]
+    folders = [options["trt_engine_cache_path"] for options in made]
+    assert len(set(folders)) == 3
+    assert folders[0] == folders[3]
+    assert [made[0][f"trt_profile_{which}_shapes"] for which in ("min", "opt", "max")] == ["a:1x2", "a:4x2", "a:8x2"]
+
+
+def test_without_cuda_bindings_onnx_runtime_uploads_by_itself(
+    gpu_build: dict[str, Any], feature_bundle: Path, features: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with OnnxRuntimeEngine(feature_bundle / "image.onnx", "cuda") as engine:
+        feeds = {"features": features}
+        assert engine.hold(feeds) is feeds
+        assert engine.run(feeds)["image.V"].shape == (10, 5, 16)

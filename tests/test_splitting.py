@@ -1,0 +1,112 @@
+"""Any sizes through an engine of a small range: padded and split gives what the graph gives as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from camp_sdk import InputError
+from camp_sdk.runtime.bundle import Bundle, GraphSpec
+from camp_sdk.runtime.engine import Arrays
+from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.profiles import Profile
+from camp_sdk.runtime.splitting import Range, SplittingEngine, ranges_of, run_in_parts
+
+SAME = {"rtol": 0, "atol": 1e-5}
+
+
+def profile_between(spec: GraphSpec, smallest: Mapping[str, int], largest: Mapping[str, int]) -> Profile:
+    def shape(sizes: tuple[int | str, ...], numbers: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(size if isinstance(size, int) else numbers.get(size, 1) for size in sizes)
+
+    return {i.name: (shape(i.shape, smallest), shape(i.shape, largest), shape(i.shape, largest)) for i in spec.inputs}
+
+
+def feeds_of(spec: GraphSpec, sizes: Mapping[str, int]) -> Arrays:
+    """Random inputs of the contract's dtypes; lengths and masks of real sentences."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, sizes["N"] + 1, sizes["T"])
+    lengths[0] = sizes["N"]
+    feeds: Arrays = {}
+    for tensor in spec.inputs:
+        shape = [size if isinstance(size, int) else sizes[size] for size in tensor.shape]
+        if tensor.name == "lengths":
+            feeds[tensor.name] = lengths
+        elif tensor.name == "text.mask":
+            feeds[tensor.name] = np.arange(sizes["N"]) < lengths[:, None]
+        elif tensor.dtype == "int64":
+            feeds[tensor.name] = rng.integers(0, 8, shape)
+        else:
+            feeds[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
+    return feeds
+
+
+class Strict(OnnxRuntimeEngine):
+    """An engine that refuses what its profile does not hold, and counts its runs."""
+
+    def __init__(self, path: Path, profile: Profile) -> None:
+        super().__init__(path)
+        self.profile, self.runs = profile, 0
+
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        for name, array in feeds.items():
+            smallest, _, largest = self.profile[name]
+            assert all(low <= size <= high for low, size, high in zip(smallest, array.shape, largest, strict=True))
+        self.runs += 1
+        return super().run(feeds)
+
+
+GRAPHS = ["scorer", "explainer", "image", "text", "vision"]
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize(("smallest", "runs"), [(1, 2), (3, 2)])
+def test_padded_and_split_is_the_whole(picture_bundle: Path, graph: str, smallest: int, runs: int) -> None:
+    bundle = Bundle(picture_bundle)
+    spec = bundle.manifest.graphs[graph]
+    sizes = {"I": 5, "T": 7, "B": 6, "N": 4, "R": 5}
+    profile = profile_between(
+        spec, {"I": smallest, "T": smallest, "B": smallest}, {"I": 4, "T": 4, "B": 4, "N": 9, "R": 9}
+    )
+    feeds = feeds_of(spec, sizes)
+    strict = Strict(bundle.path(spec.file), profile)
+    with SplittingEngine(strict, spec, profile) as engine, OnnxRuntimeEngine(bundle.path(spec.file)) as plain:
+        found, expected = engine.run(feeds), plain.run(feeds)
+    items = {tensor.shape[0] for tensor in spec.inputs}
+    assert strict.runs == runs ** len(items)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_allclose(found[name], array, **SAME)
+
+
+def test_what_fits_is_run_as_it_is(feature_bundle: Path) -> None:
+    spec = Bundle(feature_bundle).manifest.graphs["scorer"]
+    feeds = feeds_of(spec, {"I": 4, "T": 4, "N": 3, "R": 5})
+    seen: list[Any] = []
+
+    def run(given: Mapping[str, Any]) -> Arrays:
+        seen.append(given)
+        return {}
+
+    run_in_parts(run, feeds, spec, dict.fromkeys("ITNR", Range(1, 9)))
+    assert seen == [feeds]
+    assert seen[0] is feeds
+
+
+@pytest.mark.parametrize(("words", "regions", "option"), [(8, 5, "--max-words 8"), (3, 12, "--max-regions 12")])
+def test_words_and_regions_cannot_be_split(feature_bundle: Path, words: int, regions: int, option: str) -> None:
+    spec = Bundle(feature_bundle).manifest.graphs["scorer"]
+    feeds = feeds_of(spec, {"I": 2, "T": 2, "N": words, "R": regions})
+    with pytest.raises(InputError, match=f"the engine was built for 1 to 7; build it again with: camp build {option}"):
+        run_in_parts(lambda given: {}, feeds, spec, dict.fromkeys("ITNR", Range(1, 7)))
+
+
+def test_ranges_are_what_all_inputs_allow(feature_bundle: Path) -> None:
+    spec = Bundle(feature_bundle).manifest.graphs["text"]
+    profile = {"tokens": ((1, 1), (4, 8), (9, 32)), "lengths": ((2,), (4,), (8,))}
+    assert ranges_of(spec, profile) == {"T": Range(2, 8), "N": Range(1, 32)}

@@ -1,0 +1,273 @@
+"""TensorRtEngine on stand-ins for CUDA and TensorRT (tests/fake_cuda.py), and on the real ones where there is a GPU."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from camp_sdk import BackendError
+from camp_sdk.runtime import cuda, scoring
+from camp_sdk.runtime.build import EngineOrder, build_engine
+from camp_sdk.runtime.bundle import Bundle, GraphSpec
+from camp_sdk.runtime.engine import Arrays, Engine, check_contract
+from camp_sdk.runtime.engines import open_engine
+from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.profiles import Limits, Profile
+from camp_sdk.runtime.splitting import SplittingEngine
+from camp_sdk.runtime.tensorrt_engine import TensorRtEngine
+from camp_sdk.runtime.tensorrt_library import here_of, open_library
+from tests.fake_cuda import FakeContext, FakeCuda, FakeTensorRt, install, write_plan
+from tests.test_splitting import SAME, feeds_of, profile_between
+
+LARGEST = {"I": 8, "T": 8, "N": 16, "R": 16}
+SIZES = {"I": 6, "T": 3, "N": 4, "R": 5}
+
+
+@dataclass
+class Setup:
+    fake: FakeCuda
+    trt: FakeTensorRt
+    spec: GraphSpec
+    profile: Profile
+    plan: Path
+    graph: Path
+
+    def plain(self, feeds: Arrays) -> Arrays:
+        with OnnxRuntimeEngine(self.graph) as engine:
+            return engine.run(feeds)
+
+
+@pytest.fixture
+def setup(feature_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setup]:
+    fake, trt = install(monkeypatch)
+    bundle = Bundle(feature_bundle)
+    spec = bundle.manifest.graphs["scorer"]
+    profile, graph = profile_between(spec, {}, LARGEST), bundle.path(spec.file)
+    yield Setup(fake, trt, spec, profile, write_plan(tmp_path / "engine.plan", graph, profile), graph)
+    gc.collect()
+    assert fake.held == 0  # whatever a test did, nothing leaks
+
+
+def assert_same(found: Arrays, expected: Arrays) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("graph", ["scorer", "image", "text", "explainer"])
+def test_every_graph_gives_what_onnx_runtime_gives(
+    setup: Setup, feature_bundle: Path, tmp_path: Path, graph: str
+) -> None:
+    bundle = Bundle(feature_bundle)
+    spec = bundle.manifest.graphs[graph]
+    profile, path = profile_between(spec, {}, LARGEST), bundle.path(spec.file)
+    feeds = feeds_of(spec, SIZES)
+    plan = write_plan(tmp_path / "own.plan", path, profile)
+    with TensorRtEngine(plan, "tensorrt") as engine, OnnxRuntimeEngine(path) as plain:
+        assert_same(engine.run(feeds), plain.run(feeds))
+        check_contract(engine, spec)
+
+
+def test_buffers_are_set_once_and_grow_on_demand(setup: Setup) -> None:
+    with TensorRtEngine(setup.plan, "tensorrt") as engine:
+        small, large = feeds_of(setup.spec, SIZES | {"I": 2}), feeds_of(setup.spec, SIZES)
+        assert_same(engine.run(small), setup.plain(small))
+        assert_same(engine.run(large), setup.plain(large))
+        allocations = setup.fake.allocations
+        assert_same(engine.run(small), setup.plain(small))
+        assert_same(engine.run(large), setup.plain(large))
+        assert setup.fake.allocations == allocations
+
+
+def test_results_stay_as_they_were_in_later_runs(setup: Setup) -> None:
+    with TensorRtEngine(setup.plan, "tensorrt") as engine:
+        feeds = feeds_of(setup.spec, SIZES)
+        first = engine.run(feeds)["logits"]
+        kept = first.copy()
+        engine.run({name: array[::-1] if name == "image.V" else array for name, array in feeds.items()})
+        np.testing.assert_array_equal(first, kept)
+
+
+def test_held_slices_are_read_where_they_are(setup: Setup, feature_bundle: Path, tmp_path: Path) -> None:
+    with TensorRtEngine(setup.plan, "tensorrt") as engine:
+        feeds = feeds_of(
+            setup.spec, SIZES | {"R": 16}
+        )  # 16 x 16 numbers: every image begins at a multiple of 256 bytes
+        held = engine.hold(feeds | {"other": np.zeros(3)})
+        assert not isinstance(held.pop("other"), cuda.DeviceArray)
+        setup.fake.copied.update(dict.fromkeys(setup.fake.copied, 0))
+        part = slice(2, 5)
+        found = engine.run({n: held[n][part] if n == "image.V" else held[n] for n in feeds})
+        assert_same(found, setup.plain({n: a[part] if n == "image.V" else a for n, a in feeds.items()}))
+        assert setup.fake.copied["cudaMemcpyHostToDevice"] == setup.fake.copied["cudaMemcpyDeviceToDevice"] == 0
+
+
+def test_a_slice_that_is_not_aligned_is_copied_on_the_device(setup: Setup) -> None:
+    with TensorRtEngine(setup.plan, "tensorrt") as engine:
+        feeds = feeds_of(setup.spec, SIZES)  # 5 x 16 numbers: 320 bytes an image
+        held = engine.hold(feeds)
+        setup.fake.copied.update(dict.fromkeys(setup.fake.copied, 0))
+        found = engine.run({n: a[1:4] if n == "image.V" else a for n, a in held.items()})
+        assert_same(found, setup.plain({n: a[1:4] if n == "image.V" else a for n, a in feeds.items()}))
+        assert setup.fake.copied["cudaMemcpyDeviceToDevice"] == 3 * 320
+        assert setup.fake.copied["cudaMemcpyHostToDevice"] == 0
+
+
+def test_hold_casts_to_what_the_graph_reads(setup: Setup) -> None:
+    with TensorRtEngine(setup.plan, "tensorrt") as engine:
+        feeds = feeds_of(setup.spec, SIZES)
+        wide = {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in feeds.items()}
+        assert_same(engine.run(engine.hold(wide)), setup.plain(feeds))
+
+
+def test_threads_never_share_a_context(setup: Setup) -> None:
+    several = [feeds_of(setup.spec, SIZES | {"I": images}) for images in (1, 2, 3, 4)]
+    expected = [setup.plain(feeds) for feeds in several]
+    meeting = threading.Barrier(4)
+
+    with TensorRtEngine(setup.plan, "tensorrt") as engine:
+
+        def work(index: int) -> None:
+            meeting.wait()
+            for _ in range(10):
+                assert_same(engine.run(several[index]), expected[index])
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+        assert 1 <= setup.trt.contexts <= 4
+
+
+def test_more_images_and_texts_than_the_profile(setup: Setup) -> None:
+    feeds = feeds_of(setup.spec, SIZES | {"I": 19, "T": 9})
+    with SplittingEngine(TensorRtEngine(setup.plan, "tensorrt"), setup.spec, setup.profile) as engine:
+        assert engine.blocks == (8, 8)
+        held: Any = engine.hold(feeds)
+        for given in (feeds, held):
+            np.testing.assert_allclose(engine.run(given)["logits"], setup.plain(feeds)["logits"], **SAME)
+        del held, given
+
+
+def test_few_held_images_are_padded(setup: Setup, tmp_path: Path) -> None:
+    profile = profile_between(setup.spec, {"I": 5, "T": 4}, LARGEST)
+    plan = write_plan(tmp_path / "four.plan", setup.graph, profile)
+    feeds = feeds_of(setup.spec, SIZES | {"I": 3})
+    with SplittingEngine(TensorRtEngine(plan, "tensorrt"), setup.spec, profile) as engine:
+        found = engine.run(engine.hold(feeds))["logits"]
+        np.testing.assert_allclose(found, setup.plain(feeds)["logits"], **SAME)
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        (
+            {"image.V": np.zeros((9, 5, 16), np.float32)},
+            r"image\.V has the shape \(9, 5, 16\), which the engine was not built",
+        ),
+        ({"image.V": np.zeros((2, 5, 16), np.float64)}, r"image\.V is float64, expected float32"),
+    ],
+)
+def test_a_run_that_fails_says_why_and_leaves_nothing(setup: Setup, feeds: Arrays, message: str) -> None:
+    good = feeds_of(setup.spec, SIZES)
+    with TensorRtEngine(setup.plan, "tensorrt") as engine:
+        with pytest.raises(BackendError, match=rf"TensorRT cannot run .*engine\.plan: {message}"):
+            engine.run(good | feeds)
+        assert setup.fake.held == 0  # a context is not used again after an error
+        assert_same(engine.run(good), setup.plain(good))
+
+
+def test_memory_that_does_not_suffice(setup: Setup) -> None:
+    good = feeds_of(setup.spec, SIZES)
+    with TensorRtEngine(setup.plan, "tensorrt") as engine:
+        engine.run(good)
+        setup.fake.room = setup.fake.used
+        asked = r"cudaMalloc failed: out of memory \(\d+ bytes were asked for\): set memory_budget_bytes"
+        with pytest.raises(BackendError, match=asked):
+            engine.run(feeds_of(setup.spec, SIZES | {"I": 8, "R": 16}))
+        setup.fake.room = setup.fake.used + good["image.V"].nbytes
+        with pytest.raises(BackendError, match="cudaMalloc failed: out of memory"):
+            engine.hold(good)
+        setup.fake.room = 1 << 30
+        assert_same(engine.run(good), setup.plain(good))
+
+
+def test_a_closed_engine(setup: Setup) -> None:
+    engine: Engine = TensorRtEngine(setup.plan, "tensorrt")
+    feeds = feeds_of(setup.spec, SIZES)
+    engine.run(feeds)
+    engine.close()
+    assert setup.fake.held == 0
+    with pytest.raises(BackendError, match="was closed"):
+        engine.run(feeds)
+
+
+def test_an_engine_closed_during_a_run(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TensorRtEngine(setup.plan, "tensorrt")
+    feeds, execute = feeds_of(setup.spec, SIZES), FakeContext._execute
+    monkeypatch.setattr(FakeContext, "_execute", lambda context: (engine.close(), execute(context))[1])
+    assert_same(engine.run(feeds), setup.plain(feeds))
+    assert setup.fake.held == 0
+
+
+def test_a_plan_that_is_none(setup: Setup, tmp_path: Path) -> None:
+    (tmp_path / "broken.plan").write_bytes(b"broken")
+    with pytest.raises(
+        BackendError, match=r"cannot load .*broken\.plan: Magic tag does not match; build it again with: camp"
+    ):
+        TensorRtEngine(tmp_path / "broken.plan", "tensorrt")
+
+
+def test_without_a_driver_no_plan_is_touched(setup: Setup) -> None:
+    setup.fake.driver = False
+    with pytest.raises(BackendError, match="no NVIDIA GPU can be used here"):
+        TensorRtEngine(setup.plan, "tensorrt")
+
+
+# The real ones
+
+
+def missing(backend: str) -> str:
+    try:
+        open_library(backend)
+        cuda.gpu()
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("graph", ["scorer", "image", "text", "explainer"])
+def test_a_built_engine_on_a_gpu(bundle_copy: Path, backend: str, precision: str, graph: str) -> None:
+    if reason := missing(backend):
+        pytest.skip(reason)
+    bundle, limits = Bundle(bundle_copy), Limits(max_images=8, max_texts=8, max_words=16, max_regions=16)
+    spec = bundle.manifest.graphs_in(precision)[graph]
+    build_engine(EngineOrder(bundle, graph, precision, here_of(backend), limits))
+    sizes = [SIZES | {"I": images, "T": texts} for images, texts in ((2, 3), (19, 9), (8, 8), (1, 1))]
+    feeds = [scoring.feeds_of(spec.inputs, feeds_of(spec, given)) for given in sizes]
+    # Sums in another order, or halves (ten bits) with sums in another order.
+    close = {"rtol": 0, "atol": 1e-4 if precision == "float32" else 2e-2}
+    with (
+        open_engine(bundle, graph, backend, precision=precision) as engine,
+        open_engine(bundle, graph, "onnxruntime", precision=precision) as plain,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        expected = [plain.run(given) for given in feeds]
+        held = [engine.hold(given) for given in feeds]
+        for found in (list(pool.map(engine.run, feeds * 3)), list(pool.map(engine.run, held * 3))):
+            for index, outputs in enumerate(found):
+                for name, array in expected[index % len(feeds)].items():
+                    np.testing.assert_allclose(outputs[name].astype(float), array.astype(float), **close)
+        parts: Any = {name: array[:1] for name, array in held[0].items()}
+        for name, array in plain.run({name: array[:1] for name, array in feeds[0].items()}).items():
+            np.testing.assert_allclose(engine.run(parts)[name].astype(float), array.astype(float), **close)
