@@ -74,9 +74,8 @@ def half_nodes(graph: ir.Graph) -> set[ir.Node]:
     for node in nodes:
         inputs = _activations(node)
         if node.op_type in PRODUCTS:
-            chosen = node not in logits and (
-                len(inputs) < 2 or _is_mean(inputs, shares, made_low) or _is_cross(inputs, sides, made_low)
-            )
+            chosen = len(inputs) < 2 and node not in logits
+            chosen = chosen or _is_mean(inputs, shares, made_low) or _is_cross(inputs, sides, made_low)
         else:
             chosen = _follows(node) and (not inputs or any(v in made_low for v in inputs))
         if chosen:
@@ -99,8 +98,9 @@ def bulk_nodes(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _is_bulk(rows: ir.Value | None, weights: ir.Value | None) -> bool:
-    known = rows is not None and rows.shape is not None and weights is not None and weights.const_value is not None
-    return known and len(rows.shape) == 4 and weights.const_value.shape[-1] > 4
+    if rows is None or rows.shape is None or weights is None or weights.const_value is None:
+        return False
+    return len(rows.shape) == 4 and weights.const_value.numpy().shape[-1] > 4
 
 
 def _follows(node: ir.Node) -> bool:
@@ -111,7 +111,11 @@ def _follows(node: ir.Node) -> bool:
 
 def _is_mean(inputs: list[ir.Value], shares: set[ir.Value], made_low: set[ir.Value]) -> bool:
     """Whether a product of two activations is a weighted mean, of shares or of vectors in half: as large as they are."""
-    return any(value in shares for value in inputs) and all(value in shares or value in made_low for value in inputs)
+    return (
+        len(inputs) == 2
+        and any(value in shares for value in inputs)
+        and all(value in shares or value in made_low for value in inputs)
+    )
 
 
 def _is_cross(inputs: list[ir.Value], sides: dict[ir.Value, str], made_low: set[ir.Value]) -> bool:

@@ -82,9 +82,9 @@ def precision_cases(model: Camp, origin: Origin) -> Iterator[Case]:
     batch, tokens = origin.example_batch(), origin.open_tokenizer().encode(origin.example_captions)
     features = features_of(model, batch)
     ids, lengths = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths)
-    start, end = ids[0, 0], ids[0, lengths[0] - 1]  # markers
-    words = [word for word in ids.unique() if word not in (0, start, end)][:ONE_WORD_CAPTIONS]  # 0 pads
-    short = torch.stack([torch.stack([start, word, end]) for word in words])
+    start, end = (int(ids[0, place]) for place in (0, lengths[0] - 1))  # markers
+    words = np.setdiff1d(tokens.ids, [0, start, end])[:ONE_WORD_CAPTIONS]  # 0 pads
+    short = torch.tensor([[start, word, end] for word in words])
     yield Case("real", batch, ids, lengths)
     yield Case("zero features", features * 0, ids, lengths)
     yield Case(f"features {LARGE} x too large", features * LARGE, ids, lengths)

@@ -182,7 +182,7 @@ def _half_share(trt: Any, network: Any, order: EngineOrder) -> float:
 
 def _weight(layer: Any) -> int:
     tensors = [layer.get_output(0), *(layer.get_input(index) for index in range(layer.num_inputs))]
-    return max(math.prod(size for size in tensor.shape if size > 0) for tensor in tensors if tensor is not None)
+    return max(math.prod(int(size) for size in tensor.shape if size > 0) for tensor in tensors if tensor is not None)
 
 
 def _configured(library: Library, order: EngineOrder, builder: Any) -> Any:
