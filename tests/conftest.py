@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from camp_sdk import Retriever
 from camp_sdk.export.import_checkpoint import import_checkpoint
 from camp_sdk.export.scenes import write_scenes
-from camp_sdk.export.to_onnx import export_bundle
+from camp_sdk.export.to_onnx import _write_manifest, export_bundle, write_lowered
 from camp_sdk.runtime.errors import BackendError
 from camp_sdk.runtime.openvino_engine import require_bfloat16
 from tests.tiny import FEATURE_WIDTH, save_tiny_checkpoint
@@ -69,6 +70,26 @@ def released_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         if not target.exists():
             run = folder / f"run-{variant}"
             export_bundle(import_checkpoint(RELEASED / f"{variant}.pth.tar", RELEASED / "vocab.pkl", run), target)
+        return target
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def half_bundle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, released_bundle: Callable[[str], Path]
+) -> Callable[[str], Path]:
+    """A bundle of each variant with its float16 graphs, whose scores nobody checks here: these networks are random."""
+    folder, ours = tmp_path_factory.mktemp("halves"), {"paper": "feature_bundle", "scalar": "picture_bundle"}
+
+    def bundle(variant: str) -> Path:
+        target = folder / variant
+        if not target.exists():
+            made = request.getfixturevalue(ours[variant]) if variant in ours else released_bundle(variant)
+            shutil.copytree(made, target, ignore=shutil.ignore_patterns("fp16", "bf16"))
+            manifest = json.loads((target / "manifest.json").read_text())
+            manifest["precisions"] = {"float16": {"graphs": write_lowered("float16", manifest["graphs"], target)}}
+            _write_manifest(target, manifest)
         return target
 
     return bundle

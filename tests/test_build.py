@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -21,7 +20,7 @@ import pytest
 
 from camp_sdk import BackendError, Bundle, BundleError
 from camp_sdk.export.model import SCORERS
-from camp_sdk.export.to_onnx import _write_manifest, check_output, write_lowered
+from camp_sdk.export.to_onnx import check_output
 from camp_sdk.runtime import build as build_module
 from camp_sdk.runtime import tensorrt_library
 from camp_sdk.runtime.build import EngineOrder, build_engine, built_engine, trtexec_command
@@ -56,33 +55,13 @@ def order_of(
 # Every graph
 
 
-@pytest.fixture(scope="module")
-def with_halves(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, released_bundle: Callable[[str], Path]
-) -> Callable[[str], Path]:
-    """A bundle of each variant with its float16 graphs, whose scores nobody checks here: these networks are random."""
-    folder, ours = tmp_path_factory.mktemp("halves"), {"paper": "feature_bundle", "scalar": "picture_bundle"}
-
-    def bundle(variant: str) -> Path:
-        target = folder / variant
-        if not target.exists():
-            made = request.getfixturevalue(ours[variant]) if variant in ours else released_bundle(variant)
-            shutil.copytree(made, target, ignore=shutil.ignore_patterns("fp16", "bf16"))
-            manifest = json.loads((target / "manifest.json").read_text())
-            manifest["precisions"] = {"float16": {"graphs": write_lowered("float16", manifest["graphs"], target)}}
-            _write_manifest(target, manifest)
-        return target
-
-    return bundle
-
-
 @rtx
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize(("variant", "graph"), [*GRAPHS, ("scalar", "vision"), ("paper", "widen-int8")])
 def test_every_graph_builds(
-    tmp_path: Path, variant: str, graph: str, precision: str, with_halves: Callable[[str], Path]
+    tmp_path: Path, variant: str, graph: str, precision: str, half_bundle: Callable[[str], Path]
 ) -> None:
-    bundle = Bundle(with_halves(variant))
+    bundle = Bundle(half_bundle(variant))
     order = EngineOrder(bundle, graph, precision, here())
     (tmp_path / order.spec.file).parent.mkdir(exist_ok=True)
     (tmp_path / order.spec.file).write_bytes(bundle.path(order.spec.file).read_bytes())

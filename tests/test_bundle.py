@@ -15,6 +15,7 @@ from camp_sdk import BackendError, Bundle, BundleError, Retriever
 from camp_sdk.runtime import bundle as bundle_module
 from camp_sdk.runtime.bundle import sha256_of
 from camp_sdk.runtime.engines import open_engine
+from tests.tiny import files_of
 
 AGAIN = "export the bundle again, or copy it again from where it was made"
 Change = Callable[[dict[str, Any]], Any]
@@ -71,11 +72,11 @@ def test_equal_bundles_have_equal_fingerprints(feature_bundle: Path, bundle_copy
 
 
 def test_using_a_bundle_changes_nothing_in_it(bundle_copy: Path, features: NDArray[np.float32]) -> None:
-    before = {path: (sha256_of(path), path.stat().st_mtime_ns) for path in bundle_copy.iterdir()}
+    before = {path: (sha256_of(path), path.stat().st_mtime_ns) for path in files_of(bundle_copy)}
     with Retriever(bundle_copy, "onnxruntime") as retriever:
         retriever.rank("a red circle", list(features))
         retriever.explain("a red circle", features[0])
-    assert {path: (sha256_of(path), path.stat().st_mtime_ns) for path in bundle_copy.iterdir()} == before
+    assert {path: (sha256_of(path), path.stat().st_mtime_ns) for path in files_of(bundle_copy)} == before
 
 
 FILES = ["explainer.onnx", "golden.npz", "image.onnx", "scorer.onnx", "text.onnx", "tokenizer.json"]

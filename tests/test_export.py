@@ -29,7 +29,7 @@ from camp_sdk.export.networks import word_mask
 from camp_sdk.export.parity import MAX_ERROR, check_parity, require_parity, same_order
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.runtime.bundle import sha256_of
-from tests.tiny import FEATURE_WIDTH, save_tiny_checkpoint, tiny_model, tiny_origin
+from tests.tiny import FEATURE_WIDTH, files_of, save_tiny_checkpoint, tiny_model, tiny_origin
 
 ROOT = Path(__file__).parents[1]
 Checkpoints = Callable[[str, bool], Path]
@@ -285,10 +285,10 @@ def test_graphs_of_another_network_leave_no_bundle(tmp_path: Path, other_checkpo
 
 @pytest.mark.usefixtures("copied_graphs")
 def test_a_failed_export_leaves_an_older_bundle_untouched(bundle_copy: Path, other_checkpoint: Path) -> None:
-    before = {path.name: sha256_of(path) for path in bundle_copy.iterdir()}
+    before = {path.name: sha256_of(path) for path in files_of(bundle_copy)}
     with pytest.raises(ExportError):
         export_bundle(other_checkpoint, bundle_copy)
-    assert {path.name: sha256_of(path) for path in bundle_copy.iterdir()} == before
+    assert {path.name: sha256_of(path) for path in files_of(bundle_copy)} == before
     assert {path.name for path in bundle_copy.parent.iterdir()} == {"bundle", "other.ckpt"}
 
 

@@ -17,28 +17,22 @@ from onnx import TensorProto, helper
 from camp_sdk import BackendError, BundleError, Retriever
 from camp_sdk.export import precision_gate
 from camp_sdk.export.checkpoint import load_checkpoint
-from camp_sdk.export.graphs import ExportError, export_graph, graphs_of
+from camp_sdk.export.graphs import ExportError
 from camp_sdk.export.model import SCORERS
-from camp_sdk.export.precision import check_half, emulate_half, lower_graph
+from camp_sdk.export.precision import check_half, emulate_half
 from camp_sdk.export.precision_gate import PrecisionCheck, check_precision, require_precision, top_agreement
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines import open_engine
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from tests.conftest import bfloat16_here, needs_bfloat16
-from tests.tiny import CAPTIONS, tiny_model
+from tests.tiny import CAPTIONS
 
 
 @pytest.fixture(scope="module", params=SCORERS)
-def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def lowered(request: pytest.FixtureRequest, half_bundle: Callable[[str], Path]) -> dict[str, Path]:
     """Every graph of a variant in float16."""
-    folder, halves, paths = tmp_path_factory.mktemp(request.param), set[str](), {}
-    for graph in graphs_of(tiny_model(request.param, pictures=request.param == "paper")):
-        export_graph(graph, folder / "wide.onnx")
-        paths[graph.name] = folder / f"{graph.name}.onnx"
-        _, outputs = lower_graph(folder / "wide.onnx", paths[graph.name], "float16", halves)
-        halves |= {spec.name for spec in outputs if spec.dtype == "float16"}
-    return paths
+    return {path.stem: path for path in (half_bundle(request.param) / "fp16").iterdir()}
 
 
 def types_of(path: Path, op_type: str) -> list[str]:
@@ -102,14 +96,12 @@ def test_emulation_rounds_as_half_precision_does(tmp_path: Path, x: float, expec
         assert engine.run({"x": np.array([x], np.float32)})["y"][0] == expected
 
 
-def test_emulation_computes_what_the_half_graph_says(lowered: dict[str, Path], tmp_path: Path) -> None:
+def test_emulation_computes_what_the_half_graph_says(feature_bundle: Path, tmp_path: Path) -> None:
     """Against numpy's own float16, on the image graph: a rounded product, a rounded sum."""
-    emulate_half(lowered["image"], tmp_path / "image.onnx")
-    weights = {
-        v.name: v.const_value.numpy() for v in ir.load(lowered["image"]).graph.initializers.values() if v.const_value
-    }
-    (W,) = [w for w in weights.values() if w.ndim == 2 and w.shape[0] == 12][:1]
-    (b,) = [w for w in weights.values() if w.ndim == 1 and w.dtype == np.float16][:1]
+    path = feature_bundle / "fp16" / "image.onnx"
+    emulate_half(path, tmp_path / "image.onnx")
+    nodes = {node.op_type: node for node in ir.load(path).graph}
+    W, b = (v.const_value.numpy() for name in ("MatMul", "Add") for v in nodes[name].inputs if v and v.const_value)
     features = np.random.default_rng(0).standard_normal((3, 5, 12), dtype=np.float32)
     with OnnxRuntimeEngine(tmp_path / "image.onnx") as engine:
         found = engine.run({"features": features})["image.V"]

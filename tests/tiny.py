@@ -58,3 +58,8 @@ def save_tiny_checkpoint(path: Path, variant: str, pictures: bool, seed: int = 0
     weights = {f"model.{name}": tensor for name, tensor in tiny_model(variant, pictures, seed).state_dict().items()}
     torch.save({"state_dict": weights, KEY: tiny_origin(variant, pictures).as_dict()}, path)
     return path
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Every file of a folder and of those in it."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
