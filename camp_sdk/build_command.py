@@ -30,7 +30,7 @@ def build_command(
     graph: Annotated[list[str] | None, typer.Option(help="Only this graph; may be repeated.")] = None,
     max_images: Annotated[int, typer.Option(help="Most images in one call.", min=1)] = Limits.max_images,
     max_texts: Annotated[int, typer.Option(help="Most texts in one call.", min=1)] = Limits.max_texts,
-    max_words: Annotated[int | None, typer.Option(help="Words of the longest text.", min=1)] = None,
+    max_words: Annotated[int | None, typer.Option(help="Words of the longest text, with both markers.", min=1)] = None,
     max_regions: Annotated[int | None, typer.Option(help="Regions of an image, at most.", min=1)] = None,
     workspace_bytes: Annotated[int | None, typer.Option(help="Scratch memory of a layer, at most.", min=1)] = None,
     force: Annotated[bool, typer.Option(help="Build again what is already built.")] = False,

@@ -17,16 +17,18 @@ BYTES_LIMIT = 1 << 50
 USUAL_REGIONS, MOST_REGIONS = 36, 100
 USUAL_WORDS = 16
 TEXTS_ALONE = 64
+MARKERS = 2  # a caption's `<start>` and `<end>`, which max_words of a manifest does not count
 
 
 @dataclass(frozen=True)
 class Limits:
     """The largest inputs an engine takes, and the scratch memory its layers may use.
 
-    None is what fits the bundle: its tokenizer's longest caption, the regions of its grid (or 100, for ready features), and
-    the library's own bound of the memory. ``max_images`` bounds pictures, too. A context has room for the largest inputs: of
-    the default ones, 75 MB for each array of a pair's vectors in half precision (d = 1024, 36 regions), of which it holds a
-    few; of 100 regions, 210 MB. More items than that are split. Texts alone, which have no pairs, come 64 at a time.
+    None is what fits the bundle: its tokenizer's longest caption (``max_words`` counts both markers), the regions of its
+    grid (or 100, for ready features), and the library's own bound of the memory. ``max_images`` bounds pictures, too. A
+    context has room for the largest inputs: of the default ones, 75 MB for each array of a pair's vectors in half precision
+    (d = 1024, 36 regions), of which it holds a few; of 100 regions, 210 MB. More items than that are split. Texts alone,
+    which have no pairs, come 64 at a time.
     """
 
     max_images: int = 128
@@ -71,11 +73,11 @@ def _range(size: int | str, axes: dict[str, Range], tensor: TensorSpec) -> Range
 
 
 def _axes(manifest: Manifest, limits: Limits) -> dict[str, Range]:
-    words, regions = limits.max_words or manifest.max_words, limits.max_regions or MOST_REGIONS
+    words, regions = limits.max_words or manifest.max_words + MARKERS, limits.max_regions or MOST_REGIONS
     fixed = math.prod(manifest.pixels.grid) if manifest.pixels else None
-    if not 1 <= words <= AXIS_LIMIT or (fixed is not None and not 1 <= fixed <= AXIS_LIMIT):
+    if not 1 <= manifest.max_words <= AXIS_LIMIT - MARKERS or (fixed is not None and not 1 <= fixed <= AXIS_LIMIT):
         raise BundleError(
-            f"manifest.json has max_words {words} and {fixed} regions, expected at least 1; {EXPORT_AGAIN}"
+            f"manifest.json has max_words {manifest.max_words} and {fixed} regions, expected at least 1; {EXPORT_AGAIN}"
         )
     if fixed and limits.max_regions not in (None, fixed):
         raise InputError(f"max_regions is {limits.max_regions}: a picture of this bundle has {fixed} regions, always")

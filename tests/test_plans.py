@@ -27,6 +27,7 @@ from camp_sdk.runtime.plans import (
     read_records,
 )
 from camp_sdk.runtime.profiles import Limits, Profile, profile_of
+from camp_sdk.runtime.tokenizer import Tokenizer
 
 ORIN = Here("tensorrt", "10.3.0", "8.7", "CUDA 12.6")
 RTX = Here("tensorrt_rtx", "1.7.1.116", None)
@@ -118,12 +119,18 @@ def test_rtx_engines_are_portable_but_for_old_gpus(library: str, found: str | No
 def test_every_axis_of_the_contract_gets_its_range(bundle: Bundle) -> None:
     manifest = bundle.manifest
     profiles = {name: profile_of(manifest.graphs[name], manifest, Limits()) for name in ("image", "text", "scorer")}
-    words = manifest.max_words
+    words = manifest.max_words + 2  # and both markers
     assert profiles["image"] == {"features": ((1, 1, 12), (128, 36, 12), (128, 100, 12))}
     assert profiles["text"] == {"tokens": ((1, 1), (64, 16), (64, words)), "lengths": ((1,), (64,), (64,))}
     assert profiles["scorer"]["image.V"] == ((1, 1, 16), (128, 36, 16), (128, 100, 16))
     assert profiles["scorer"]["text.mask"] == ((1, 1), (2, 16), (8, words))
     assert profiles["scorer"].keys() == {spec.name for spec in manifest.graphs["scorer"].inputs}
+
+
+def test_the_longest_caption_fits_the_default_profile(bundle: Bundle) -> None:
+    tokens = Tokenizer(bundle.path("tokenizer.json")).encode(["circle " * 80])
+    profile = profile_of(bundle.manifest.graphs["text"], bundle.manifest, Limits())
+    assert profile["tokens"][2][1] == tokens.ids.shape[1] == tokens.lengths.max()
 
 
 def test_the_regions_of_pictures_are_those_of_the_grid(picture_bundle: Path) -> None:

@@ -1,7 +1,8 @@
-"""The README's commands and names exist: what it shows is what there is."""
+"""The commands and names of README and docs exist: what they show is what there is."""
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import subprocess
@@ -15,11 +16,21 @@ import camp_sdk
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 
-def commands(program: str) -> list[str]:
-    lines = [line for kind, block in BLOCKS if kind == "" for line in block.splitlines()]
-    return [line for line in lines if line.startswith(program)]
+def commands() -> list[str]:
+    """Of README's plain blocks and the docs' indented ones, each in one line."""
+    plain = "".join(block for kind, block in BLOCKS if kind == "")
+    indented = [line for path in DOCS for line in re.findall(r"^    (.*)", path.read_text("utf-8"), re.MULTILINE)]
+    text = "\n".join([plain, *indented]).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.startswith(("python export/", "camp "))]
+
+
+@functools.cache
+def help_of(program: tuple[str, ...]) -> str:
+    environment = {"COLUMNS": "200"}
+    return subprocess.run([*program, "--help"], capture_output=True, text=True, check=True, env=environment).stdout
 
 
 def test_the_first_block_is_the_whole_product() -> None:
@@ -43,20 +54,19 @@ def test_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("line", commands("python export/") + commands("camp "))
+@pytest.mark.parametrize("line", commands())
 def test_commands_and_their_options_exist(line: str) -> None:
     words = shlex.split(line)
     if words[0] == "python":
-        program, options = [sys.executable, str(ROOT / words[1])], words[2:]
+        program, options = (sys.executable, str(ROOT / words[1])), words[2:]
     else:
-        program, options = [sys.executable, "-m", "camp_sdk.cli", words[1]], words[2:]
-    shown = subprocess.run(
-        [*program, "--help"], capture_output=True, text=True, check=True, env={"COLUMNS": "200"}
-    ).stdout
+        program, options = (sys.executable, "-m", "camp_sdk.cli", words[1]), words[2:]
+    shown = help_of(program)
     for option in (word for word in options if word.startswith("--")):
         assert option in shown
 
 
-def test_every_linked_file_exists() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).is_file()
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda page: page.name)
+def test_every_linked_file_exists(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).is_file()
