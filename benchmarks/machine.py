@@ -73,10 +73,15 @@ def matmul_rates(rows: int, width: int) -> dict[str, dict[str, float]]:
         },
         "bfloat16": {"torch": _torch_product(x, w, torch.bfloat16)},
     }
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in capabilities():
         calls["bfloat16"]["openvino"] = _openvino_product(content, x, openvino.Type.bf16)
     work = 2 * rows * width * width / 1e9
     return {kind: {name: work / median_s(call, 25) for name, call in some.items()} for kind, some in calls.items()}
+
+
+def capabilities() -> list[str]:
+    """What OpenVINO says this processor computes in."""
+    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _torch_product(x: np.ndarray, w: np.ndarray, dtype: torch.dtype) -> Callable[[], object]:

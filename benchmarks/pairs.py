@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +21,13 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from machine import describe, matmul_rates, median_s
+from machine import capabilities, describe, matmul_rates, median_s
+from pairs_report import draw, tables
+from processes import measure_memory, measure_start
 from reference import reference_logits
 from rich.console import Console
-from rich.table import Table
 
-from camp_sdk import Gallery, Retriever
+from camp_sdk import Bundle, BundleError, Gallery, Retriever
 from camp_sdk.export.checkpoint import KEY, Origin, load_checkpoint
 from camp_sdk.export.model import Camp, ModelConfig
 from camp_sdk.export.to_onnx import export_bundle
@@ -54,7 +53,7 @@ WAYS = (
     ("openvino", "bfloat16", "float32"),
     ("openvino", "bfloat16", "int8"),
 )
-ENGINES = [(backend, precision) for backend, precision, kept in WAYS if kept == "float32"]
+LOWERED = ("paper", "gate_fusion_new")  # the variants with products that are worth bfloat16
 # Multiply-adds per pair that the factored network cannot do without, at N words: its d x d maps.
 MULTIPLY_ADDS: dict[str, Callable[[float], float]] = {
     "paper": lambda words: (REGIONS + words) * WIDTH**2 + WIDTH**2,
@@ -85,7 +84,8 @@ def make_inputs() -> tuple[Inputs, str]:
 def make_bundle(folder: Path, variant: str, inputs: Inputs, tokenizer: str) -> tuple[Path, Path]:
     """A checkpoint of random weights and its bundle; kept from an earlier run of this benchmark if they are there."""
     checkpoint, bundle = folder / f"{variant}.ckpt", folder / variant
-    if not bundle.is_dir():
+    precisions = ["bfloat16"] if variant in LOWERED and "BF16" in capabilities() else []
+    if not _holds(bundle, precisions):
         torch.manual_seed(0)
         config = ModelConfig(len(json.loads(tokenizer)["model"]["vocab"]), variant, WIDTH)
         model, examples = Camp(config), torch.from_numpy(inputs.features[:12])
@@ -93,8 +93,21 @@ def make_bundle(folder: Path, variant: str, inputs: Inputs, tokenizer: str) -> t
         weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         origin = Origin(config, None, tokenizer, examples, inputs.captions[:24], {"note": "random weights"})
         torch.save({"state_dict": weights, KEY: origin.as_dict()}, checkpoint)
-        export_bundle(checkpoint, bundle)
+        export_bundle(checkpoint, bundle, precisions)
     return checkpoint, bundle
+
+
+def _holds(bundle: Path, precisions: list[str]) -> bool:
+    try:
+        return set(precisions) <= Bundle(bundle).manifest.lowered.keys()
+    except BundleError:  # none, or one of an older export
+        return False
+
+
+def engines_of(bundle: Path) -> list[tuple[str, str]]:
+    """Backend and precision of every way to score with a bundle."""
+    there = {"float32", *Bundle(bundle).manifest.lowered}
+    return [(backend, precision) for backend, precision, kept in WAYS if kept == "float32" and precision in there]
 
 
 @torch.no_grad()
@@ -121,6 +134,8 @@ def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, 
     ways["pytorch"] = lambda: reference_logits(variant, weights, V[:images], T[:texts], lengths[:texts])
     pairs["pytorch"] = images * texts
     for backend, precision, kept in WAYS:
+        if (backend, precision) not in engines_of(bundle):
+            continue
         name = f"{backend} {precision}, gallery {kept}"
         retriever = Retriever(bundle, backend, precision)
         retrievers.append(retriever)
@@ -138,7 +153,8 @@ def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, 
         rows[name] = {"pairs_per_s": pairs[name] / statistics.median(seconds), "rounds": len(seconds)}
         rows[name] |= differences(scores[name], exact) if name in scores else {}
     shapes = {
-        f"{backend} {precision}": sweep_blocks(bundle, backend, precision, inputs) for backend, precision in ENGINES
+        f"{backend} {precision}": sweep_blocks(bundle, backend, precision, inputs)
+        for backend, precision in engines_of(bundle)
     }
     for retriever in retrievers:
         retriever.close()
@@ -230,7 +246,7 @@ def measure_queries(bundles: dict[str, Path], inputs: Inputs) -> dict[str, dict[
     """Milliseconds of `rank` as an app calls it: one query against 1,000 images, five against ten; text encoding included."""
     found: dict[str, dict[str, float]] = {}
     for variant, bundle in bundles.items():
-        for backend, precision in ENGINES:
+        for backend, precision in engines_of(bundle):
             with Retriever(bundle, backend, precision) as retriever:
                 images = retriever._images_of(retriever.encode_images(inputs.features))
                 many = EncodedImages({n: np.concatenate([a] * 8)[:1000] for n, a in images.tensors.items()})
@@ -243,78 +259,6 @@ def measure_queries(bundles: dict[str, Path], inputs: Inputs) -> dict[str, dict[
                     "5 x 10": 1000 * median_s(five_queries),
                 }
     return found
-
-
-MEMORY = """
-import re, sys
-import numpy as np
-from camp_sdk import Retriever
-def held(kind):
-    return int(re.search(kind + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
-bundle, backend, precision, captions = sys.argv[1:5]
-retriever = Retriever(bundle, backend, precision)
-gallery = retriever.encode_images(np.load(sys.argv[5], mmap_mode="r"))
-texts = retriever.encode_texts(captions.split("|"))
-before = held("VmRSS")
-retriever.score_matrix(gallery, texts)
-print(held("VmHWM"), held("VmHWM") - before)
-"""
-
-
-def measure_memory(bundle: Path, inputs: Inputs, folder: Path) -> dict[str, dict[str, float]]:
-    """Peak resident bytes of a process that scores the matrix, and by how much scoring raised it."""
-    np.save(folder / "features.npy", inputs.features)
-    found = {}
-    for backend, precision in ENGINES:
-        arguments = [str(bundle), backend, precision, "|".join(inputs.captions), str(folder / "features.npy")]
-        peak, grown = _run_python(MEMORY, *arguments).split()
-        found[f"{backend} {precision}"] = {"peak_bytes": int(peak), "scoring_bytes": int(grown)}
-    return found
-
-
-FIRST = """
-import sys, time
-start = time.perf_counter()
-import numpy as np
-from camp_sdk import Retriever
-imported = time.perf_counter()
-features = np.load(sys.argv[2])[:100]
-loaded = time.perf_counter()
-retriever = Retriever(sys.argv[1], sys.argv[3])
-retriever.rank(sys.argv[4], features)
-print(imported - start, time.perf_counter() - loaded)
-"""
-RESIDENT = """
-import re
-import camp_sdk
-print(int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024)
-"""
-
-
-def measure_start(bundle: Path, inputs: Inputs, folder: Path) -> dict[str, Any]:
-    """Seconds of imports, each in a process of its own; of opening a bundle and the first ranking of 100 feature arrays."""
-
-    def import_s(module: str) -> float:
-        return median_s(lambda: _run_python(f"import {module}"))
-
-    bare, numpy, ours = (import_s(module) for module in ("sys", "numpy", "camp_sdk"))
-    first = {
-        backend: statistics.median(
-            float(_run_python(FIRST, str(bundle), str(folder / "features.npy"), backend, inputs.captions[0]).split()[1])
-            for _ in range(5)
-        )
-        for backend in ("onnxruntime", "openvino")
-    }
-    return {
-        "import_s": {"python": bare, "numpy": numpy, "camp_sdk": ours},
-        "import_ratio": ours / numpy,
-        "resident_bytes": int(_run_python(RESIDENT)),
-        "open_and_first_rank_s": first,
-    }
-
-
-def _run_python(code: str, *arguments: str) -> str:
-    return subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def floor_of(variant: str, precision: str, rates: dict[str, dict[str, float]], words: float) -> float:
@@ -332,15 +276,17 @@ def main(
     rates = matmul_rates(rows=32 * round(REGIONS + inputs.words), width=WIDTH)
     variants = {variant: measure_variant(output, variant, inputs, tokenizer, rounds) for variant in VARIANTS}
     bundles = {variant: output / variant for variant in VARIANTS}
+    features = output / "features.npy"
+    np.save(features, inputs.features)
     report = {
         **describe("camp-sdk", "numpy", "onnxruntime", "openvino", "torch"),
         "sizes": {"d": WIDTH, "regions": REGIONS, "mean_words": inputs.words, "images": IMAGES, "texts": TEXTS},
         "matmul_gflops": rates,
         "floor_pairs_per_s": {v: {p: floor_of(v, p, rates, inputs.words) for p in rates} for v in VARIANTS},
         "variants": variants,
-        "memory": measure_memory(bundles["paper"], inputs, output),
+        "memory": measure_memory({b: engines_of(b) for b in bundles.values()}, features, inputs.captions),
         "rank_ms": measure_queries(bundles, inputs),
-        "start": measure_start(bundles["paper"], inputs, output),
+        "start": measure_start(bundles["paper"], features, inputs.captions[0]),
     }
     RESULTS.mkdir(exist_ok=True)
     with write_aside(RESULTS / "pairs.json") as aside:
@@ -350,81 +296,6 @@ def main(
     for table in tables(report):
         Console(width=140).print(table)
     stderr.print(f"wrote {RESULTS / 'pairs.json'} and pairs.png", highlight=False)
-
-
-def tables(report: dict[str, Any]) -> list[Table]:
-    """The report for a terminal."""
-    released = report["variants"]["gate_fusion_new"]["rows"]["pytorch"]["pairs_per_s"]
-    speed = Table(
-        title=f"pairs a second, d = {WIDTH}, {REGIONS} regions, {report['sizes']['mean_words']:.1f} words on average"
-    )
-    for column in ("", "pairs/s", "of the floor", "x PyTorch", "x released", "max score error", "top 10"):
-        speed.add_column(column, justify="left" if not column else "right")
-    for variant, found in report["variants"].items():
-        own = found["rows"]["pytorch"]["pairs_per_s"]
-        for name, row in found["rows"].items():
-            precision = "bfloat16" if "bfloat16" in name else "float32"
-            share = row["pairs_per_s"] / report["floor_pairs_per_s"][variant][precision]
-            errors = (
-                [f"{row['max_score_error']:.1e}", f"{row['top10_agreement']:.1%}"]
-                if "max_score_error" in row
-                else ["", ""]
-            )
-            ratios = [f"{row['pairs_per_s'] / own:.1f}", f"{row['pairs_per_s'] / released:.1f}"]
-            speed.add_row(f"{variant}: {name}", f"{row['pairs_per_s']:,.0f}", f"{share:.0%}", *ratios, *errors)
-        speed.add_section()
-    rest = Table(title="block rule against the best of a sweep; rank; start; memory")
-    rest.add_column("")
-    rest.add_column("", justify="right")
-    for variant, found in report["variants"].items():
-        for backend, shapes in found["blocks"].items():
-            for kind, rule in shapes["rule"].items():
-                block = " x ".join(map(str, rule["block"]))
-                rest.add_row(f"{variant}, {backend}, {kind}: {block}", f"{rule['of_best']:.0%} of the best")
-    for name, row in report["rank_ms"].items():
-        rest.add_row(f"rank: {name}", ", ".join(f"{shape}: {ms:.1f} ms" for shape, ms in row.items()))
-    start = report["start"]
-    rest.add_row("import camp_sdk / import numpy", f"{start['import_ratio']:.2f}")
-    rest.add_row("resident after import", f"{start['resident_bytes'] / 1e6:.0f} MB")
-    for backend, seconds in start["open_and_first_rank_s"].items():
-        rest.add_row(f"open a bundle and rank 100 images, {backend}", f"{seconds:.2f} s")
-    for name, row in report["memory"].items():
-        rest.add_row(
-            f"peak memory, {name}", f"{row['peak_bytes'] / 1e6:.0f} MB, scoring {row['scoring_bytes'] / 1e6:.0f} MB"
-        )
-    return [speed, rest]
-
-
-def draw(report: dict[str, Any], path: Path) -> None:
-    """Pairs a second of each variant as bars on a logarithmic axis, the float32 floor as a mark."""
-    from matplotlib.figure import Figure
-
-    names = ["pytorch", *(f"{b} {p}, gallery float32" for b, p, g in WAYS if g == "float32")]
-    labels = ["PyTorch, as published", "ONNX Runtime", "OpenVINO", "OpenVINO, bfloat16"]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for k, (name, label, colour) in enumerate(
-        zip(names, labels, ("#9aa0a6", "#3b6fb6", "#2a9d72", "#e08a2e"), strict=True)
-    ):
-        values = [report["variants"][variant]["rows"][name]["pairs_per_s"] for variant in VARIANTS]
-        bars = axes.bar(np.arange(len(VARIANTS)) + 0.2 * (k - 1.5), values, 0.19, label=label, color=colour)
-        axes.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=8)
-    floors = [report["floor_pairs_per_s"][variant]["float32"] for variant in ("paper", "gate_fusion_new")]
-    axes.hlines(
-        floors, [-0.45, 1.55], [0.45, 2.45], color="black", linewidth=1, linestyle="dashed", label="float32 floor"
-    )
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(VARIANTS)), VARIANTS)
-    axes.set_ylabel("pairs a second")
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.6)
-    axes.set_title(
-        f"d = {WIDTH}, {REGIONS} regions; {report['machine']['processor']}, {report['machine']['cores']} cores",
-        fontsize=10,
-    )
-    axes.legend(fontsize=8, ncols=5, loc="upper left")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":
