@@ -49,6 +49,10 @@ def build_command(
             typer.echo(f"  {trtexec_command(order)}")
     if as_json:
         typer.echo(json.dumps({"engines": answers}, indent=2))
+    elif any(answer["precision"] == "float16" for answer in answers):
+        typer.echo(
+            'they are used where float16 is asked for: camp rank ... --precision float16, or precision="float16"'
+        )
 
 
 def _orders(

@@ -265,8 +265,7 @@ class Retriever:
 
     def _best(self, numbers: NDArray[np.intp], logits: FloatArray, corpus: Gallery, top_k: int) -> list[Match]:
         """The best of some items, given in the gallery's order."""
-        best = np.argsort(-logits, kind="stable")[:top_k]
-        return self._matches(numbers[best], logits[best], corpus)
+        return self._matches(*scoring.best(numbers, logits, top_k), corpus)
 
     def _matches(self, numbers: NDArray[np.intp], logits: FloatArray, corpus: Gallery) -> list[Match]:
         rows = zip(numbers.tolist(), self._activate(logits).tolist(), logits.tolist(), strict=True)

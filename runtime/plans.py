@@ -244,11 +244,14 @@ def check_plan(folder: Path, record: PlanRecord) -> Path:
     """The path of the plan beside a record, whole. Raises BackendError if it is missing, altered or no file of the bundle."""
     path = folder / PLAN_FILE
     if not path.is_file() or path.resolve().parent != path.parent.resolve():
-        raise BackendError(f"{path} is missing, or not a file of the bundle; build it again with --force")
-    if path.stat().st_size != record.plan_bytes:
         raise BackendError(
-            f"{path} has {path.stat().st_size} bytes, its record says {record.plan_bytes}; build it again with --force"
+            f"{path} is missing, or not a file of the bundle; build it again by camp build, with --force"
         )
+    if path.stat().st_size != record.plan_bytes:
+        sizes = f"{path.stat().st_size} bytes, its record says {record.plan_bytes}"
+        raise BackendError(f"{path} has {sizes}; build it again by camp build, with --force")
     if sha256_of(path) != record.plan_sha256:
-        raise BackendError(f"{path} was altered: its SHA-256 is not that of its record; build it again with --force")
+        raise BackendError(
+            f"{path} was altered: its SHA-256 is not that of its record; build it again by camp build, with --force"
+        )
     return path

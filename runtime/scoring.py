@@ -217,15 +217,24 @@ def best_images(scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, 
             mine = held.setdefault(text, [])
             mine.append((numbers, column))
             if part.stop == len(images):
-                found[text], logits[text] = _best(held.pop(text), top_k)
+                found[text], logits[text] = _best_of(held.pop(text), top_k)
             elif len(mine) * len(numbers) > MERGE_IMAGES:
-                held[text] = [_best(mine, top_k)]
+                held[text] = [_best_of(mine, top_k)]
     return found, logits
 
 
-def _best(parts: list[tuple[Indices, Logits]], top_k: int) -> tuple[Indices, Logits]:
+def _best_of(parts: list[tuple[Indices, Logits]], top_k: int) -> tuple[Indices, Logits]:
     numbers, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    order = np.argsort(-logits, kind="stable")[:top_k]  # what came first stands first, so ties keep their order
+    return best(numbers, logits, top_k)
+
+
+def best(numbers: Indices, logits: Logits, top_k: int) -> tuple[Indices, Logits]:
+    """The ``top_k`` largest logits, best first, and their numbers; what came first stands first among equals."""
+    if top_k < len(logits):  # sorting them all would take ten times as long as finding the last to keep
+        last = np.partition(-logits, top_k - 1)[top_k - 1]
+        kept = ~(-logits > last)
+        numbers, logits = numbers[kept], logits[kept]
+    order = np.argsort(-logits, kind="stable")[:top_k]
     return numbers[order], logits[order]
 
 

@@ -105,7 +105,7 @@ def _check_range(letter: str, size: int, allowed: Range) -> None:
     what, option = BUILD_OPTIONS.get(letter, (f"entries of axis {letter}", ""))
     raise InputError(
         f"{size} {what}: the engine was built for {allowed.smallest} to {allowed.largest}; "
-        f"build it again with: camp build {option} {size}"
+        f"build it again by camp build, with {option} {size}"
     )
 
 

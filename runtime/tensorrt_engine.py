@@ -46,7 +46,7 @@ class TensorRtEngine(Engine):
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
             reason = self._library.reason()
-            raise BackendError(f"{backend} cannot load {plan}: {reason}; build it again with: camp build --force")
+            raise BackendError(f"{backend} cannot load {plan}: {reason}; build it again by camp build, with --force")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         self._inputs = {name: self._dtype(name) for name in names if name in inputs}

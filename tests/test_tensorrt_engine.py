@@ -220,7 +220,8 @@ def test_an_engine_closed_during_a_run(setup: Setup, monkeypatch: pytest.MonkeyP
 def test_a_plan_that_is_none(setup: Setup, tmp_path: Path) -> None:
     (tmp_path / "broken.plan").write_bytes(b"broken")
     with pytest.raises(
-        BackendError, match=r"cannot load .*broken\.plan: Magic tag does not match; build it again with: camp"
+        BackendError,
+        match=r"cannot load .*broken\.plan: Magic tag does not match; build it again by camp build, with --force",
     ):
         TensorRtEngine(tmp_path / "broken.plan", "tensorrt")
 
