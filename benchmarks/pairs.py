@@ -82,7 +82,9 @@ def make_inputs() -> tuple[Inputs, str]:
     return Inputs(features, captions, float(lengths.mean())), build_tokenizer([" ".join(words)], 1).to_str()
 
 
-def make_bundle(folder: Path, variant: str, inputs: Inputs, tokenizer: str) -> tuple[Path, Path]:
+def make_bundle(
+    folder: Path, variant: str, inputs: Inputs, tokenizer: str, precisions: tuple[str, ...] = ()
+) -> tuple[Path, Path]:
     """A checkpoint of random weights and its bundle; kept from an earlier run of this benchmark if they are there."""
     checkpoint, bundle = folder / f"{variant}.ckpt", folder / variant
     if not bundle.is_dir():
@@ -93,7 +95,7 @@ def make_bundle(folder: Path, variant: str, inputs: Inputs, tokenizer: str) -> t
         weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         origin = Origin(config, None, tokenizer, examples, inputs.captions[:24], {"note": "random weights"})
         torch.save({"state_dict": weights, KEY: origin.as_dict()}, checkpoint)
-        export_bundle(checkpoint, bundle)
+        export_bundle(checkpoint, bundle, precisions)
     return checkpoint, bundle
 
 
