@@ -54,8 +54,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/training_step.py
 
 # Pair scoring on an NVIDIA GPU, in minutes; nothing is downloaded. Runs in .venv if there is one, otherwise with what PYTHON
-# has. Needs camp-sdk[tensorrt,train] and one of onnxruntime and onnxruntime-gpu; of a PyTorch with CUDA, onnxruntime-gpu (in
-# the place of onnxruntime), tensorrt and tensorrt-rtx-cu13 it measures those that are there. Results: benchmarks/results/.
+# has. Needs camp-sdk[train], cuda-bindings, and onnxruntime or (in its place) onnxruntime-gpu; of a PyTorch with CUDA,
+# onnxruntime-gpu, tensorrt and tensorrt-rtx-cu13 it measures those that are there. Results: benchmarks/results/gpu.json.
 bench-gpu:
 	$(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --output build/bench-gpu
 

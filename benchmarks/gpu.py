@@ -112,10 +112,10 @@ def measure_variant(folder: Path, variant: str, setup: Setup) -> tuple[dict[str,
     model, origin = load_checkpoint(checkpoint)
     bundle, words = Bundle(bundle_folder), {}
     with ExitStack() as stack:
-        stderr.print(f"{variant}: opening every way to score, which builds engines")
-        opened, absent = attempt(openers_of(model, bundle, setup.limits, stack))
+        openers = openers_of(model, bundle, setup.limits, stack)
+        opened, absent = attempt(openers, lambda name: stderr.print(f"{variant}: opening {name}"))
         for count, captions in setup.captions.items():
-            stderr.print(f"{variant}, {count} words: {', '.join(opened) or 'nothing to measure'}")
+            stderr.print(f"{variant}, {count} words: float64 first")
             case = encode(model, origin, setup.features, captions)
             words[str(count)], failed = measure_words(opened, case, variant, count, setup)
             absent |= failed
@@ -139,6 +139,7 @@ def measure_first(bundle: Bundle, backends: Sequence[str], setup: Setup) -> tupl
     """Rankings by the first backend that can; why those before it cannot."""
     absent: dict[str, str] = {}
     for backend in backends:
+        stderr.print(f"ranking on {backend}")
         found, failed = attempt({f"rank on {backend}": partial(measure_ranks, bundle, backend, setup)})
         absent |= failed
         if found:

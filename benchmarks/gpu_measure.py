@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pairs import MULTIPLY_ADDS, REGIONS, WIDTH, differences
 
+from camp_sdk.terminal import progress, stderr
+
 T = TypeVar("T")
 Block = tuple[int, int]
 Timer = Callable[[Callable[[], object]], float]
@@ -46,10 +48,13 @@ def wall_s(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def attempt(calls: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, str]]:
-    """What each call returns; and, of those that failed, why, in one line."""
+def attempt(
+    calls: Mapping[str, Callable[[], T]], on_start: Callable[[str], None] = lambda name: None
+) -> tuple[dict[str, T], dict[str, str]]:
+    """What each call returns; and, of those that failed, why, in one line. on_start hears which is next."""
     done, failed = {}, {}
     for name, call in calls.items():
+        on_start(name)
         try:
             done[name] = call()
         except Exception as error:  # whatever a library raises: the others are measured all the same
@@ -67,9 +72,10 @@ def measure_case(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Errors of every way against float64's logits ``exact`` [i, t], and its figures at every block; why others failed."""
     ways, absent = attempt(makers)
-    rows, wrong = attempt({name: partial(errors_of, way, exact) for name, way in ways.items()})
+    checks = {name: partial(errors_of, way, exact) for name, way in ways.items()}
+    rows, wrong = attempt(checks, lambda name: stderr.print(f"  checking {name}"))
     able = {name: ways[name] for name in rows}
-    for block in blocks:
+    for block in progress(blocks, "texts x images"):
         times, failed = time_block(able, block, rounds)
         for name, row in rows.items():
             figures = {"failed": failed[name]} if name in failed else figures_of(times[name], block)

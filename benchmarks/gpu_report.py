@@ -7,6 +7,7 @@ from typing import Any
 
 from gpu_measure import title_of
 from gpu_ways import EAGER
+from rich.markup import escape
 from rich.table import Table
 
 TARGET_BLOCK = title_of((256, 256))
@@ -97,4 +98,4 @@ def other_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         wanted = f"{TARGETS['of_products']:.0%} and {TARGETS['x_eager']:.0f} x"
         yield f"paper, {words} words, {TARGET_BLOCK}: {found['engine']}", f"{what} (targets: {wanted})"
     for name, reason in report["absent"].items():
-        yield f"absent: {name}", reason
+        yield f"absent: {name}", escape(reason)  # it may name an extra in brackets

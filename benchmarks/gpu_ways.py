@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from gpu_measure import Block, Timer, Way, wall_s
 from numpy.typing import NDArray
-from pairs import REGIONS, exact_logits
+from pairs import EXACT_PAIRS, REGIONS, exact_logits
 
 from camp_sdk.export.checkpoint import Origin
 from camp_sdk.export.model import Camp
@@ -54,7 +54,7 @@ def encode(model: Camp, origin: Origin, features: NDArray[np.float32], captions:
     """Both sides by PyTorch's encoders, which are no part of what is compared."""
     tokens = origin.open_tokenizer().encode(captions)
     ids, lengths, pixels = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths), torch.from_numpy(features)
-    V, T = model.image_encoder(pixels), model.text_encoder(ids, lengths)
+    V, T = model.image_encoder(pixels[: EXACT_PAIRS[0]]), model.text_encoder(ids, lengths)
     images, texts = model.encode_images(pixels), model.encode_texts(ids, lengths)
     exact = exact_logits(origin.model.variant, model.scorer.state_dict(), V, T, lengths)
     return Case({n: t.numpy() for n, t in images.items()}, {n: t.numpy() for n, t in texts.items()}, exact)

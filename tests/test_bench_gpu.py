@@ -231,6 +231,7 @@ def test_the_command_measures_what_there_is(
     shown = capsys.readouterr().out
     assert "paper, 16 words" in shown
     assert "absent: paper: tensorrt-rtx float16" in shown
+    assert "camp-sdk[tensorrt-rtx]" in shown
     assert fake.held == 0
 
 
