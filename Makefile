@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo released test lint types format accuracy bench install clean
+.PHONY: demo released test lint types format accuracy bench bench-gpu install clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,12 @@ accuracy: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/pairs.py --output build/bench
 	$(BIN)/python benchmarks/training_step.py
+
+# Pair scoring on an NVIDIA GPU, in minutes; nothing is downloaded. Runs in .venv if there is one, otherwise with what PYTHON
+# has. Needs camp-sdk[train], cuda-bindings, and onnxruntime or (in its place) onnxruntime-gpu; of a PyTorch with CUDA,
+# onnxruntime-gpu, tensorrt and tensorrt-rtx-cu13 it measures those that are there. Results: benchmarks/results/gpu.json.
+bench-gpu:
+	$(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --output build/bench-gpu
 
 clean:
 	rm -rf build $(VENV)

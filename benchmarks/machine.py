@@ -1,4 +1,4 @@
-"""What the machine is, and how fast it multiplies matrices: the floor that figures are held against."""
+"""What the machine is, and how fast it multiplies matrices and copies: the floors that figures are held against."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
-import openvino
 import torch
-from onnx import TensorProto, helper, numpy_helper
+
+REPEATS = 10
+COPIED_BYTES = 256 << 20
+Timer = Callable[[Callable[[], object]], float]
 
 
 def processor() -> str:
@@ -49,6 +49,11 @@ def median_s(call: Callable[[], object], repeats: int = 9) -> float:
 
 def matmul_rates(rows: int, width: int) -> dict[str, dict[str, float]]:
     """GFLOP/s of [rows, width] x [width, width] by every library here, by precision: the highest is the machine's rate."""
+    import onnx  # here: a machine with a GPU need not have all of them
+    import onnxruntime
+    import openvino
+    from onnx import TensorProto, helper, numpy_helper
+
     x, w = (
         np.random.default_rng(0).standard_normal(shape, dtype=np.float32) for shape in ((rows, width), (width, width))
     )
@@ -90,7 +95,38 @@ def _torch_product(x: np.ndarray, w: np.ndarray, dtype: torch.dtype) -> Callable
 
 
 def _openvino_product(content: bytes, x: np.ndarray, precision: Any) -> Callable[[], object]:
+    import openvino
+
     settings = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1}
     core = openvino.Core()
     request = core.compile_model(core.read_model(content, b""), "CPU", settings).create_infer_request()
     return lambda: request.infer([x], share_inputs=True, share_outputs=True)
+
+
+def half_product_rate(rows: int, width: int, timer: Timer, device: str = "cuda") -> float:
+    """FLOP/s of [rows, width] x [width, width] in half precision by PyTorch; ``timer`` gives the seconds of a call."""
+    x, w, out = (torch.randn(n, width, device=device).half() for n in (rows, width, rows))
+
+    def products() -> None:
+        for _ in range(REPEATS):
+            torch.matmul(x, w, out=out)
+
+    return REPEATS * 2 * rows * width**2 / _median_of(timer, products)
+
+
+def copy_rate(timer: Timer, device: str = "cuda") -> float:
+    """Bytes a second of a copy inside the device's memory by PyTorch, those read and those written."""
+    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def copies() -> None:
+        for _ in range(REPEATS):
+            target.copy_(source)
+
+    return REPEATS * 2 * COPIED_BYTES / _median_of(timer, copies)
+
+
+def _median_of(timer: Timer, call: Callable[[], object]) -> float:
+    for _ in range(3):
+        timer(call)
+    return statistics.median(timer(call) for _ in range(15))

@@ -81,7 +81,9 @@ def make_inputs() -> tuple[Inputs, str]:
     return Inputs(features, captions, float(lengths.mean())), build_tokenizer([" ".join(words)], 1).to_str()
 
 
-def make_bundle(folder: Path, variant: str, inputs: Inputs, tokenizer: str) -> tuple[Path, Path]:
+def make_bundle(
+    folder: Path, variant: str, inputs: Inputs, tokenizer: str, precisions: tuple[str, ...] = ()
+) -> tuple[Path, Path]:
     """A checkpoint of random weights and its bundle; kept from an earlier run of this benchmark if they are there."""
     checkpoint, bundle = folder / f"{variant}.ckpt", folder / variant
     precisions = ["bfloat16"] if variant in LOWERED and "BF16" in capabilities() else []
