@@ -86,6 +86,8 @@ def matmul_rates(rows: int, width: int) -> dict[str, dict[str, float]]:
 
 def capabilities() -> list[str]:
     """What OpenVINO says this processor computes in."""
+    import openvino
+
     return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 

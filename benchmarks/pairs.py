@@ -86,7 +86,6 @@ def make_bundle(
 ) -> tuple[Path, Path]:
     """A checkpoint of random weights and its bundle; kept from an earlier run of this benchmark if they are there."""
     checkpoint, bundle = folder / f"{variant}.ckpt", folder / variant
-    precisions = ["bfloat16"] if variant in LOWERED and "BF16" in capabilities() else []
     if not _holds(bundle, precisions):
         torch.manual_seed(0)
         config = ModelConfig(len(json.loads(tokenizer)["model"]["vocab"]), variant, WIDTH)
@@ -99,7 +98,7 @@ def make_bundle(
     return checkpoint, bundle
 
 
-def _holds(bundle: Path, precisions: list[str]) -> bool:
+def _holds(bundle: Path, precisions: tuple[str, ...]) -> bool:
     try:
         return set(precisions) <= Bundle(bundle).manifest.lowered.keys()
     except BundleError:  # none, or one of an older export
@@ -126,7 +125,8 @@ def spread_weights(model: Camp) -> None:
 
 def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, rounds: int) -> dict[str, Any]:
     """Pairs a second and errors of every way to score one variant."""
-    checkpoint, bundle = make_bundle(folder, variant, inputs, tokenizer)
+    precisions = ("bfloat16",) if variant in LOWERED and "BF16" in capabilities() else ()
+    checkpoint, bundle = make_bundle(folder, variant, inputs, tokenizer, precisions)
     V, T, lengths, weights = encode_by_torch(checkpoint, inputs)
     ways: dict[str, Callable[[], object]] = {}
     pairs: dict[str, int] = {}

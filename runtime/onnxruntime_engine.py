@@ -29,6 +29,7 @@ ONNX_TYPES = {
     "tensor(int8)": "int8",
     "tensor(bool)": "bool",
 }
+CUDA_OPTIONS = {"use_tf32": "0"}  # on by default, it keeps ten bits of a float32's fraction
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 # Intermediates of so many pairs are a few gigabytes at d = 1024 and R = 36 at most.
 GPU_BLOCKS = (64, 16)
@@ -56,9 +57,9 @@ class OnnxRuntimeEngine(Engine):
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         if threads is not None:
             settings.intra_op_num_threads = threads
-        providers = [(provider, dict(options or {}))]
+        providers = [(provider, (CUDA_OPTIONS if device == "cuda" else {}) | dict(options or {}))]
         if device == "tensorrt":
-            providers.append((PROVIDERS["cuda"], {}))  # runs what TensorRT leaves
+            providers.append((PROVIDERS["cuda"], CUDA_OPTIONS))  # runs what TensorRT leaves
         try:
             self._session = ort.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises its own types, all derived from Exception
