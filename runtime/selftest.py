@@ -147,7 +147,7 @@ def _require_passed(bundle: Bundle, backend: str, precision: str) -> None:
     if backend in ON_PROCESSOR:  # what is tested with the bundle at its export; opening one takes a second at most
         return
     key = result_key(bundle, backend, precision)
-    test = recall(key) or test_and_remember(bundle, backend, precision)
+    test = recall(key) or run_and_remember(bundle, backend, precision)
     if not test.passed:
         raise BackendError(
             f"{backend} failed the self-test of {bundle.folder} in {precision}: {test.figures}; "
@@ -155,7 +155,7 @@ def _require_passed(bundle: Bundle, backend: str, precision: str) -> None:
         )
 
 
-def test_and_remember(bundle: Bundle, backend: str, precision: str) -> SelfTest:
+def run_and_remember(bundle: Bundle, backend: str, precision: str) -> SelfTest:
     """Run the self-test, whatever is remembered, and remember its result. Raises as `self_test` does."""
     test = self_test(bundle, backend, precision)
     remember(result_key(bundle, backend, precision), test)

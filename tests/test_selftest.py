@@ -290,7 +290,7 @@ def test_a_failure_that_was_looked_into_is_tested_again(
     with monkeypatch.context() as broken:
         spoil(broken, np.nan)
         assert choose_tested_backend(Bundle(feature_bundle)) != "tensorrt"
-    assert selftest.test_and_remember(Bundle(feature_bundle), "tensorrt", "float32").passed
+    assert selftest.run_and_remember(Bundle(feature_bundle), "tensorrt", "float32").passed
     assert choose_tested_backend(Bundle(feature_bundle)) == "tensorrt"
 
 
