@@ -71,11 +71,15 @@ def test_equal_bundles_have_equal_fingerprints(feature_bundle: Path, bundle_copy
 
 
 def test_using_a_bundle_changes_nothing_in_it(bundle_copy: Path, features: NDArray[np.float32]) -> None:
-    before = {path: (sha256_of(path), path.stat().st_mtime_ns) for path in bundle_copy.iterdir()}
+    def files() -> dict[Path, tuple[str, int]]:
+        found = (path for path in bundle_copy.rglob("*") if path.is_file())
+        return {path: (sha256_of(path), path.stat().st_mtime_ns) for path in found}
+
+    before = files()
     with Retriever(bundle_copy, "onnxruntime") as retriever:
         retriever.rank("a red circle", list(features))
         retriever.explain("a red circle", features[0])
-    assert {path: (sha256_of(path), path.stat().st_mtime_ns) for path in bundle_copy.iterdir()} == before
+    assert files() == before
 
 
 FILES = ["explainer.onnx", "golden.npz", "image.onnx", "scorer.onnx", "text.onnx", "tokenizer.json"]
