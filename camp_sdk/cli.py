@@ -1,4 +1,4 @@
-"""The `camp` command: `camp eval`, `camp rank` and `camp build`. Results on standard output, progress on standard error."""
+"""The `camp` command: `camp eval`, `rank`, `build` and `doctor`. Results on standard output, progress on standard error."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from camp_sdk.build_command import build_command
 from camp_sdk.data import load_split, open_rows
+from camp_sdk.doctor_command import doctor_command
 from camp_sdk.evaluation import Evaluation, evaluate, protocol_folds, work_of
 from camp_sdk.metrics import Direction
 from camp_sdk.pictures import find_pictures
@@ -116,6 +117,7 @@ def rank_command(
 
 
 app.command("build")(build_command)
+app.command("doctor")(doctor_command)
 
 
 def evaluation_table(result: Evaluation, title: str) -> Table:

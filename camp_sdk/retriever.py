@@ -18,8 +18,9 @@ from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow
 from camp_sdk.runtime.engine import Engine
-from camp_sdk.runtime.engines import choose_backend, open_engine
+from camp_sdk.runtime.engines import open_engine
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.selftest import choose_tested_backend
 from camp_sdk.runtime.tokenizer import Tokenizer
 
 
@@ -38,7 +39,8 @@ class Retriever:
     bundle was exported with its graphs.
     threads: for the CPU, None takes every core. memory_budget_bytes: what a call may hold beside what it is given and
     returns; None is as much as is fast. Graphs open when first needed. Use as a context manager, or call `close`, to free
-    the engines. Raises BundleError if the bundle is broken, BackendError if the backend is not there.
+    the engines. On a GPU, the first retriever of a bundle runs its golden self-test; the result is remembered. Raises
+    BundleError if the bundle is broken, BackendError if the backend is not there or failed the self-test.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Retriever:
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise InputError(f"{name} is {count!r}: expected a whole number, 1 or more, or None")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-        self.backend = choose_backend(self.bundle, backend, precision)
+        self.backend = choose_tested_backend(self.bundle, backend, precision)
         self.precision = precision
         self._threads, self._memory_budget_bytes = threads, memory_budget_bytes
         self._engines: dict[str, Engine] = {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shlex
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 from camp_sdk.runtime.build_progress import BuildProgress, monitor_of
 from camp_sdk.runtime.bundle import EXPORT_AGAIN, Bundle, GraphSpec
 from camp_sdk.runtime.errors import BackendError, BundleError
-from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.files import cache_folder, write_aside
 from camp_sdk.runtime.plans import (
     ENGINES,
     PLAN_FILE,
@@ -223,8 +222,7 @@ def _timing_cache(here: Here) -> Path | None:
     """
     if here.library != "tensorrt":
         return None
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "camp-sdk" / f"tensorrt-{here.version}-{here.compute_capability}.timing"
+    return cache_folder() / f"tensorrt-{here.version}-{here.compute_capability}.timing"
 
 
 def _load_timing_cache(config: Any, path: Path) -> None:

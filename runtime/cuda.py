@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from camp_sdk.runtime.errors import BackendError, MissingExtraError
 
 STAGING_BYTES = 16 << 20  # an upload passes through so much page-locked memory at a time
 HELD_PERCENT = 60
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 Shape = tuple[int, ...]
 
 
@@ -77,6 +80,16 @@ def gpu() -> Gpu:
         runtime_version=_version(library),
         total_bytes=int(properties.totalGlobalMem),
     )
+
+
+def driver_release() -> str | None:
+    """The release of NVIDIA's driver, as in "580.65.06", if Linux tells it; it needs neither CUDA nor a GPU that works."""
+    try:
+        with DRIVER_FILE.open(encoding="utf-8", errors="replace") as file:
+            found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", file.read(1000))
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def _version(number: int) -> str:

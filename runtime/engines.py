@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from collections.abc import Container
 
 from camp_sdk.runtime.bundle import Bundle, GraphSpec
 from camp_sdk.runtime.engine import Engine, check_contract
@@ -26,17 +27,19 @@ SCORES_IN = {
 }
 
 
-def choose_backend(bundle: Bundle, backend: str = "auto", precision: str = "float32") -> str:
+def choose_backend(
+    bundle: Bundle, backend: str = "auto", precision: str = "float32", without: Container[str] = ()
+) -> str:
     """The backend ``"auto"`` stands for on this machine: TensorRT (or TensorRT-RTX) where an engine of the scorer was built
     that fits, then ONNX Runtime's CUDA where it really opens a graph, otherwise OpenVINO where it is installed and the
     processor an x86, for which it was measured to be the faster one, otherwise ONNX Runtime on the CPU.
 
-    Any other known name is returned as it is. Raises BackendError for an unknown one, one that is not installed, or a
-    precision it does not have; BundleError for a precision that the bundle does not have.
+    without: backends that auto does not take. Any other known name is returned as it is. Raises BackendError for an unknown
+    one, one that is not installed, or a precision it does not have; BundleError for a precision that the bundle does not have.
     """
     _check_precision(bundle, precision)
     if backend == "auto":
-        backend = _best_backend(bundle, precision)
+        backend = _best_backend(bundle, precision, without)
     _check_backend(backend, precision)
     if backend in LIBRARIES:
         plan_here(bundle, "scorer", precision, backend)
@@ -64,16 +67,27 @@ def _check_backend(backend: str, precision: str) -> None:
         import_onnxruntime(DEVICES[backend])
 
 
-def _best_backend(bundle: Bundle, precision: str) -> str:
+def library_version(backend: str) -> str:
+    """The version of a backend's library. Raises BackendError if it is not installed or cannot be loaded."""
+    if backend == "openvino":
+        return str(import_openvino().__version__)
+    if backend in LIBRARIES:
+        return str(open_library(backend).trt.__version__)
+    ort, _ = import_onnxruntime("cpu")
+    return str(ort.__version__)
+
+
+def _best_backend(bundle: Bundle, precision: str, without: Container[str]) -> str:
     if precision == "bfloat16":
         return "openvino"
-    for backend in LIBRARIES if any(engine_folders(bundle.folder)) else ():
+    built = LIBRARIES if any(engine_folders(bundle.folder)) else ()
+    for backend in (name for name in built if name not in without):
         try:
             plan_here(bundle, "scorer", precision, backend)
         except BackendError:
             continue
         return backend
-    if _cuda_works(bundle):
+    if "onnxruntime-cuda" not in without and _cuda_works(bundle):
         return "onnxruntime-cuda"
     x86 = platform.machine().lower() in ("x86_64", "amd64") and precision == "float32"
     return "openvino" if x86 and importlib.util.find_spec("openvino") else "onnxruntime"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -68,3 +69,8 @@ def forget_pages(array: Any) -> None:
     # Only of read-only maps: of a copy-on-write map this would drop the changes.
     if isinstance(array, np.memmap) and array.mode == "r" and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def cache_folder() -> Path:
+    """The user's own folder for what can be made again: not in a bundle, which may come from anywhere."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camp-sdk"

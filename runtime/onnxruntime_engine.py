@@ -7,7 +7,6 @@ import ctypes
 import hashlib
 import io
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from camp_sdk.runtime import cuda
 from camp_sdk.runtime.engine import Arrays, Engine, Interface
 from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError
+from camp_sdk.runtime.files import cache_folder
 from camp_sdk.runtime.profiles import Profile
 
 # ONNX Runtime's names of the types a contract may hold.
@@ -29,8 +29,8 @@ ONNX_TYPES = {
     "tensor(int8)": "int8",
     "tensor(bool)": "bool",
 }
-CUDA_OPTIONS = {"use_tf32": "0"}  # on by default, it keeps ten bits of a float32's fraction
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+CUDA_OPTIONS: dict[str, Any] = {"use_tf32": "0"}  # on by default, it keeps ten bits of a float32's fraction
 # Intermediates of so many pairs are a few gigabytes at d = 1024 and R = 36 at most.
 GPU_BLOCKS = (64, 16)
 
@@ -57,7 +57,7 @@ class OnnxRuntimeEngine(Engine):
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         if threads is not None:
             settings.intra_op_num_threads = threads
-        providers = [(provider, (CUDA_OPTIONS if device == "cuda" else {}) | dict(options or {}))]
+        providers = [(provider, CUDA_OPTIONS if device == "cuda" else dict(options or {}))]
         if device == "tensorrt":
             providers.append((PROVIDERS["cuda"], CUDA_OPTIONS))  # runs what TensorRT leaves
         try:
@@ -153,6 +153,17 @@ def _load_error(ort: Any, device: str) -> str:
     return ""
 
 
+def check_provider(device: str) -> None:
+    """Raise BackendError unless a device's provider is installed, its libraries load, and there is a GPU if it needs one."""
+    ort, provider = import_onnxruntime(device)
+    if device == "cpu":
+        return
+    if reason := _load_error(ort, device):
+        raise BackendError(f"{provider} cannot be used: {reason}")
+    with contextlib.suppress(MissingExtraError):  # it works without cuda-bindings, which would tell of the GPU
+        cuda.gpu()
+
+
 def _device_error() -> str:
     try:
         return f"its libraries load, and {cuda.gpu().name} is there; ONNX Runtime's log on standard error says more"
@@ -168,7 +179,7 @@ def tensorrt_options(graph_sha256: str, profile: Profile) -> dict[str, Any]:
     weights. Precision stands in the graph, so TensorRT is not asked for another.
     """
     key = hashlib.sha256(json.dumps([graph_sha256, profile], sort_keys=True).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camp-sdk" / "onnxruntime-tensorrt" / key
+    cache = cache_folder() / "onnxruntime-tensorrt" / key
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     shapes = {
         which: ",".join(f"{name}:{'x'.join(map(str, sizes[place]))}" for name, sizes in profile.items())

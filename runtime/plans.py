@@ -199,7 +199,7 @@ def find_plan(bundle: Bundle, graph: str, precision: str, here: Here) -> tuple[P
     records, broken = read_records(bundle.folder)
     named = [found for found in records if (found[1].graph, found[1].precision) == (graph, precision)]
     built = [found for found in named if found[1].library == here.library]
-    differing = {folder: _difference(record, graph_sha256, here) for folder, record in built}
+    differing = {folder: misfit(record, graph_sha256, here) for folder, record in built}
     for folder, record in built:
         if differing[folder] is None:
             return check_plan(folder, record), record
@@ -217,8 +217,9 @@ def _build_again(bundle: Bundle, graph: str, precision: str, here: Here) -> str:
     return f"build it with: camp build {folder} --backend {here.backend} --precision {precision} --graph {graph}"
 
 
-def _difference(record: PlanRecord, graph_sha256: str, here: Here) -> str | None:
-    """What of a record does not fit here, None if it fits: what a new export changes comes last, it is repaired everywhere."""
+def misfit(record: PlanRecord, graph_sha256: str, here: Here) -> str | None:
+    """What of a record does not fit this machine and a graph, None if it fits. What a new export changes comes last: that is
+    repaired everywhere."""
     if not _runs_on(record, here.compute_capability):
         built_for = record.compute_capability or "8.0 and later"
         return f"it was built for GPUs of compute capability {built_for}, this machine has {here.compute_capability or 'none'}"

@@ -34,6 +34,14 @@ def bfloat16_here() -> bool:
 needs_bfloat16 = pytest.mark.skipif(not bfloat16_here(), reason="this processor does not compute in bfloat16")
 
 
+@pytest.fixture(autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache folder, of each test its own: results of self-tests are remembered there."""
+    folder = tmp_path_factory.mktemp("caches")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
     folder = tmp_path_factory.mktemp("checkpoints")

@@ -202,6 +202,12 @@ def test_the_tensorrt_provider_keeps_its_engines_out_of_the_bundle(
         assert engine.run({"features": features})["image.V"].shape == (10, 5, 16)
 
 
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_float32_is_not_computed_in_tf32(gpu_build: dict[str, Any], feature_bundle: Path, device: str) -> None:
+    OnnxRuntimeEngine(feature_bundle / "image.onnx", device).close()
+    assert gpu_build["providers"][-1] == ("CUDAExecutionProvider", {"use_tf32": 0})
+
+
 def test_engines_of_other_weights_or_sizes_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     profile, larger = {"a": ((1, 2), (4, 2), (8, 2))}, {"a": ((1, 2), (4, 2), (9, 2))}
