@@ -30,7 +30,7 @@ ONNX_TYPES = {
     "tensor(bool)": "bool",
 }
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-CUDA_OPTIONS: dict[str, Any] = {"use_tf32": "0"}  # on by default, it keeps ten bits of a float32's fraction
+CUDA_OPTIONS: dict[str, Any] = {"use_tf32": 0}  # on by default, it keeps ten bits of a float32's fraction
 # Intermediates of so many pairs are a few gigabytes at d = 1024 and R = 36 at most.
 GPU_BLOCKS = (64, 16)
 
