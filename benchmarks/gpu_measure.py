@@ -5,7 +5,6 @@ A block is (texts, images): how many of each meet in one measurement.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pairs import MULTIPLY_ADDS, REGIONS, WIDTH, differences
 
+from camp_sdk import BackendError
+from camp_sdk.export.precision_gate import MAX_SCORE_ERROR
 from camp_sdk.terminal import progress, stderr
 
 T = TypeVar("T")
@@ -84,10 +85,14 @@ def measure_case(
 
 
 def errors_of(way: Way, exact: NDArray[Any]) -> dict[str, Any]:
-    """How far a way's scores are from float64; None for what is no number."""
+    """How far a way's scores are from float64. Raises BackendError if that is further than any precision may be."""
     images, texts = exact.shape
     found = differences(way.fetch(way.score((texts, images))), exact)
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    if not found["max_score_error"] <= MAX_SCORE_ERROR:
+        raise BackendError(
+            f"its scores are off by {found['max_score_error']:.1e}, at most {MAX_SCORE_ERROR:g} is allowed"
+        )
+    return dict(found)
 
 
 def time_block(ways: Mapping[str, Way], block: Block, rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from camp_sdk.runtime.build import EngineOrder, build_engine, built_engine, trtexec_command
+from camp_sdk.runtime.build import EngineOrder, build_engine, built_engine, prefer, trtexec_command
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.plans import PlanRecord
@@ -42,7 +42,7 @@ def build_command(
     answers = []
     for order in orders:
         found = None if force else built_engine(order)
-        record = found or _build(order)
+        record = prefer(order, found) if found else _build(order)
         answers.append(_as_dict(order, record, found is None))
         if not as_json:
             typer.echo(_line(record, found is None))

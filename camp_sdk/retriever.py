@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Sequence, Sized
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,7 @@ class Retriever:
         self.precision = precision
         self._threads, self._memory_budget_bytes = threads, memory_budget_bytes
         self._engines: dict[str, Engine] = {}
+        self._opening = threading.Lock()  # threads that use a graph first open it once
         self._tokenizer = Tokenizer(self.bundle.path("tokenizer.json"))
         self._graphs = self.bundle.manifest.graphs_in(precision)
 
@@ -226,9 +228,10 @@ class Retriever:
         )
 
     def _engine(self, graph: str) -> Engine:
-        if graph not in self._engines:
-            self._engines[graph] = open_engine(self.bundle, graph, self.backend, self._threads, self.precision)
-        return self._engines[graph]
+        with self._opening:
+            if graph not in self._engines:
+                self._engines[graph] = open_engine(self.bundle, graph, self.backend, self._threads, self.precision)
+            return self._engines[graph]
 
     def _reader(self) -> FeatureReader:
         return FeatureReader(

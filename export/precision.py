@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from camp_sdk.export.graphs import ExportError, spec_of
 from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, TensorSpec
@@ -26,6 +27,7 @@ MOVES = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Revers
 MOVES |= {"Squeeze", "Transpose", "Unsqueeze"}
 # Elementwise operators that lose little in half precision.
 ELEMENTWISE = {"Add", "Cast", "Mul", "Relu", "Sigmoid", "Sub", "Tanh", "Where", "AveragePool", "MaxPool"}
+SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 PRODUCTS = {"MatMul", "Gemm", "Conv", "GRU"}
 FLOAT = ir.DataType.FLOAT
 
@@ -40,7 +42,7 @@ def lower_graph(
     halves: inputs that come in float16. In float16, tensors named image.* and text.* leave the graph in the precision they
     were made in, global vectors and everything else in float32. Raises ExportError for a constant that float16 cannot hold.
     """
-    model = ir.load(source)
+    model = _normalised(source)
     graph = model.graph
     dtypes = {"float16": (ir.DataType.FLOAT16, half_nodes), "bfloat16": (ir.DataType.BFLOAT16, bulk_nodes)}
     dtype, plan = dtypes[precision]
@@ -57,12 +59,34 @@ def lower_graph(
         if value.dtype == dtype and not _is_kept(value.name or ""):
             _cast_output(graph, index, value)
     for name in list(graph.initializers):
-        if not graph.initializers[name].uses():
+        if not graph.initializers[name].uses() and not graph.initializers[name].is_graph_output():
             del graph.initializers[name]
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, target)
+    proto = _saved(model, target)
     return [spec_of(value) for value in proto.graph.input], [spec_of(value) for value in proto.graph.output]
+
+
+def _normalised(source: Path) -> ir.Model:
+    """A graph with its constants among the initializers, and those not among the inputs."""
+    model = ir.load(source)
+    attributes = (attribute for node in model.graph for attribute in node.attributes.values())
+    if any(attribute.type in SUBGRAPHS for attribute in attributes):
+        raise ExportError(
+            f"{source.stem} holds branches or loops, which cannot be lowered: export it without --precision"
+        )
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    common.ShapeInferencePass()(model)  # types of values between, where a graph does not state them
+    return model
+
+
+def _saved(model: ir.Model, target: Path) -> onnx.ModelProto:
+    proto = ir.to_proto(model)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # the checker and its shape inference have types of their own
+        raise ExportError(f"{target.stem} cannot be lowered: {' '.join(str(error).split())[:600]}") from None
+    onnx.save(proto, target)
+    return proto
 
 
 def half_nodes(graph: ir.Graph) -> set[ir.Node]:
@@ -105,6 +129,8 @@ def _is_bulk(rows: ir.Value | None, weights: ir.Value | None) -> bool:
 
 def _follows(node: ir.Node) -> bool:
     """Whether an operator is as good in half precision as its inputs are."""
+    if node.op_type == "Mul" and node.inputs[0] is node.inputs[1]:
+        return False  # a square: the sum of many would overflow, and is often next
     by_constant = node.op_type == "Div" and node.inputs[1] is not None and node.inputs[1].const_value is not None
     return by_constant or node.op_type in MOVES | ELEMENTWISE
 
@@ -229,9 +255,7 @@ def emulate_half(source: Path, target: Path) -> None:
                     node.attributes["to"] = ir.AttrInt64("to", int(FLOAT))
                 if node.op_type not in MOVES:
                     _round(graph, node, value)
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, target)
+    _saved(model, target)
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
@@ -255,8 +279,8 @@ def check_half(name: str, values: np.ndarray) -> None:
         half = values.astype(np.float16)
     if not np.isfinite(half[np.isfinite(values)]).all():
         raise ExportError(f"constant {name} holds {np.abs(values).max():g}, more than float16 can")
-    if values.size == 1 and values.any() and not half.any():
-        raise ExportError(f"constant {name} is {values.ravel()[0]:g}, which is zero in float16")
+    if values.any() and not half.any():
+        raise ExportError(f"constant {name} holds {np.abs(values).max():g} at most, which is zero in float16")
 
 
 def _retype(node: ir.Node, dtype: ir.DataType, casts: _Casts) -> None:

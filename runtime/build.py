@@ -12,7 +12,7 @@ import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from camp_sdk.runtime.plans import (
     engine_key,
     graph_of,
     read_record,
+    remember_built,
 )
 from camp_sdk.runtime.profiles import Limits, Profile, Shape, profile_of
 from camp_sdk.runtime.tensorrt_library import Library, open_library
@@ -84,6 +85,14 @@ def built_engine(order: EngineOrder) -> PlanRecord | None:
     return record
 
 
+def prefer(order: EngineOrder, record: PlanRecord) -> PlanRecord:
+    """Make an engine that is there already the last built, which is the one that is opened."""
+    record = replace(record, built_at=time.time())
+    with write_aside(order.folder / RECORD_FILE) as aside:
+        aside.write_text(record.as_json(), encoding="utf-8")
+    return record
+
+
 def build_engine(order: EngineOrder, on_progress: Callable[[float], None] = lambda share: None) -> PlanRecord:
     """Build one engine, write it under the bundle's engines/ and return its record; an older one of the same key is replaced.
 
@@ -112,6 +121,7 @@ def build_engine(order: EngineOrder, on_progress: Callable[[float], None] = lamb
         aside.mkdir()
         (aside / PLAN_FILE).write_bytes(plan)
         (aside / RECORD_FILE).write_text(record.as_json(), encoding="utf-8")
+    remember_built(record)
     return record
 
 

@@ -205,7 +205,9 @@ def _parse(raw: dict[str, Any]) -> Manifest:
     )
 
 
-def _parse_lowered(raw: dict[str, Any]) -> dict[str, dict[str, GraphSpec]]:
+def _parse_lowered(raw: Any) -> dict[str, dict[str, GraphSpec]]:
+    if raw == ["float32"]:  # what bundles of before there was a second precision say
+        return {}
     if unknown := raw.keys() - PRECISION_FOLDERS.keys():
         raise ValueError(f"precisions {sorted(unknown)}, expected {sorted(PRECISION_FOLDERS)}")
     return {

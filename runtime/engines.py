@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import platform
 from collections.abc import Container
 
@@ -11,12 +12,13 @@ from camp_sdk.runtime.engine import Engine, check_contract
 from camp_sdk.runtime.errors import BackendError, BundleError
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine, import_onnxruntime, tensorrt_options
 from camp_sdk.runtime.openvino_engine import OpenVinoEngine, import_openvino, require_bfloat16
-from camp_sdk.runtime.plans import LIBRARIES, engine_folders, graph_of
+from camp_sdk.runtime.plans import LIBRARIES, graph_of, read_records, was_built, was_built_here
 from camp_sdk.runtime.profiles import Limits, profile_of
 from camp_sdk.runtime.splitting import SplittingEngine
 from camp_sdk.runtime.tensorrt_engine import TensorRtEngine, plan_here
 from camp_sdk.runtime.tensorrt_library import open_library
 
+LOG = logging.getLogger("camp_sdk")
 DEVICES = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}
 BACKENDS = (*DEVICES, "openvino", *LIBRARIES)
 PRECISIONS = ("float32", "float16", "bfloat16")
@@ -30,9 +32,9 @@ SCORES_IN = {
 def choose_backend(
     bundle: Bundle, backend: str = "auto", precision: str = "float32", without: Container[str] = ()
 ) -> str:
-    """The backend ``"auto"`` stands for on this machine: TensorRT (or TensorRT-RTX) where an engine of the scorer was built
-    that fits, then ONNX Runtime's CUDA where it really opens a graph, otherwise OpenVINO where it is installed and the
-    processor an x86, for which it was measured to be the faster one, otherwise ONNX Runtime on the CPU.
+    """The backend ``"auto"`` stands for on this machine: TensorRT (or TensorRT-RTX) where this user built an engine of
+    the scorer that fits, then ONNX Runtime's CUDA where it really opens a graph, otherwise OpenVINO where it is installed and
+    the processor an x86, for which it was measured to be the faster one, otherwise ONNX Runtime on the CPU.
 
     without: backends that auto does not take. Any other known name is returned as it is. Raises BackendError for an unknown
     one, one that is not installed, or a precision it does not have; BundleError for a precision that the bundle does not have.
@@ -80,13 +82,20 @@ def library_version(backend: str) -> str:
 def _best_backend(bundle: Bundle, precision: str, without: Container[str]) -> str:
     if precision == "bfloat16":
         return "openvino"
-    built = LIBRARIES if any(engine_folders(bundle.folder)) else ()
-    for backend in (name for name in built if name not in without):
+    built = {record.library for _, record in read_records(bundle.folder)[0]}
+    for backend in (name for name, library in LIBRARIES.items() if library in built and name not in without):
         try:
-            plan_here(bundle, "scorer", precision, backend)
-        except BackendError:
+            _, record = plan_here(bundle, "scorer", precision, backend)
+        except BackendError as error:
+            LOG.warning("auto does not take %s: %s", backend, error)
             continue
-        return backend
+        if was_built_here(record):
+            return backend
+        LOG.warning(
+            "auto does not take %s: the engine came with the bundle, and an engine is a program; ask for it by name if you "
+            "trust where it comes from, or build your own with: camp build --force",
+            backend,
+        )
     if "onnxruntime-cuda" not in without and _cuda_works(bundle):
         return "onnxruntime-cuda"
     x86 = platform.machine().lower() in ("x86_64", "amd64") and precision == "float32"
@@ -108,6 +117,8 @@ def open_engine(
 ) -> Engine:
     """Open one graph of a bundle ("image", "text", "scorer", "explainer" or "vision") on a backend.
 
+    On TensorRT, a graph other than the scorer of which no engine was built is run by ONNX Runtime on the processor.
+
     Raises BundleError if the bundle has no such graph, or one that is not what the manifest says, BackendError if the
     backend is not there.
     """
@@ -116,6 +127,9 @@ def open_engine(
     if backend == "auto":
         backend = choose_backend(bundle, backend, precision)
     _check_backend(backend, precision)
+    if backend in LIBRARIES and graph != "scorer" and not was_built(bundle, graph, precision, backend):
+        backend = "onnxruntime"  # a graph that nobody built an engine of: camp build may be told to leave it, and does widen-*
+        _check_backend(backend, precision)
     engine: Engine
     if backend in LIBRARIES:
         plan, record = plan_here(bundle, graph, precision, backend)
@@ -124,7 +138,11 @@ def open_engine(
         engine = OpenVinoEngine(bundle.path(spec.file), threads)
     else:
         engine = _open_graph(bundle, spec, DEVICES[backend], threads, spin=graph == "scorer")
-    check_contract(engine, spec)
+    try:
+        check_contract(engine, spec)
+    except BundleError:
+        engine.close()
+        raise
     return engine
 
 

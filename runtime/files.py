@@ -72,5 +72,11 @@ def forget_pages(array: Any) -> None:
 
 
 def cache_folder() -> Path:
-    """The user's own folder for what can be made again: not in a bundle, which may come from anywhere."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camp-sdk"
+    """The user's own folder for what can be made again: not in a bundle, which may come from anywhere.
+
+    Raises OSError for a user without a home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camp-sdk"
+    except RuntimeError as error:
+        raise FileNotFoundError(f"there is no folder for caches: {error}") from None

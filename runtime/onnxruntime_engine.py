@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import io
 import json
@@ -132,10 +133,16 @@ def import_onnxruntime(device: str) -> tuple[Any, str]:
     provider = PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():
         raise BackendError(f"ONNX Runtime here has no {provider}; install it with: pip install 'camp-sdk[gpu]'")
-    if device != "cpu" and hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on: CUDA as pip installs it
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-            onnxruntime.preload_dlls()
+    if device != "cpu":
+        _preload(onnxruntime)
     return onnxruntime, provider
+
+
+@functools.cache
+def _preload(ort: Any) -> None:
+    if hasattr(ort, "preload_dlls"):  # from 1.21 on: CUDA as pip installs it
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            ort.preload_dlls()
 
 
 def _load_error(ort: Any, device: str) -> str:

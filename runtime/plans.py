@@ -7,8 +7,10 @@ touches the plan. Axis letters as in bundle.py.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +19,8 @@ from typing import Any
 
 from camp_sdk.runtime.bundle import Bundle, GraphSpec, sha256_of
 from camp_sdk.runtime.errors import BackendError, BundleError
-from camp_sdk.runtime.profiles import AXIS_LIMIT, BYTES_LIMIT, Profile, Shape
+from camp_sdk.runtime.files import cache_folder
+from camp_sdk.runtime.profiles import AXIS_LIMIT, BYTES_LIMIT, Profile, Shape, fits_contract
 
 FORMAT = 1
 ENGINES = "engines"  # the folder of a bundle that camp build writes to
@@ -119,17 +122,23 @@ def _parse(raw: Any) -> PlanRecord:
     if raw["format"] != FORMAT:
         raise ValueError(f"format {raw['format']!r}, expected {FORMAT}")
     texts = {name: _text(raw[name]) for name in ("library", "library_version", "graph", "precision")}
-    hashes = {name: _text(raw[name], 64) for name in ("graph_sha256", "plan_sha256")}
+    hashes = {name: _hash(raw[name]) for name in ("graph_sha256", "plan_sha256")}
     options = {name: None if raw[name] is None else _text(raw[name]) for name in ("compute_capability", "driver")}
     numbers = {name: _number(raw[name]) for name in ("half_share", "build_s", "built_at")}
     profile = {_text(name): _parse_shapes(shapes) for name, shapes in raw["profile"].items()}
     return PlanRecord(**texts, **hashes, **options, **numbers, profile=profile, plan_bytes=_size(raw["plan_bytes"]))  # type: ignore[arg-type]  # each name holds its type
 
 
-def _text(value: Any, length: int | None = None) -> str:
-    if type(value) is not str or len(value) > 200 or (length is not None and len(value) != length):
-        raise ValueError(f"{str(value)[:100]!r}, expected a text of at most {length or 200} characters")
+def _text(value: Any) -> str:
+    if type(value) is not str or len(value) > 200 or not value.isprintable():
+        raise ValueError(f"{str(value)[:100]!r}, expected a text of at most 200 characters")
     return value
+
+
+def _hash(value: Any) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text := _text(value)):
+        raise ValueError(f"{text[:100]!r}, expected a SHA-256 in hexadecimal")
+    return text
 
 
 def _number(value: Any) -> float:
@@ -189,6 +198,32 @@ def graph_of(bundle: Bundle, graph: str, precision: str) -> tuple[GraphSpec, str
     return graphs[graph], precision if graph in bundle.manifest.lowered.get(precision, {}) else "float32"
 
 
+def was_built(bundle: Bundle, graph: str, precision: str, backend: str) -> bool:
+    """Whether the bundle holds an engine of a graph, for whatever GPU and of whatever version."""
+    what = (graph, graph_of(bundle, graph, precision)[1], LIBRARIES[backend])
+    return any((record.graph, record.precision, record.library) == what for _, record in read_records(bundle.folder)[0])
+
+
+def _built_path(plan_sha256: str) -> Path:
+    return cache_folder() / "plans" / plan_sha256
+
+
+def remember_built(record: PlanRecord) -> None:
+    """Note that this user built a plan. Where the note cannot be kept, the plan has to be asked for by name."""
+    with contextlib.suppress(OSError):
+        path = _built_path(record.plan_sha256)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch()
+
+
+def was_built_here(record: PlanRecord) -> bool:
+    """Whether this user built the plan of a record, whose hash has been checked: a bundle may bring any plan along."""
+    try:
+        return _built_path(record.plan_sha256).is_file()
+    except OSError:
+        return False
+
+
 def find_plan(bundle: Bundle, graph: str, precision: str, here: Here) -> tuple[Path, PlanRecord]:
     """The plan to open for a graph here, the last built of those that fit, with its size and SHA-256 checked.
 
@@ -197,6 +232,8 @@ def find_plan(bundle: Bundle, graph: str, precision: str, here: Here) -> tuple[P
     spec, precision = graph_of(bundle, graph, precision)
     graph_sha256 = bundle.manifest.files[spec.file].sha256
     records, broken = read_records(bundle.folder)
+    broken += [f"{f / RECORD_FILE} has other inputs than its graph" for f, r in records if not _is_of(r, graph, spec)]
+    records = [(folder, record) for folder, record in records if _is_of(record, graph, spec)]
     named = [found for found in records if (found[1].graph, found[1].precision) == (graph, precision)]
     built = [found for found in named if found[1].library == here.library]
     differing = {folder: misfit(record, graph_sha256, here) for folder, record in built}
@@ -210,6 +247,11 @@ def find_plan(bundle: Bundle, graph: str, precision: str, here: Here) -> tuple[P
     raise BackendError(
         f"{bundle.folder} has no {what} for here: {reason}; {_build_again(bundle, graph, precision, here)}"
     )
+
+
+def _is_of(record: PlanRecord, graph: str, spec: GraphSpec) -> bool:
+    """Whether a record's sizes are some that its graph has, if it is a record of that graph."""
+    return record.graph != graph or fits_contract(record.profile, spec)
 
 
 def _build_again(bundle: Bundle, graph: str, precision: str, here: Here) -> str:

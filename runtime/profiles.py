@@ -62,6 +62,21 @@ def profile_of(spec: GraphSpec, manifest: Manifest, limits: Limits) -> Profile:
     return profile
 
 
+def fits_contract(profile: Profile, spec: GraphSpec) -> bool:
+    """Whether a profile is one that `profile_of` could have made of a graph: its inputs and axes, sizes that are fixed or
+    begin at one."""
+    if profile.keys() != {tensor.name for tensor in spec.inputs}:
+        return False
+    return all(_fits_axes(tensor.shape, profile[tensor.name]) for tensor in spec.inputs)
+
+
+def _fits_axes(axes: tuple[int | str, ...], shapes: tuple[Shape, Shape, Shape]) -> bool:
+    if any(len(shape) != len(axes) for shape in shapes):
+        return False
+    sizes = zip(axes, *shapes, strict=True)
+    return all({low, high} == {axis} if isinstance(axis, int) else low in (1, high) for axis, low, _, high in sizes)
+
+
 def _range(size: int | str, axes: dict[str, Range], tensor: TensorSpec) -> Range:
     if type(size) is int and 1 <= size <= AXIS_LIMIT:
         return size, size, size

@@ -22,14 +22,17 @@ def resident_parts(
     these images and the engine live, a part only until the next one is asked for. Raises InputError if not even one image
     fits.
     """
-    if (room := engine.room_bytes()) is None:
+    if engine.room_bytes() is None:
         yield 0, images
         return
-    room = room if memory_budget_bytes is None else min(room, memory_budget_bytes // 2)
     tensors = {name: images.tensors[name] for name in names if name in images.tensors}
+    image_bytes = max(1, sum(array[:1].nbytes for array in tensors.values()))
     with UPLOADING:
         whole = engine.residents.get(images)
-        image_bytes = max(1, sum(array[:1].nbytes for array in tensors.values()))
+        room = _room(engine, memory_budget_bytes)
+        if whole is None and room < len(images) * image_bytes and engine.residents:
+            engine.residents.clear()  # older galleries make room; whoever scores one now keeps it until that is done
+            room = _room(engine, memory_budget_bytes)
         count = room // image_bytes
         if whole is None and count >= len(images):
             whole = engine.residents[images] = EncodedImages(dict(engine.hold(tensors)))
@@ -45,3 +48,12 @@ def resident_parts(
         finally:
             for array in part.values():  # before the next part is uploaded, whoever still has this one
                 array.close()
+
+
+def _room(engine: Engine, memory_budget_bytes: int | None) -> int:
+    """Bytes that may still be taken: half of the budget for all galleries together, of what the device has left."""
+    free = engine.room_bytes() or 0
+    if memory_budget_bytes is None:
+        return free
+    held = sum(int(array.nbytes) for images in engine.residents.values() for array in images.tensors.values())
+    return max(0, min(free, memory_budget_bytes // 2 - held))

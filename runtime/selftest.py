@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ MAX_SCORE_ERROR = 5e-3
 ROUNDED = "onnxruntime-tensorrt"
 ON_PROCESSOR = ("onnxruntime", "openvino")
 FORMAT = 1
+LOG = logging.getLogger("camp_sdk")
 RESULT_BYTES_LIMIT = 1 << 16
 
 
@@ -70,38 +72,23 @@ class SelfTest:
 def self_test(bundle: Bundle, backend: str, precision: str) -> SelfTest:
     """Run the golden examples on a backend, as a retriever would.
 
-    Encoders that were not built for TensorRT are run by ONNX Runtime. Skipped for a bundle without examples, or engines that
-    were not built for such. Raises BackendError if the scorer cannot be opened, or a graph run; BundleError for a broken
-    golden.npz or graph.
+    Skipped for a bundle without examples, or engines that were not built for such. Raises BackendError if a graph cannot be
+    opened or run; BundleError for a broken golden.npz or graph.
     """
     if FILE not in bundle.manifest.files:
         return SelfTest(backend, precision, skipped=f"the bundle has no {FILE}")
     golden = read_golden(bundle)
     with ExitStack() as stack:
-        scorer = stack.enter_context(open_engine(bundle, "scorer", backend, precision=precision))
         encoders = ("image", "text") if golden.pixels is None else ("vision", "image", "text")
-        engines = {"scorer": scorer}
-        try:
-            for graph in encoders:
-                engines[graph] = stack.enter_context(_open_encoder(bundle, graph, backend, precision))
-        except BackendError as error:
-            return SelfTest(backend, precision, skipped=str(error))
+        engines = {
+            graph: stack.enter_context(open_engine(bundle, graph, backend, precision=precision))
+            for graph in ("scorer", *encoders)
+        }
         try:
             logits = _golden_logits(bundle, engines, precision, golden)
         except InputError as error:  # of engines that were built for fewer words or regions
             return SelfTest(backend, precision, skipped=str(error))
     return _compared(SelfTest(backend, precision), golden.logits, logits, bundle.manifest.activation)
-
-
-def _open_encoder(bundle: Bundle, graph: str, backend: str, precision: str) -> Engine:
-    try:
-        return open_engine(bundle, graph, backend, precision=precision)
-    except BackendError:
-        if backend not in LIBRARIES:
-            raise
-        with contextlib.suppress(BackendError):
-            return open_engine(bundle, graph, "onnxruntime", precision=precision)
-        raise
 
 
 def _golden_logits(bundle: Bundle, engines: dict[str, Engine], precision: str, golden: Golden) -> Logits:
@@ -135,9 +122,10 @@ def choose_tested_backend(bundle: Bundle, backend: str = "auto", precision: str 
         chosen = choose_backend(bundle, backend, precision, failed)
         try:
             _require_passed(bundle, chosen, precision)
-        except BackendError:
+        except BackendError as error:
             if backend != "auto":
                 raise
+            LOG.warning("auto does not take %s: %s", chosen, error)
             failed.add(chosen)
         else:
             return chosen
@@ -181,7 +169,7 @@ def _result_path(key: str) -> Path:
 
 def remember(key: str, test: SelfTest) -> None:
     """Keep a result. A folder that cannot be written to is no error: the next process tests again."""
-    with contextlib.suppress(OSError, RuntimeError), write_aside(_result_path(key)) as aside:  # RuntimeError: no home
+    with contextlib.suppress(OSError), write_aside(_result_path(key)) as aside:
         aside.write_text(json.dumps(asdict(test)) + "\n", encoding="utf-8")
 
 
@@ -191,7 +179,7 @@ def recall(key: str) -> SelfTest | None:
         with _result_path(key).open("rb") as file:
             raw = json.loads(file.read(RESULT_BYTES_LIMIT))
         test = SelfTest(**raw)
-    except (OSError, ValueError, TypeError, RecursionError, RuntimeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     texts, numbers = (test.backend, test.precision, test.skipped), (test.max_logit_error, test.max_score_error)
     is_whole = all(type(text) is str for text in texts) and all(type(number) is float for number in numbers)

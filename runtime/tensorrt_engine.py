@@ -43,7 +43,9 @@ class TensorRtEngine(Engine):
         self._plan, self._library = plan, open_library(backend)
         trt = self._library.trt
         self._runtime = trt.Runtime(self._library.logger)
-        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        content = plan.read_bytes()
+        is_valid = _is_valid(trt, self._runtime, content)
+        self._engine: Any = self._runtime.deserialize_cuda_engine(content) if is_valid else None
         if self._engine is None:
             reason = self._library.reason()
             raise BackendError(f"{backend} cannot load {plan}: {reason}; build it again by camp build, with --force")
@@ -109,6 +111,14 @@ class TensorRtEngine(Engine):
             }
 
         return described(self._inputs), described(self._outputs)
+
+
+def _is_valid(trt: Any, runtime: Any, plan: bytes) -> bool:
+    """What TensorRT-RTX says of a plan before it is opened: a portable one need not be for every GPU. TensorRT cannot say."""
+    if not hasattr(runtime, "get_engine_validity"):
+        return True
+    validity, _ = runtime.get_engine_validity(plan)
+    return bool(validity != trt.EngineValidity.INVALID)
 
 
 class _Context:

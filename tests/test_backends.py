@@ -41,6 +41,14 @@ def plans_in(folder: Path, *built: str) -> PlanHere:
     return plan_here
 
 
+def install_plans(monkeypatch: pytest.MonkeyPatch, folder: Path, *built: str, by_others: bool = False) -> None:
+    """Let bundles have plans of the fake TensorRT, of the graphs that were built."""
+    monkeypatch.setattr(engines, "plan_here", plans_in(folder, *built))
+    monkeypatch.setattr(engines, "read_records", lambda bundle: ([(bundle, SimpleNamespace(library="tensorrt"))], []))
+    monkeypatch.setattr(engines, "was_built", lambda bundle, graph, precision, backend: graph in built)
+    monkeypatch.setattr(engines, "was_built_here", lambda record: not by_others)
+
+
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeCuda, FakeTensorRt]:
     return install(monkeypatch)
@@ -57,9 +65,8 @@ def test_a_retriever_on_tensorrt_ranks_as_on_onnx_runtime(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    graphs = ("image", "text", "scorer", "explainer", "widen-int8")
-    monkeypatch.setattr(engines, "plan_here", plans_in(tmp_path, *graphs))
-    monkeypatch.setattr(engines, "engine_folders", lambda bundle: [bundle])
+    graphs = ("image", "text", "scorer", "explainer")  # not widen-int8, as camp build does not
+    install_plans(monkeypatch, tmp_path, *graphs)
     with Retriever(feature_bundle) as retriever:
         assert retriever.backend == "tensorrt"
         for precision in ("float32", "int8"):
@@ -84,7 +91,7 @@ def test_a_gallery_in_half_precision_is_uploaded_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engines, "plan_here", plans_in(tmp_path, "image", "text", "scorer"))
+    install_plans(monkeypatch, tmp_path, "image", "text", "scorer")
     with (
         Retriever(feature_bundle, "tensorrt", "float16") as retriever,
         Retriever(feature_bundle, "onnxruntime", "float16") as plain,
@@ -105,15 +112,43 @@ def test_a_gallery_in_half_precision_is_uploaded_once(
 def test_a_named_backend_without_its_engine_is_an_error(
     fakes: tuple[FakeCuda, FakeTensorRt], feature_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "plan_here", plans_in(tmp_path, "scorer"))
+    install_plans(monkeypatch, tmp_path, "scorer")
     bundle = Bundle(feature_bundle)
     assert choose_backend(bundle, "tensorrt") == "tensorrt"
-    with pytest.raises(BackendError, match="no tensorrt engine was built for text"):
-        open_engine(bundle, "text", "tensorrt")
-    monkeypatch.setattr(engines, "plan_here", plans_in(tmp_path, "text"))
+    open_engine(bundle, "text", "tensorrt").close()  # by ONNX Runtime
+    install_plans(monkeypatch, tmp_path, "text")
     with pytest.raises(BackendError, match="no tensorrt engine was built for scorer"):
         choose_backend(bundle, "tensorrt")
     open_engine(bundle, "text", "tensorrt").close()  # needs no engine but its own
+
+
+def test_auto_does_not_take_engines_that_came_with_a_bundle(
+    fakes: tuple[FakeCuda, FakeTensorRt],
+    feature_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    install_plans(monkeypatch, tmp_path, "scorer", by_others=True)
+    monkeypatch.setattr(engines, "_cuda_works", lambda bundle: False)
+    assert choose_backend(Bundle(feature_bundle)) in ("openvino", "onnxruntime")
+    assert "auto does not take tensorrt: the engine came with the bundle" in caplog.text
+    assert choose_backend(Bundle(feature_bundle), "tensorrt") == "tensorrt"
+
+
+def test_a_scorer_alone_may_have_an_engine(
+    fakes: tuple[FakeCuda, FakeTensorRt],
+    feature_bundle: Path,
+    feature_retriever: Retriever,
+    features: NDArray[np.float32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install_plans(monkeypatch, tmp_path, "scorer")
+    with Retriever(feature_bundle) as retriever:
+        assert retriever.backend == "tensorrt"
+        found = retriever.score_matrix(features, CAPTIONS, logits=True)
+    np.testing.assert_allclose(found, feature_retriever.score_matrix(features, CAPTIONS, logits=True), **SAME)
 
 
 def test_without_a_driver_tensorrt_is_an_error_and_auto_another_backend(

@@ -26,7 +26,7 @@ from camp_sdk.runtime import engines
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.profiles import Limits
 from tests.fake_cuda import FakeCuda, install
-from tests.test_backends import plans_in
+from tests.test_backends import install_plans
 from tests.tiny import CAPTIONS
 
 EXACT = np.linspace(-2, 2, 24).reshape(12, 2)  # [images, texts]
@@ -46,7 +46,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every engine that is asked for was built before."""
     monkeypatch.setattr(gpu_ways, "built_engine", lambda order: order)
-    monkeypatch.setattr(engines, "plan_here", plans_in(tmp_path, "image", "text", "scorer"))
+    install_plans(monkeypatch, tmp_path, "image", "text", "scorer")
 
 
 @pytest.fixture
@@ -86,19 +86,23 @@ def test_what_fails_is_named_and_the_others_are_measured() -> None:
     def no_memory(block: tuple[int, int]) -> NDArray[Any]:
         if block[1] > 12:
             raise RuntimeError("CUDA out of memory")
-        return EXACT + 1
+        return EXACT + 1e-3
 
     makers = {
         "absent": refused,
         "small": lambda: Way(no_memory, gpu_measure.wall_s),
         "broken": lambda: Way(lambda block: EXACT * np.nan, gpu_measure.wall_s),
     }
+    makers["wrong"] = lambda: Way(lambda block: EXACT + 1, gpu_measure.wall_s)
     rows, absent = gpu_measure.measure_case(makers, EXACT, [(2, 12), (2, 500)], 3)
-    assert absent == {"absent": "no such library"}
+    assert absent.pop("absent") == "no such library"
+    assert absent.pop("broken") == "its scores are off by nan, at most 0.005 is allowed"
+    assert "its scores are off by" in absent.pop("wrong")
+    assert not absent
     assert rows["small"]["blocks"]["2 x 12"]["repeats"] == 3
     assert rows["small"]["blocks"]["2 x 500"] == {"failed": "CUDA out of memory"}
-    assert rows["small"]["max_score_error"] > 0.1
-    assert rows["broken"]["max_score_error"] is None
+    assert 0 < rows["small"]["max_score_error"] < 1e-3
+    assert rows.keys() == {"small"}
     json.dumps(rows, allow_nan=False)
 
 

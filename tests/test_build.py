@@ -26,7 +26,8 @@ from camp_sdk.runtime import tensorrt_library
 from camp_sdk.runtime.build import EngineOrder, build_engine, built_engine, trtexec_command
 from camp_sdk.runtime.build_progress import BuildProgress
 from camp_sdk.runtime.bundle import sha256_of
-from camp_sdk.runtime.plans import Here, find_plan, read_records
+from camp_sdk.runtime.files import cache_folder
+from camp_sdk.runtime.plans import Here, find_plan, read_records, was_built_here
 from camp_sdk.runtime.profiles import Limits
 from camp_sdk.runtime.tensorrt_library import here_of, open_library
 from tests.test_borders import run_blocked
@@ -396,14 +397,26 @@ def test_camp_build_writes_engines_and_skips_them_the_second_time(camp: Camp, bu
     assert first.code == 0
     records, broken = read_records(bundle_copy)
     assert ({record.graph for _, record in records}, broken) == ({"image", "text", "scorer", "explainer"}, [])
-    before = {path: path.stat().st_mtime_ns for path in (bundle_copy / "engines").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (bundle_copy / "engines").rglob("*.plan")}
     second = camp("build", bundle_copy, "--backend", "tensorrt-rtx")
     assert second.out.count("already built (--force builds it again)") == 4
-    assert {path: path.stat().st_mtime_ns for path in (bundle_copy / "engines").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (bundle_copy / "engines").rglob("*.plan")} == before
     third = camp("build", bundle_copy, "--backend", "tensorrt-rtx", "--graph", "image", "--force")
     assert "image: float16, " in third.out
     assert "built in" in third.out
     assert "building image" in third.err
+
+
+@rtx
+def test_the_engine_asked_for_last_is_the_one_that_is_opened(camp: Camp, bundle_copy: Path) -> None:
+    for words in (20, 10, 20):  # the third is there already
+        camp("build", bundle_copy, "--backend", "tensorrt-rtx", "--graph", "text", "--max-words", words)
+        gpu = replace(here(), compute_capability="8.9")
+        _, record = find_plan(Bundle(bundle_copy), "text", "float16", gpu)
+        assert record.profile["tokens"][2] == (64, words)
+        assert was_built_here(record)
+    (cache_folder() / "plans" / record.plan_sha256).unlink()
+    assert not was_built_here(record)
 
 
 @rtx

@@ -275,3 +275,8 @@ def test_a_graph_that_is_not_onnx(bundle_copy: Path, features: NDArray[np.float3
     retriever = Retriever(bundle_copy, "onnxruntime")
     with pytest.raises(BundleError, match=r"cannot open .*golden\.npz"):
         retriever.encode_images(features)
+
+
+def test_a_bundle_of_before_there_was_a_second_precision_opens(bundle_copy: Path) -> None:
+    bundle = Bundle(rewrite(bundle_copy, lambda manifest: manifest.update({"precisions": ["float32"]})))
+    assert bundle.manifest.lowered == {}

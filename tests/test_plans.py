@@ -312,6 +312,24 @@ def test_a_value_of_the_wrong_kind_is_refused(bundle: Bundle, name: str, value: 
     assert "is not the record of an engine" in refused(bundle)
 
 
+@pytest.mark.parametrize(
+    "profile",
+    [
+        {},
+        {"others": ((1, 1, 12), (8, 36, 12), (16, 36, 12))},
+        {"features": ((1, 12), (8, 12), (16, 12))},
+        {"features": ((1, 1, 1, 12), (8, 36, 1, 12), (16, 36, 1, 12))},
+        {"features": ((1, 1, 11), (8, 36, 11), (16, 36, 11))},
+        {"features": ((1 << 30, 1, 12), (1 << 31, 36, 12), (1 << 31, 36, 12))},
+    ],
+)
+def test_sizes_that_a_graph_does_not_have_are_refused(bundle: Bundle, profile: Any) -> None:
+    """A run would fail on them, or pad two images to a billion."""
+    write_engine(bundle, profile=profile)
+    with pytest.raises(BackendError, match=r"none was built, or its record is broken: "):
+        find_plan(bundle, "image", "float32", ORIN)
+
+
 @pytest.mark.parametrize("name", ["format", "library", "graph", "profile", "plan_sha256", "built_at"])
 def test_a_missing_value_is_refused(bundle: Bundle, name: str) -> None:
     rewrite(write_engine(bundle), lambda raw: raw.pop(name))

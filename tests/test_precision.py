@@ -19,7 +19,7 @@ from camp_sdk.export import precision_gate
 from camp_sdk.export.checkpoint import load_checkpoint
 from camp_sdk.export.graphs import ExportError
 from camp_sdk.export.model import SCORERS
-from camp_sdk.export.precision import check_half, emulate_half
+from camp_sdk.export.precision import check_half, emulate_half, lower_graph
 from camp_sdk.export.precision_gate import PrecisionCheck, check_precision, require_precision, top_agreement
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.runtime.bundle import Bundle
@@ -124,11 +124,46 @@ def test_constants_that_half_keeps() -> None:
     check_half("weights, some tiny", np.array([1e-9, 1], np.float32))
 
 
+def lowered_text(text: str, tmp_path: Path) -> ir.Graph:
+    """A graph in ONNX's own notation, lowered to float16."""
+    header = '<ir_version: 10, opset_import: ["": 20]>'
+    onnx.save(onnx.parser.parse_model(header + text), tmp_path / "wide.onnx")
+    lower_graph(tmp_path / "wide.onnx", tmp_path / "half.onnx", "float16")
+    return ir.load(tmp_path / "half.onnx").graph
+
+
+def test_constants_among_the_nodes_are_checked_too(tmp_path: Path) -> None:
+    text = "g (float[2,2] x) => (float[2,2] y) {c = Constant <value_float = 1e-9> () z = MatMul(x, x) y = Add(z, c)}"
+    with pytest.raises(ExportError, match="zero in float16"):
+        lowered_text(text.replace("MatMul(x, x)", "Relu(x)"), tmp_path)
+
+
+def test_squares_are_float32(tmp_path: Path) -> None:
+    text = "g (float[2,2] x) => (float[2,2] y) <float[2,2] W = {1.0, 2.0, 3.0, 4.0}> {v = MatMul(x, W) y = Mul(v, v)}"
+    graph = lowered_text(text, tmp_path)
+    types = {node.op_type: node.outputs[0].dtype for node in graph if node.op_type != "Cast"}
+    assert types == {"MatMul": ir.DataType.FLOAT16, "Mul": ir.DataType.FLOAT}
+
+
+def test_weights_among_the_inputs_stay_weights(tmp_path: Path) -> None:
+    text = "g (float[2,2] x, float[2,2] W = {1.0, 2.0, 3.0, 4.0}) => (float[2,2] y) {y = MatMul(x, W)}"
+    graph = lowered_text(text, tmp_path)
+    assert [value.name for value in graph.inputs] == ["x"]
+
+
+def test_branches_are_refused(tmp_path: Path) -> None:
+    text = """g (float[2] x, bool c) => (float[2] y) {
+        y = If (c) <then_branch = a () => (float[2] t) {t = Relu(x)}, else_branch = b () => (float[2] e) {e = Neg(x)}>
+    }"""
+    with pytest.raises(ExportError, match="holds branches or loops, which cannot be lowered"):
+        lowered_text(text, tmp_path)
+
+
 # The gate
 
 
 def a_check(name: str = "real") -> PrecisionCheck:
-    return PrecisionCheck(name, 20, 100, True, 1e-3, 1e-3, 1.0)
+    return PrecisionCheck(name, 20, 100, True, 1e-3, 1e-3, 1.0, 1e-3, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +176,8 @@ def a_check(name: str = "real") -> PrecisionCheck:
         ({"top10_agreement": 0.99}, True),
         ({"top10_agreement": 0.985}, False),
         ({"share_of_range": 0.5}, True),
+        ({"max_look_error": 0.03}, False),
+        ({"max_vector_error": math.nan}, False),
         ({"name": "features 100 x too large", "max_score_error": 0.9}, True),
         ({"name": "features 100 x too large", "share_of_range": 0.11}, False),
         ({"texts": 6, "top10_agreement": 59 / 60}, True),

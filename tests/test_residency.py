@@ -128,3 +128,23 @@ def test_on_the_host_nothing_moves(setup: Setup, feature_retriever: Retriever) -
     assert next(resident_parts(engine, setup.images, ["image.V"])) == (0, setup.images)
     assert engine.hold(setup.images.tensors) is setup.images.tensors
     assert setup.fake.allocations == 0
+
+
+def test_older_galleries_make_room(setup: Setup) -> None:
+    """A budget is for all galleries together."""
+    names = [spec.name for spec in setup.scorer.inputs]
+    first, second = EncodedImages(setup.images.tensors), EncodedImages(setup.images.tensors)
+    budget = 2 * 150 * IMAGE_BYTES  # half of it holds one of them
+    for images in (first, second, first):
+        next(resident_parts(setup.scorer.engine, images, names, budget))
+        assert list(setup.scorer.engine.residents) == [images]
+        gc.collect()
+        assert setup.fake.used == 100 * IMAGE_BYTES
+
+
+def test_galleries_that_fit_stay_beside_each_other(setup: Setup) -> None:
+    names = [spec.name for spec in setup.scorer.inputs]
+    both = EncodedImages(setup.images.tensors), EncodedImages(setup.images.tensors)
+    for images in both:
+        next(resident_parts(setup.scorer.engine, images, names, 2 * 200 * IMAGE_BYTES))
+    assert len(setup.scorer.engine.residents) == 2

@@ -24,7 +24,7 @@ from camp_sdk.runtime.golden import read_golden
 from camp_sdk.runtime.selftest import SelfTest, choose_tested_backend, recall, remember, self_test
 from tests.conftest import needs_bfloat16
 from tests.fake_cuda import FakeCuda, FakeTensorRt, install
-from tests.test_backends import LARGEST, plans_in
+from tests.test_backends import LARGEST, install_plans
 
 GRAPHS = ("image", "text", "scorer")
 
@@ -211,8 +211,7 @@ class Gpu:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.runs = 0
         self.cuda, self.trt = install(monkeypatch)
-        monkeypatch.setattr(engines, "plan_here", plans_in(folder, *GRAPHS))
-        monkeypatch.setattr(engines, "engine_folders", lambda bundle: [bundle])
+        install_plans(monkeypatch, folder, *GRAPHS)
         monkeypatch.setattr(engines, "_cuda_works", lambda bundle: False)
         monkeypatch.setattr(selftest, "self_test", self._counted)
 
@@ -306,7 +305,7 @@ def test_auto_passes_over_an_engine_that_does_not_open(
 def test_encoders_that_were_not_built_are_borrowed(
     gpu: Gpu, feature_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "plan_here", plans_in(tmp_path, "scorer"))
+    install_plans(monkeypatch, tmp_path, "scorer")
     test = self_test(Bundle(feature_bundle), "tensorrt", "float16")
     assert (test.passed, test.skipped) == (True, "")
     assert test.max_score_error > 0
