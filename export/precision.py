@@ -11,7 +11,7 @@ scores up to 0.02, and save little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,6 @@ ELEMENTWISE = {"Add", "Cast", "Mul", "Relu", "Sigmoid", "Sub", "Tanh", "Where", 
 SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 PRODUCTS = {"MatMul", "Gemm", "Conv", "GRU"}
 FLOAT = ir.DataType.FLOAT
-
-Plan = Callable[[ir.Graph], set[ir.Node]]
 
 
 def lower_graph(
