@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from camp_sdk.export.model import Camp, ModelConfig
+from camp_sdk.export.sentences import SentenceConfig
 from camp_sdk.runtime.bundle import PixelSpec, parse_pixels
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.tokenizer import Tokenizer
@@ -115,4 +116,6 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
 def _parse(raw: Mapping[str, Any]) -> Origin:
     pixels = parse_pixels(raw["pixels"]) if raw["pixels"] else None
     rest = {name: raw[name] for name in ("tokenizer", "example_images", "example_captions", "training")}
-    return Origin(ModelConfig(**raw["model"]), pixels, **rest)
+    sizes = raw["model"].get("sentence")  # checkpoints of before there were such encoders have none
+    model = ModelConfig(**(raw["model"] | {"sentence": SentenceConfig(**sizes) if sizes else None}))
+    return Origin(model, pixels, **rest)

@@ -71,8 +71,8 @@ class _OnnxTextEncoder(TextEncoder):
     """
 
     def __init__(self, encoder: TextEncoder) -> None:
-        super().__init__(encoder.embed.num_embeddings, encoder.embed.embedding_dim, encoder.rnn.hidden_size)
-        self.load_state_dict(encoder.state_dict())
+        super().__init__(encoder.embed, encoder.rnn.input_size, encoder.rnn.hidden_size)
+        self.rnn = encoder.rnn
         for suffix in ("l0", "l0_reverse"):
             for name in ("weight_ih", "weight_hh"):
                 self.register_buffer(f"{name}_{suffix}", self._onnx_gates(f"{name}_{suffix}")[None])

@@ -20,9 +20,11 @@ from camp_sdk.export.networks import (
     Tensors,
     TextEncoder,
     VisionNet,
+    WordVectors,
     word_mask,
 )
 from camp_sdk.export.released import RELEASED, ReleasedScorer
+from camp_sdk.export.sentences import LEARNED, SentenceConfig, SentenceEncoder
 from camp_sdk.runtime.errors import InputError
 
 
@@ -31,7 +33,8 @@ class ModelConfig:
     """Everything needed to rebuild a network before its weights are loaded.
 
     ``picture_size`` in pixels is 0 for a model of ready region features; otherwise a `VisionNet` makes the features.
-    ``global_vectors`` tells whether each side has one; checkpoints of the released code have none.
+    ``global_vectors`` tells whether each side has one; checkpoints of the released code have none. ``words`` are learned
+    vectors, or the name of the pretrained encoder whose sizes are ``sentence``.
     """
 
     vocabulary_size: int
@@ -41,6 +44,8 @@ class ModelConfig:
     word_width: int = 300
     picture_size: int = 0
     global_vectors: bool = True
+    words: str = LEARNED
+    sentence: SentenceConfig | None = None
 
 
 SCORERS: dict[str, type[CampScorer] | type[ReleasedScorer]] = {"paper": PaperScorer, "scalar": ScalarScorer, **RELEASED}
@@ -57,7 +62,7 @@ class Camp(nn.Module):
         self.config = config
         self.vision = VisionNet(config.feature_width, config.picture_size) if config.picture_size else None
         self.image_encoder = ImageEncoder(config.feature_width, config.width)
-        self.text_encoder = TextEncoder(config.vocabulary_size, config.word_width, config.width)
+        self.text_encoder = TextEncoder(_words_of(config), config.word_width, config.width)
         self.scorer = SCORERS[config.variant](config.width)
         if config.global_vectors:
             self.global_v = nn.Linear(config.width, config.width)
@@ -83,3 +88,9 @@ class Camp(nn.Module):
     def forward(self, features: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Logits [I, T] of all images against all texts."""
         return cast(Tensor, self.scorer(self.encode_images(features), self.encode_texts(tokens, lengths)))
+
+
+def _words_of(config: ModelConfig) -> nn.Module:
+    if config.sentence is None:
+        return WordVectors(config.vocabulary_size, config.word_width)
+    return SentenceEncoder(config.vocabulary_size, config.word_width, config.sentence)

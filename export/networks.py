@@ -67,19 +67,27 @@ class ImageEncoder(nn.Module):
         return cast(Tensor, self.fc(features))
 
 
-class TextEncoder(nn.Module):
-    """Section 3.1: word embedding, bidirectional GRU, mean of its two directions.
+class WordVectors(nn.Embedding):
+    """One learned vector a word: tokens [T, N] int64 -> [T, N, word_width], whatever the lengths are."""
 
-    tokens [T, N] int64 and lengths [T] int64 -> T [T, N, d]; rows beyond a text's length are zero.
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]  # the face of every `words`
+        return super().forward(tokens)
+
+
+class TextEncoder(nn.Module):
+    """Section 3.1: word vectors, bidirectional GRU, mean of its two directions.
+
+    tokens [T, N] int64 and lengths [T] int64 -> T [T, N, d]; rows beyond a text's length are zero. ``words`` makes vectors
+    [T, N, word_width] of both.
     """
 
-    def __init__(self, vocabulary_size: int, word_width: int, width: int) -> None:
+    def __init__(self, words: nn.Module, word_width: int, width: int) -> None:
         super().__init__()
-        self.embed = nn.Embedding(vocabulary_size, word_width)
+        self.embed = words
         self.rnn = nn.GRU(word_width, width, batch_first=True, bidirectional=True)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        forward, backward = self.directions(self.embed(tokens), lengths).chunk(2, dim=-1)
+        forward, backward = self.directions(self.embed(tokens, lengths), lengths).chunk(2, dim=-1)
         return (forward + backward) / 2  # [T, N, d]
 
     def directions(self, words: Tensor, lengths: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def parity_cases(origin: Origin) -> Iterator[Case]:
     yield Case("one image", images[:1], ids, lengths)
     yield Case("ragged", images, ids[:12, : ragged.max()] * word_mask(ragged, int(ragged.max())), ragged)
     yield Case("padded by 7", images, torch.nn.functional.pad(ids, (0, 7)), lengths)
-    yield Case("one word", images, torch.tensor([[1, 4, 2]]), torch.tensor([3]))
+    yield Case("one word", images, ids[:1, [0, 1, int(lengths[0]) - 1]], torch.tensor([3]))  # between its markers
 
 
 def ragged_lengths(lengths: torch.Tensor) -> torch.Tensor:

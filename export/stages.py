@@ -16,6 +16,7 @@ from camp_sdk.export.batches import CaptionDataset, decode_pictures, measure_pix
 from camp_sdk.export.checkpoint import Origin, load_checkpoint, open_tokenizer
 from camp_sdk.export.model import Camp, ModelConfig
 from camp_sdk.export.networks import VisionNet
+from camp_sdk.export.sentences import LEARNED, SentenceConfig, load_pretrained, read_config, read_tokenizer
 from camp_sdk.export.train import CROSS_ATTENTION, TrainConfig
 from camp_sdk.export.training import (
     CampTraining,
@@ -66,6 +67,8 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
     started = load_checkpoint(config.start)[1] if config.start else None
     if started:
         config = with_sizes(config, started.model)
+    elif config.words != LEARNED:
+        config = _with(config, {"word_width": read_config(config.words)[0]}, config.words)
     config = config.with_defaults(train.has_pictures)
     config.check()
     check_data(config, train, dev)
@@ -135,6 +138,8 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
         raise InputError(f"--resume: {last} holds {found.model} and its words; these data make {model}, or other words")
     if start and not resume:
         start_from(module.model, start)
+    elif model.sentence and not resume:
+        load_pretrained(module.model.text_encoder.embed, model.words)
     best = RunCheckpoint(config.output, "best", monitor="rsum", mode="max", enable_version_counter=False)
     # Not save_last of the other one: that is written only when the best one is.
     every = RunCheckpoint(config.output, "last", enable_version_counter=False)
@@ -159,13 +164,18 @@ def start_from(model: Camp, checkpoint: Path) -> None:
 
 def with_sizes(config: TrainConfig, started: ModelConfig) -> TrainConfig:
     """The configuration with the sizes of the checkpoint it starts from; InputError if it asks for others."""
-    sizes: dict[str, Any] = {"width": started.width, "word_width": started.word_width}
+    sizes: dict[str, Any] = {"width": started.width, "word_width": started.word_width, "words": started.words}
     if started.picture_size:
         sizes["picture_size"] = started.picture_size
+    return _with(config, sizes, config.start)
+
+
+def _with(config: TrainConfig, sizes: dict[str, Any], source: object) -> TrainConfig:
+    """The configuration with what ``source`` fixes; InputError if it asks for others."""
     for name, size in sizes.items():
         asked = getattr(config, name)
         if asked not in (size, TrainConfig.__dataclass_fields__[name].default):
-            raise InputError(f"--{name.replace('_', '-')} {asked}: {config.start} has {size}")
+            raise InputError(f"--{name.replace('_', '-')} {asked}: {source} has {size}")
     return replace(config, **sizes)
 
 
@@ -173,7 +183,7 @@ def prepare(
     config: TrainConfig, train: Split, dev: Split, cache: Path, started: Origin | None = None
 ) -> tuple[TrainingData, Origin]:
     """Tokenizer, decoded pictures and configuration of a run; tokenizer and preprocessing of what it starts from."""
-    tokenizer_text = started.tokenizer if started else build_tokenizer(train.captions, config.min_count).to_str()
+    tokenizer_text = started.tokenizer if started else make_tokenizer(config, train)
     tokenizer = open_tokenizer(tokenizer_text)
     pixels = None
     stores: list[Any] = [train.images, dev.images]
@@ -193,7 +203,23 @@ def prepare(
         word_width=config.word_width,
         picture_size=config.picture_size if pixels else 0,
         global_vectors=config.global_weight > 0,
+        words=config.words,
+        sentence=sentence_of(config, started),
     )
     examples = torch.from_numpy(np.array(stores[1][:EXAMPLES]))
     origin = Origin(model, pixels, tokenizer_text, examples, dev.captions[: 5 * EXAMPLES], config.as_dict())
     return TrainingData(*sets), origin
+
+
+def make_tokenizer(config: TrainConfig, train: Split) -> str:
+    """The text of a tokenizer.json: of the training captions' words, or a pretrained encoder's own."""
+    if config.words == LEARNED:
+        return build_tokenizer(train.captions, config.min_count).to_str()
+    return read_tokenizer(config.words)
+
+
+def sentence_of(config: TrainConfig, started: Origin | None) -> SentenceConfig | None:
+    """Sizes of the pretrained encoder, if there is one."""
+    if started:
+        return started.model.sentence
+    return None if config.words == LEARNED else read_config(config.words)[1]

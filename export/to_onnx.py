@@ -138,8 +138,6 @@ def _specs(specs: Any) -> dict[str, Any]:
 
 
 def _manifest(origin: Any, contract: dict[str, Any], activation: str) -> dict[str, Any]:
-    from camp_sdk.export.vocabulary import MAX_WORDS
-
     return {
         "schema_version": SCHEMA_VERSION,
         "variant": origin.model.variant,
@@ -148,7 +146,7 @@ def _manifest(origin: Any, contract: dict[str, Any], activation: str) -> dict[st
         "graphs": contract,
         "pixels": asdict(origin.pixels) if origin.pixels else None,
         "precisions": {},
-        "tokenizer": {"file": "tokenizer.json", "max_words": MAX_WORDS},
+        "tokenizer": {"file": "tokenizer.json", "max_words": origin.open_tokenizer().max_words},
         "made_with": {name: version(name) for name in MADE_WITH},
         "training": origin.training,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
@@ -14,6 +15,7 @@ from camp_sdk.runtime.errors import InputError
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 MAX_WORDS = 47
+MAX_PIECES = 62  # words that are cut further need more room
 
 
 def build_tokenizer(captions: Iterable[str], min_count: int = 4) -> Tokenizer:
@@ -42,4 +44,12 @@ def word_tokenizer(vocabulary: Mapping[str, int], normaliser: Normalizer, splitt
         single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
     )
     tokenizer.enable_truncation(MAX_WORDS + 2)  # the limit counts both markers
+    return tokenizer
+
+
+def piece_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a pretrained encoder, a file of its package, cut at 62 word pieces."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(MAX_PIECES + 2)
+    tokenizer.no_padding()
     return tokenizer

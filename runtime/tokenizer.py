@@ -1,4 +1,4 @@
-"""Captions to word indices, by the bundle's tokenizer.json (Hugging Face `tokenizers` format)."""
+"""Captions to indices of words, or of word pieces, by the bundle's tokenizer.json (Hugging Face `tokenizers` format)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.runtime.errors import BundleError, InputError
 
-UNKNOWN = "<unk>"
-SPECIAL_COUNT = 4  # <pad> 0, <start> 1, <end> 2, <unk> 3
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Tokens:
 
 
 class Tokenizer:
-    """Lower-cases, splits, cuts at the limit and wraps in `<start>` ... `<end>`, as the file says.
+    """Lower-cases, splits, cuts at the limit and wraps in two markers, as the file says.
 
     Raises BundleError if the file is not a tokenizer.
     """
@@ -39,6 +40,8 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for every parse error
             raise BundleError(f"{path} is not a tokenizer ({error}); export the bundle again") from None
         self._backend.no_padding()
+        self._backend.encode_special_tokens = True  # a marker that was typed is a word like others
+        self._unknown = getattr(self._backend.model, "unk_token", None)
         normaliser = self._backend.normalizer
         self._composes = normaliser is not None and normaliser.normalize_str("e\u0301") == "\xe9"
 
@@ -46,27 +49,40 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         return int(self._backend.get_vocab_size())
 
+    @property
+    def max_words(self) -> int:
+        """The most words, or word pieces, of a text, without markers; BundleError if the file sets no limit."""
+        cut = self._backend.truncation
+        if cut is None:
+            raise BundleError("this tokenizer.json does not cut long texts: expected a limit, `truncation`")
+        return int(cut["max_length"]) - self._backend.num_special_tokens_to_add(is_pair=False)
+
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Encode texts; InputError names the first that is no valid string, or holds no word at all."""
-        texts = [self._checked(text, index) for index, text in enumerate(texts)]
-        encodings = self._backend.encode_batch(texts)
-        for index, encoding in enumerate(encodings):
-            if len(encoding.ids) <= 2:
-                raise InputError(f"text {index} ({texts[index][:40]!r}) is empty: expected at least one word")
+        texts, encodings = self._encodings(texts)
         lengths = np.array([len(encoding.ids) for encoding in encodings], np.int64)
         ids = np.zeros((len(encodings), int(lengths.max(initial=0))), np.int64)
         for row, encoding in zip(ids, encodings, strict=True):
             row[: len(encoding.ids)] = encoding.ids
-        return Tokens(ids, lengths, tuple(_words(text, e.offsets) for text, e in zip(texts, encodings, strict=True)))
+        return Tokens(ids, lengths, tuple(_words(text, e) for text, e in zip(texts, encodings, strict=True)))
 
     def check_queries(self, texts: Sequence[str]) -> None:
         """InputError if not one word of a query is in the vocabulary: every picture would be an arbitrary answer."""
-        for text, ids in zip(texts, self.encode(texts).ids, strict=True):
-            if (ids < SPECIAL_COUNT).all():
+        for text, encoding in zip(*self._encodings(texts), strict=True):
+            words = zip(encoding.tokens, encoding.special_tokens_mask, strict=True)
+            if all(marker or word == self._unknown for word, marker in words):
                 raise InputError(
                     f"no word of the query {text!r} is in the model's vocabulary of {self.vocabulary_size} words; "
                     "use words the model was trained on"
                 )
+
+    def _encodings(self, texts: Sequence[str]) -> tuple[list[str], list[Encoding]]:
+        texts = [self._checked(text, index) for index, text in enumerate(texts)]
+        encodings = self._backend.encode_batch(texts)
+        for index, encoding in enumerate(encodings):
+            if all(encoding.special_tokens_mask):
+                raise InputError(f"text {index} ({texts[index][:40]!r}) is empty: expected at least one word")
+        return texts, encodings
 
     def _checked(self, text: str, index: int) -> str:
         if not isinstance(text, str):
@@ -79,6 +95,6 @@ class Tokenizer:
         return unicodedata.normalize("NFC", text) if self._composes else text
 
 
-def _words(text: str, offsets: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-    inner = (text[start:end] for start, end in offsets[1:-1])
-    return ("<start>", *inner, "<end>")
+def _words(text: str, encoding: Encoding) -> tuple[str, ...]:
+    inner = (text[start:end] for start, end in encoding.offsets[1:-1])
+    return (encoding.tokens[0], *inner, encoding.tokens[-1])
