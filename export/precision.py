@@ -26,7 +26,7 @@ from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, TensorSpec
 MOVES = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "ReverseSequence", "Slice", "Split"}
 MOVES |= {"Squeeze", "Transpose", "Unsqueeze"}
 # Elementwise operators that lose little in half precision.
-ELEMENTWISE = {"Add", "Cast", "Mul", "Relu", "Sigmoid", "Sub", "Tanh", "Where", "AveragePool", "MaxPool"}
+ELEMENTWISE = {"Add", "Cast", "Gelu", "Mul", "Relu", "Sigmoid", "Sub", "Tanh", "Where", "AveragePool", "MaxPool"}
 SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 PRODUCTS = {"MatMul", "Gemm", "Conv", "GRU"}
 FLOAT = ir.DataType.FLOAT
