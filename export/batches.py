@@ -4,42 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from camp_sdk.data import Split
-from camp_sdk.pictures import normalise, read_picture
+from camp_sdk.pictures import normalise
 from camp_sdk.runtime.bundle import PixelSpec
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import forget_pages
 from camp_sdk.runtime.tokenizer import Tokenizer
-from camp_sdk.terminal import progress
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images: pixels [B, 3, S, S] or features [B, R, D], float32; tokens [B, N] and lengths [B] int64; image_ids [B]."""
+    """images: pixels [B, 3, H, W] or features [B, R, D], float32; tokens [B, N] and lengths [B], int64.
+
+    matches [B, B] is true where an image (row) and a caption (column) belong together: captions of one image may meet in a
+    batch, and so may images that the same sentence was written for.
+    """
 
     images: Tensor
     tokens: Tensor
     lengths: Tensor
-    image_ids: Tensor
-
-    @property
-    def matches(self) -> Tensor:
-        """True [B, B] where an image and a caption belong together: captions of one image may meet in a batch."""
-        return self.image_ids[:, None] == self.image_ids[None, :]
+    matches: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device (Lightning calls this)."""
-        return Batch(*(t.to(device) for t in (self.images, self.tokens, self.lengths, self.image_ids)))
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 class CaptionDataset(Dataset[tuple[int, int]]):
@@ -54,6 +50,9 @@ class CaptionDataset(Dataset[tuple[int, int]]):
         self.owner = split.image_of_caption
         self.store, self.pixels = store, pixels
         self.tokens = tokenizer.encode(split.captions)
+        # Captions are the same if they are to the network.
+        self._sentences = np.unique(self.tokens.ids, axis=0, return_inverse=True)[1].reshape(-1)
+        self._written = np.unique(self._key(self.owner, self._sentences))
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -69,8 +68,18 @@ class CaptionDataset(Dataset[tuple[int, int]]):
             self.image_batch(images),
             torch.from_numpy(self.tokens.ids[captions, : lengths.max()]),
             torch.from_numpy(lengths),
-            torch.from_numpy(images),
+            torch.from_numpy(self._matches(images, captions)),
         )
+
+    def _matches(self, images: NDArray[np.integer], captions: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """True [B, B] where the sentence of a caption was written for an image."""
+        keys = self._key(images[:, None], self._sentences[captions])
+        found = np.searchsorted(self._written, keys).clip(max=len(self._written) - 1)
+        return np.asarray(self._written[found] == keys)
+
+    def _key(self, images: NDArray[np.integer], sentences: NDArray[np.integer]) -> NDArray[np.integer]:
+        """One number for an image and a sentence."""
+        return images * len(self) + sentences
 
     def image_batch(self, indices: NDArray[np.integer]) -> Tensor:
         """Some images as the network takes them: normalised pixels, or features; InputError names one with NaN."""
@@ -123,20 +132,3 @@ class NeighbourSampler(DistributedSampler[tuple[int, int]]):
         order = captions[np.lexsort((owner, lots[turn, group], turn))]
         start = self.rank * self.num_samples  # a slice: taking every n-th would part the neighbours
         return iter(order[start : start + self.num_samples].tolist())
-
-
-def decode_pictures(split: Split, size: int, cache: Path) -> NDArray[np.uint8]:
-    """Decode a split's pictures once into a memory-mapped file: uint8 [I, size, size, 3]."""
-    assert split.has_pictures
-    pixels = open_memmap(cache, mode="w+", dtype=np.uint8, shape=(len(split.images), size, size, 3))
-    for row, path in zip(pixels, progress(split.images, f"decoding {split.name}"), strict=True):
-        row[:] = read_picture(path, size, size, str(path))
-    return pixels
-
-
-def measure_pixels(pictures: NDArray[np.uint8], size: int, grid: int) -> PixelSpec:
-    """The preprocessing of a data set: mean and deviation a channel, of up to 256 of its pictures scaled to 0..1."""
-    sample = pictures[:: max(1, len(pictures) // 256)].astype(np.float64) / 255
-    mean, std = sample.mean((0, 1, 2)), np.maximum(sample.std((0, 1, 2)), 1e-3)
-    rounded = [tuple(round(float(v), 4) for v in values) for values in (mean, std)]
-    return PixelSpec(size, size, rounded[0], rounded[1], (grid, grid))  # type: ignore[arg-type]  # three channels

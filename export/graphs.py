@@ -20,8 +20,9 @@ import torch
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torch import Tensor, nn
 
+from camp_sdk.export.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.model import Camp
-from camp_sdk.export.networks import Tensors, TextEncoder, word_mask
+from camp_sdk.export.networks import Tensors, TextEncoder, VisionNet, word_mask
 from camp_sdk.runtime.bundle import TensorSpec
 from camp_sdk.runtime.errors import CampError
 
@@ -42,16 +43,6 @@ class Graph:
     module: nn.Module
     inputs: dict[str, tuple[Tensor, tuple[str, ...]]]
     outputs: tuple[str, ...]
-
-
-class _Vision(nn.Module):
-    def __init__(self, model: Camp) -> None:
-        super().__init__()
-        self.vision = model.vision
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        assert self.vision is not None
-        return self.vision(pixels)  # type: ignore[no-any-return]  # nn.Module calls are untyped
 
 
 class _Images(nn.Module):
@@ -158,10 +149,15 @@ def graphs_of(model: Camp) -> list[Graph]:
     used = _read_by_explainer(model, kept)
     graphs.append(Graph("explainer", _Pairs(model, list(used), True), _pair_inputs(model, used), tuple(explained)))
     if model.vision is not None:
-        size = model.config.picture_size
-        pixels = torch.randn(2, 3, size, size, device=device)
-        graphs.append(Graph("vision", _Vision(model), {"pixels": (pixels, ("B", "C", "H", "W"))}, ("features",)))
+        graphs.append(vision_graph(model.vision))
     return graphs
+
+
+def vision_graph(vision: VisionNet | EfficientNetLite | OnnxVision) -> Graph:
+    """The graph of a vision network, from normalised pixels [B, 3, H, W] to features [B, R, D]."""
+    device = next((weight.device for weight in vision.parameters()), None)
+    pixels = torch.randn(2, 3, *vision.size, device=device)
+    return Graph("vision", vision, {"pixels": (pixels, ("B", "C", "H", "W"))}, ("features",))
 
 
 def _pair_inputs(model: Camp, tensors: Tensors) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
@@ -226,6 +222,9 @@ def export_graph(graph: Graph, path: Path) -> tuple[list[TensorSpec], list[Tenso
 
     Raises ExportError if an input vanished, an output is missing, or an axis that should be dynamic is fixed.
     """
+    if isinstance(graph.module, OnnxVision):
+        path.write_bytes(graph.module.graph)
+        return check_graph(path, graph)
     shapes = {
         name: {axis: torch.export.Dim.DYNAMIC for axis, letter in enumerate(letters) if letter in DYNAMIC}
         for name, (_, letters) in graph.inputs.items()

@@ -1,4 +1,5 @@
-"""The losses of CAMP: hardest-negative binary cross-entropy or margin ranking on pairs, contrastive on global vectors."""
+"""The losses of CAMP: hardest-negative binary cross-entropy or margin ranking on pairs, softmax over all pairs of a batch,
+contrastive on global vectors."""
 
 from __future__ import annotations
 
@@ -62,7 +63,13 @@ def choose_negatives(logits: Tensor, candidates: int, count: int = 1) -> Tensor:
 
 
 def pair_loss(
-    scorer: Scorer, image: Tensors, text: Tensors, matches: Tensor, candidates: int = 1, negatives: int = 1
+    scorer: Scorer,
+    image: Tensors,
+    text: Tensors,
+    matches: Tensor,
+    candidates: int = 1,
+    negatives: int = 1,
+    all_logits: Tensor | None = None,
 ) -> Tensor:
     """Hardest-negative loss of B aligned pairs, at the cost of 3 B gradients instead of B * B with one negative.
 
@@ -71,14 +78,19 @@ def pair_loss(
     All pairs are scored without gradients to find the negatives; the positives and the chosen negatives are then scored
     again with gradients. matches [B, B] is true where an image and a text of the batch belong together. The paper takes one
     negative a direction; ``negatives`` averages over so many, and ``candidates`` widens the choice (`choose_negatives`).
+    all_logits [B, B]: of all pairs with their gradients, where another loss needs them anyway; nothing is scored again then.
     """
-    logits = _full(score_blocks(scorer, image, text)).masked_fill(matches, -math.inf)
+    scored = score_blocks(scorer, image, text) if all_logits is None else all_logits.detach()
+    logits = _full(scored).masked_fill(matches, -math.inf)
     own = torch.arange(len(logits), device=logits.device)
     wrong_text = choose_negatives(logits, candidates, negatives)  # [B, negatives]
     wrong_image = choose_negatives(logits.T, candidates, negatives)
     images = torch.cat([own, own.repeat_interleave(wrong_text.shape[1]), wrong_image.flatten()])
     texts = torch.cat([own, wrong_text.flatten(), own.repeat_interleave(wrong_image.shape[1])])
-    chosen = _full(score_pairs(scorer, _take(image, images), _take(text, texts)))
+    if all_logits is None:
+        chosen = _full(score_pairs(scorer, _take(image, images), _take(text, texts)))
+    else:
+        chosen = _full(all_logits)[images, texts]
     # A row of matches alone has no negative: its pair, at -inf, is clamped, costs next to nothing and has no gradient.
     matching, wrong = chosen[: len(own)], chosen[len(own) :].masked_fill(matches[images, texts][len(own) :], -math.inf)
     loss = margin_ranking if scorer.activation == "none" else matching_bce
@@ -86,10 +98,15 @@ def pair_loss(
 
 
 def contrastive_loss(image: Tensor, text: Tensor, matches: Tensor, log_scale: Tensor) -> Tensor:
-    """InfoNCE over the batch, both directions, of unit vectors [B, d]; other captions of the same image do not count."""
-    own = torch.eye(len(image), dtype=torch.bool, device=image.device)
-    logits = (log_scale.exp().clamp(max=100) * _full(image) @ _full(text).T).masked_fill(matches & ~own, -math.inf)
-    target = torch.arange(len(image), device=image.device)
+    """`softmax_loss` of the scaled dot products of unit vectors [B, d]."""
+    return softmax_loss(log_scale.exp().clamp(max=100) * _full(image) @ _full(text).T, matches)
+
+
+def softmax_loss(logits: Tensor, matches: Tensor) -> Tensor:
+    """InfoNCE over the batch, both directions, of logits [B, B]; other pairs that match do not count."""
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = _full(logits).masked_fill(matches & ~own, -math.inf)
+    target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 

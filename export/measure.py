@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from camp_sdk.data import load_split
-from camp_sdk.export.batches import CaptionDataset, decode_pictures
+from camp_sdk.export.batches import CaptionDataset
 from camp_sdk.export.checkpoint import load_checkpoint
+from camp_sdk.export.images import decode_pictures
 from camp_sdk.export.losses import score_blocks
 from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import Tensors
@@ -32,7 +33,7 @@ def measure_checkpoint(
     with tempfile.TemporaryDirectory(prefix="camp-") as cache:
         store: Any = loaded.images
         if origin.pixels:
-            store = decode_pictures(loaded, origin.pixels.height, Path(cache) / f"{split}.npy")
+            store = decode_pictures(loaded, origin.pixels, Path(cache) / f"{split}.npy")
         return measure_network(
             model, CaptionDataset(loaded, store, origin.open_tokenizer(), origin.pixels), on_progress
         )
@@ -79,5 +80,5 @@ def _encode_texts(model: Camp, data: CaptionDataset, chosen: np.ndarray, device:
 
 
 def features_of(model: Camp, images: Tensor) -> Tensor:
-    """Region features [B, R, D] of a batch: by the vision network if there is one, otherwise the batch itself."""
-    return images if model.vision is None else model.vision(images)
+    """Region features [B, R, D] of a batch: of pixels [B, 3, H, W] by the vision network, otherwise the batch itself."""
+    return model.vision(images) if images.ndim == 4 and model.vision is not None else images

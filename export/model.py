@@ -12,6 +12,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from camp_sdk.export.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.networks import (
     CampScorer,
     ImageEncoder,
@@ -32,7 +33,8 @@ from camp_sdk.runtime.errors import InputError
 class ModelConfig:
     """Everything needed to rebuild a network before its weights are loaded.
 
-    ``picture_size`` in pixels is 0 for a model of ready region features; otherwise a `VisionNet` makes the features.
+    ``picture_size`` in pixels is 0 for a model of ready region features; otherwise ``vision`` says which network makes them:
+    "small" (a `VisionNet`), "efficientnet-lite0" or "onnx" (the user's graph, whose height the size then is).
     ``global_vectors`` tells whether each side has one; checkpoints of the released code have none. ``words`` are learned
     vectors, or the name of the pretrained encoder whose sizes are ``sentence``.
     """
@@ -46,6 +48,7 @@ class ModelConfig:
     global_vectors: bool = True
     words: str = LEARNED
     sentence: SentenceConfig | None = None
+    vision: str = "small"
 
 
 SCORERS: dict[str, type[CampScorer] | type[ReleasedScorer]] = {"paper": PaperScorer, "scalar": ScalarScorer, **RELEASED}
@@ -60,7 +63,7 @@ class Camp(nn.Module):
         if config.variant not in SCORERS:
             raise InputError(f"variant {config.variant!r}: expected one of {', '.join(SCORERS)}")
         self.config = config
-        self.vision = VisionNet(config.feature_width, config.picture_size) if config.picture_size else None
+        self.vision = _vision_of(config)
         self.image_encoder = ImageEncoder(config.feature_width, config.width)
         self.text_encoder = TextEncoder(_words_of(config), config.word_width, config.width)
         self.scorer = SCORERS[config.variant](config.width)
@@ -94,3 +97,16 @@ def _words_of(config: ModelConfig) -> nn.Module:
     if config.sentence is None:
         return WordVectors(config.vocabulary_size, config.word_width)
     return SentenceEncoder(config.vocabulary_size, config.word_width, config.sentence)
+
+
+def _vision_of(config: ModelConfig) -> VisionNet | EfficientNetLite | OnnxVision | None:
+    """The vision network, without its weights; None for a model of features."""
+    if not config.picture_size:
+        return None
+    if config.vision == "small":
+        return VisionNet(config.feature_width, config.picture_size)
+    if config.vision == "efficientnet-lite0":
+        return EfficientNetLite(config.picture_size)
+    if config.vision == "onnx":
+        return OnnxVision()
+    raise InputError(f"vision {config.vision!r}: expected small, efficientnet-lite0 or onnx")

@@ -36,6 +36,7 @@ class VisionNet(nn.Module):
 
     def __init__(self, feature_width: int, picture_size: int) -> None:
         super().__init__()
+        self.size = (picture_size, picture_size)
         if picture_size % (16 * self.GRID):
             raise InputError(f"picture size {picture_size}: expected a multiple of {16 * self.GRID} pixels")
         widths = [3, 16, 48, 96, feature_width]

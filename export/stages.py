@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 
 from camp_sdk.data import Split, load_split
-from camp_sdk.export.batches import CaptionDataset, decode_pictures, measure_pixels
+from camp_sdk.export.batches import CaptionDataset
 from camp_sdk.export.checkpoint import Origin, load_checkpoint, open_tokenizer
+from camp_sdk.export.images import EXAMPLES, prepare_images
 from camp_sdk.export.model import Camp, ModelConfig
-from camp_sdk.export.networks import VisionNet
 from camp_sdk.export.sentences import LEARNED, SentenceConfig, load_pretrained, read_config, read_tokenizer
 from camp_sdk.export.train import CROSS_ATTENTION, TrainConfig
 from camp_sdk.export.training import (
@@ -26,10 +25,9 @@ from camp_sdk.export.training import (
     keep_freed_memory,
     quiet_lightning,
 )
+from camp_sdk.export.vision import open_vision
 from camp_sdk.export.vocabulary import build_tokenizer
 from camp_sdk.runtime.errors import InputError
-
-EXAMPLES = 24
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,9 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
     Raises InputError for options no run can have or an output folder in use, BundleError for a broken data set.
     """
     train, dev = load_split(config.data, "train"), load_split(config.data, "dev")
-    started = load_checkpoint(config.start)[1] if config.start else None
+    started = load_checkpoint(config.start) if config.start else None
     if started:
-        config = with_sizes(config, started.model)
+        config = with_sizes(config, started[1])
     elif config.words != LEARNED:
         config = _with(config, {"word_width": read_config(config.words)[0]}, config.words)
     config = config.with_defaults(train.has_pictures)
@@ -162,53 +160,54 @@ def start_from(model: Camp, checkpoint: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def with_sizes(config: TrainConfig, started: ModelConfig) -> TrainConfig:
-    """The configuration with the sizes of the checkpoint it starts from; InputError if it asks for others."""
-    sizes: dict[str, Any] = {"width": started.width, "word_width": started.word_width, "words": started.words}
-    if started.picture_size:
-        sizes["picture_size"] = started.picture_size
-    return _with(config, sizes, config.start)
+def with_sizes(config: TrainConfig, started: Origin) -> TrainConfig:
+    """The configuration with the sizes and the vision of the checkpoint it starts from; InputError if it asks for others."""
+    own: dict[str, Any] = {name: getattr(started.model, name) for name in ("width", "word_width", "words")}
+    if started.pixels:
+        own |= {"vision": started.model.vision, "picture_size": started.pixels.height, "fit": started.pixels.fit}
+    return _with(config, own, config.start)
 
 
-def _with(config: TrainConfig, sizes: dict[str, Any], source: object) -> TrainConfig:
+def _with(config: TrainConfig, own: dict[str, Any], source: object) -> TrainConfig:
     """The configuration with what ``source`` fixes; InputError if it asks for others."""
-    for name, size in sizes.items():
+    for name, value in own.items():
         asked = getattr(config, name)
-        if asked not in (size, TrainConfig.__dataclass_fields__[name].default):
-            raise InputError(f"--{name.replace('_', '-')} {asked}: {source} has {size}")
-    return replace(config, **sizes)
+        if asked not in (value, TrainConfig.__dataclass_fields__[name].default):
+            raise InputError(f"--{name.replace('_', '-')} {asked}: {source} has {value}")
+    return replace(config, **own)
 
 
 def prepare(
-    config: TrainConfig, train: Split, dev: Split, cache: Path, started: Origin | None = None
+    config: TrainConfig, train: Split, dev: Split, cache: Path, started: tuple[Camp, Origin] | None = None
 ) -> tuple[TrainingData, Origin]:
-    """Tokenizer, decoded pictures and configuration of a run; tokenizer and preprocessing of what it starts from."""
-    tokenizer_text = started.tokenizer if started else make_tokenizer(config, train)
+    """Tokenizer, images and configuration of a run; tokenizer, vision and preprocessing of what it starts from."""
+    tokenizer_text = started[1].tokenizer if started else make_tokenizer(config, train)
     tokenizer = open_tokenizer(tokenizer_text)
-    pixels = None
-    stores: list[Any] = [train.images, dev.images]
-    if train.has_pictures:
-        stores = [decode_pictures(split, config.picture_size, cache / f"{split.name}.npy") for split in (train, dev)]
-        pixels = started.pixels if started else measure_pixels(stores[0], config.picture_size, VisionNet.GRID)
-    feature_width = config.width if train.has_pictures else int(stores[0].shape[2])
-    if started and (bool(started.pixels), started.model.feature_width) != (train.has_pictures, feature_width):
-        expected = "pictures" if started.pixels else f"features of width {started.model.feature_width}"
+    vision = open_vision(config, train, started)
+    feature_width = vision.width if vision else int(train.images.shape[2])
+    if started and (bool(started[1].pixels), started[1].model.feature_width) != (train.has_pictures, feature_width):
+        expected = "pictures" if started[1].pixels else f"features of width {started[1].model.feature_width}"
         raise InputError(f"{config.start} takes {expected}, {config.data} holds something else")
-    sets = [CaptionDataset(split, store, tokenizer, pixels) for split, store in zip((train, dev), stores, strict=True)]
+    images = prepare_images(train, dev, vision, config.tune_vision, cache)
+    sets = [
+        CaptionDataset(split, store, tokenizer, images.pixels)
+        for split, store in ((train, images.train), (dev, images.dev))
+    ]
     model = ModelConfig(
         vocabulary_size=tokenizer.vocabulary_size,
         variant=config.variant,
         width=config.width,
         feature_width=feature_width,
         word_width=config.word_width,
-        picture_size=config.picture_size if pixels else 0,
+        picture_size=vision.pixels.height if vision else 0,
         global_vectors=config.global_weight > 0,
+        vision=vision.name if vision else "small",
         words=config.words,
-        sentence=sentence_of(config, started),
+        sentence=sentence_of(config, started[1] if started else None),
     )
-    examples = torch.from_numpy(np.array(stores[1][:EXAMPLES]))
+    pixels, examples = vision.pixels if vision else None, torch.from_numpy(images.examples)
     origin = Origin(model, pixels, tokenizer_text, examples, dev.captions[: 5 * EXAMPLES], config.as_dict())
-    return TrainingData(*sets), origin
+    return TrainingData(sets[0], sets[1], vision.network if vision else None), origin
 
 
 def make_tokenizer(config: TrainConfig, train: Split) -> str:

@@ -23,17 +23,21 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from camp_sdk.runtime.bundle import FITS
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.terminal import run_command
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # what each starts from
-UNTOLD = ("data", "output", "start", "resume", "devices", "workers")  # where things lay on this machine
+UNTOLD = ("data", "output", "start", "resume", "devices", "workers", "cache")  # where things lay on this machine
 LEAST = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
-LEAST |= dict.fromkeys(("attention_epochs", "fusion_epochs", "global_weight", "patience", "seed", "workers"), 0)
+LEAST |= dict.fromkeys(("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed", "workers"), 0)
 VARIANT = "paper (gates of d numbers), scalar (one number, factored), or one of the released code's: " + ", ".join(
     [*CROSS_ATTENTION.values(), *CROSS_ATTENTION]
 )
+PICTURE_SIZES = {"small": 96, "efficientnet-lite0": 192}
+VISION = "Pictures to features: small (trained with the rest), efficientnet-lite0 (pretrained), or an ONNX file."
+FIT = f"{', '.join(FITS)}. Default: stretch for --vision small, letterbox for others."
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,12 @@ class TrainConfig:
     width: Annotated[int, typer.Option(help="d. 0: 1024 for features, 128 for pictures.")] = 0
     word_width: Annotated[int, typer.Option(help="Word embedding. 0: 300 for features, 64 for pictures.")] = 0
     words: Annotated[str, typer.Option(help="learned, or a pretrained encoder, frozen: all-minilm-l6-v2.")] = "learned"
-    picture_size: Annotated[int, typer.Option(help="Pixels, a multiple of 96.")] = 96
+    vision: Annotated[str, typer.Option(help=VISION)] = "small"
+    tune_vision: Annotated[bool, typer.Option("--tune-vision", help="Train a pretrained vision network, too.")] = False
+    picture_size: Annotated[int, typer.Option(help="Pixels, a multiple of 96. 0: 96, or what --vision takes.")] = 0
+    fit: Annotated[str, typer.Option(help=FIT)] = ""
+    pixel_mean: Annotated[str, typer.Option(help="Three numbers of 0..1; default: what --vision was made with.")] = ""
+    pixel_std: Annotated[str, typer.Option(help="As --pixel-mean.")] = ""
     attention_epochs: Annotated[int, typer.Option(help="First train the variant's cross-attention model so long.")] = 0
     fusion_epochs: Annotated[int, typer.Option(help="Then train the fusion alone, encoders and attention frozen.")] = 0
     epochs: Annotated[int, typer.Option(help="Of everything. 0: 30 for features, 5 for pictures.")] = 0
@@ -61,12 +70,16 @@ class TrainConfig:
     ] = 0.0
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-3
     warm_part: Annotated[float, typer.Option(help="Part of the run that narrows to the hardest negatives.")] = 0.1
+    softmax_weight: Annotated[float, typer.Option(help="Weight of a softmax loss on all pairs of a batch; 0: none.")] = 0.0
     global_weight: Annotated[float, typer.Option(help="Weight of the global vectors' loss. 0: no such vectors.")] = 0.5
     patience: Annotated[int, typer.Option(help="Stop after this many epochs without a better rsum; 0: never.")] = 0
     min_count: Annotated[int, typer.Option(help="Words seen less often become <unk>.")] = 4
     precision: Annotated[str, typer.Option(help="Lightning's: 32-true, 16-mixed or bf16-mixed.")] = "32-true"
     devices: Annotated[str, typer.Option(help="How many devices, or auto.")] = "auto"
     workers: Annotated[int, typer.Option(help="Processes that prepare batches.")] = 0
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps decoded pictures and features for other runs.")
+    ] = None
     seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0
 
     def with_defaults(self, pictures: bool) -> TrainConfig:
@@ -78,6 +91,7 @@ class TrainConfig:
         small = {"width": 128, "word_width": 64, "epochs": 5, "batch_size": 24, "learning_rate": 7e-4}
         large = {"width": 1024, "word_width": 300, "epochs": 30, "batch_size": 128, "learning_rate": 5e-4}
         chosen = small | {"neighbours": 2, "negatives": 3} if pictures else large | {"neighbours": 1, "negatives": 1}
+        chosen["picture_size"] = PICTURE_SIZES.get(self.vision, 0)
         values: dict[str, Any] = {name: getattr(self, name) or value for name, value in chosen.items()}
         if not self.learning_rate and self.batch_size > 0:
             values["learning_rate"] *= math.sqrt(self.batch_size / chosen["batch_size"])
@@ -85,7 +99,8 @@ class TrainConfig:
 
     def as_dict(self) -> dict[str, str | int | float]:
         """Plain values, for the checkpoint; without where things lay on this machine."""
-        return {name: value for name, value in asdict(self).items() if name not in UNTOLD}
+        told = {name: value for name, value in asdict(self).items() if name not in UNTOLD}
+        return told | ({"vision": "onnx"} if self.vision.endswith(".onnx") else {})
 
     def check(self) -> None:
         """Raise InputError for values no run can have."""
@@ -93,18 +108,25 @@ class TrainConfig:
             if not getattr(self, name) >= least:  # not a number is not enough either
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {least} or more")
         self._check_stages()
+        self._check_vision()
         if self.devices != "auto" and not (self.devices.isdecimal() and int(self.devices)):
             raise InputError(f"--devices {self.devices}: expected auto, or how many, 1 or more")
         if self.batch_size < 2:
             raise InputError("--batch-size 1: negatives come from the batch, expected 2 or more")
-        if self.picture_size < 96 or self.picture_size % 96:
-            raise InputError(f"--picture-size {self.picture_size}: expected a multiple of 96 pixels")
         if self.precision not in PRECISIONS:
             raise InputError(f"--precision {self.precision}: expected one of {', '.join(PRECISIONS)}")
         if not 0 <= self.warm_part <= 1:
             raise InputError(f"--warm-part {self.warm_part}: expected 0 to 1")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
+
+    def _check_vision(self) -> None:
+        if self.fit not in ("", *FITS):
+            raise InputError(f"--fit {self.fit}: expected one of {', '.join(FITS)}")
+        if self.tune_vision and self.vision != "efficientnet-lite0":
+            raise InputError(
+                f"--tune-vision: {self.vision} is {'always' if self.vision == 'small' else 'never'} trained"
+            )
 
     def _check_stages(self) -> None:
         if self.attention_epochs and self.variant not in CROSS_ATTENTION:
@@ -121,8 +143,8 @@ def main(config: TrainConfig) -> None:
     """Train CAMP on a folder of pictures or on precomputed region features."""
     from camp_sdk.export.stages import run_training  # here: --help need not wait for torch
 
-    with tempfile.TemporaryDirectory(prefix="camp-") as cache:
-        run_training(config, Path(cache))
+    with tempfile.TemporaryDirectory(prefix="camp-") as folder:
+        run_training(config, config.cache or Path(folder))
 
 
 def _as_command() -> object:

@@ -21,9 +21,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from camp_sdk.export.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.batches import Batch, CaptionDataset, NeighbourSampler
 from camp_sdk.export.checkpoint import KEY, Origin
-from camp_sdk.export.losses import contrastive_loss, pair_loss
+from camp_sdk.export.losses import contrastive_loss, pair_loss, softmax_loss
 from camp_sdk.export.measure import features_of, measure_network
 from camp_sdk.export.model import Camp
 from camp_sdk.export.train import TrainConfig
@@ -33,10 +34,11 @@ CLIP_NORM = 2.0
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The two splits of a run, as batches come from them."""
+    """The two splits of a run, as batches come from them, and the pretrained vision network if there is one."""
 
     train: CaptionDataset
     dev: CaptionDataset
+    vision: EfficientNetLite | OnnxVision | None = None
 
 
 class CampTraining(lightning.LightningModule):
@@ -45,6 +47,9 @@ class CampTraining(lightning.LightningModule):
     def __init__(self, origin: Origin, config: TrainConfig, data: TrainingData, fusion_only: bool = False) -> None:
         super().__init__()
         self.model = Camp(origin.model)
+        self.pretrained = data.vision is not None
+        if data.vision is not None:
+            self.model.vision = data.vision.requires_grad_(config.tune_vision)
         if self.model.vision is not None:  # convolutions in this layout take two thirds of the time, on CPUs too
             self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it not
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=origin.model.global_vectors)
@@ -55,8 +60,8 @@ class CampTraining(lightning.LightningModule):
                 self.model.scorer.get_submodule(part).requires_grad_(True)
 
     def on_train_epoch_start(self) -> None:
-        """Keep the statistics of a frozen vision network as they are."""
-        if self.fusion_only and self.model.vision is not None:
+        """Keep the statistics of a vision network that is frozen, or was trained on more than this data set, as they are."""
+        if self.model.vision is not None and (self.fusion_only or self.pretrained):
             self.model.vision.eval()
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -71,17 +76,22 @@ class CampTraining(lightning.LightningModule):
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: Batch) -> Tensor:
-        """One step: hardest-negative loss on pairs, contrastive loss on the global vectors if there are any."""
+        """One step: hardest-negative loss on pairs and, where they have a weight, softmax loss on all pairs and contrastive
+        loss on the global vectors."""
         image = self.model.encode_images(features_of(self.model, batch.images))
         text = self.model.encode_texts(batch.tokens, batch.lengths)
         v, t = image.pop("image.global", None), text.pop("text.global", None)
-        candidates = self._candidates(len(batch.lengths))
-        pairs = pair_loss(self.model.scorer, image, text, batch.matches, candidates, self.config.negatives)
+        candidates, scorer = self._candidates(len(batch.lengths)), self.model.scorer
+        logits = scorer(image, text) if self.config.softmax_weight else None  # [B, B]
+        pairs = pair_loss(scorer, image, text, batch.matches, candidates, self.config.negatives, logits)
         losses = {"pair_loss": pairs}
+        if logits is not None:
+            losses["softmax_loss"] = softmax_loss(logits, batch.matches)
         if v is not None and t is not None:
             losses["global_loss"] = contrastive_loss(v, t, batch.matches, self.log_scale)
         self.log_dict(losses, prog_bar=True, batch_size=len(batch.lengths))
-        return pairs + self.config.global_weight * losses.get("global_loss", 0)
+        weights = {"softmax_loss": self.config.softmax_weight, "global_loss": self.config.global_weight}
+        return sum((weights.get(name, 1) * loss for name, loss in losses.items()), torch.zeros((), device=self.device))
 
     def _candidates(self, batch_size: int) -> int:
         """How many of the hardest negatives to choose among: all of the batch at first, one (or as many as are wanted) after

@@ -18,6 +18,7 @@ from camp_sdk.runtime.errors import BundleError
 SCHEMA_VERSION = 1
 MANIFEST_BYTES_LIMIT = 16 << 20
 ACTIVATIONS = ("sigmoid", "none")
+FITS = ("stretch", "letterbox", "crop")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
 OPTIONAL_GRAPHS = ("explainer", "vision", "widen-float16", "widen-int8")
 GLOBAL_SUFFIX = ".global"
@@ -60,6 +61,7 @@ class PixelSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     grid: tuple[int, int]
+    fit: str = "stretch"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from camp_sdk.export.losses import (
     pair_loss,
     score_blocks,
     score_pairs,
+    softmax_loss,
 )
 from camp_sdk.export.model import SCORERS, Camp
 from camp_sdk.export.networks import Scorer, Tensors
@@ -276,3 +277,28 @@ def test_contrastive_scale_stops_at_100() -> None:
     v, t = unit_vectors(0), unit_vectors(1)
     losses = [float(contrastive_loss(v, t, MATCHES, torch.tensor(math.log(scale)))) for scale in (100.0, 1e6)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # exp(log(100)) in float32
+
+
+@every_variant
+def test_logits_at_hand_give_the_same_loss_and_gradient(variant: str) -> None:
+    model = tiny_model(variant).double()
+    losses = []
+    for at_hand in (False, True):
+        image, text = encoded_batch(model, torch.float64)
+        logits = model.scorer(image, text) if at_hand else None
+        loss = pair_loss(model.scorer, image, text, MATCHES, 1, 2, logits)
+        model.zero_grad()
+        loss.backward()
+        losses.append([loss.detach(), *(w.grad.clone() for w in model.parameters() if w.grad is not None)])
+    for apart, together in zip(*losses, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-9)  # float64: the order of sums
+
+
+def test_softmax_loss_is_info_nce_written_out_without_other_matches() -> None:
+    logits = torch.randn(BATCH, BATCH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = 0.0
+    for table, matches in ((logits, MATCHES), (logits.T, MATCHES.T)):
+        for k in range(BATCH):
+            rivals = [table[k, j].exp() for j in range(BATCH) if j == k or not matches[k, j]]
+            expected += -math.log(table[k, k].exp() / sum(rivals)) / (2 * BATCH)
+    assert softmax_loss(logits, MATCHES).item() == pytest.approx(expected, abs=1e-12)

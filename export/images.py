@@ -1,0 +1,106 @@
+"""The images of a run: pictures decoded for a vision network that is trained, or encoded once by one that is frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from camp_sdk.data import Split
+from camp_sdk.export.graphs import export_graph, vision_graph
+from camp_sdk.export.vision import Vision
+from camp_sdk.features import FeatureReader
+from camp_sdk.pictures import read_picture
+from camp_sdk.runtime.bundle import PixelSpec
+from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.terminal import progress, progress_bar
+
+EXAMPLES = 24
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of both splits as training reads them, and a few of dev as a checkpoint holds them.
+
+    uint8 pictures [I, H, W, 3], to be normalised by ``pixels``, or float32 features [I, R, D]; ``examples`` are pictures in
+    either case, if the data set is one of pictures.
+    """
+
+    train: Any
+    dev: Any
+    examples: NDArray[Any]
+    pixels: PixelSpec | None = None
+
+
+def prepare_images(train: Split, dev: Split, vision: Vision | None, tuned: bool, cache: Path) -> Images:
+    """Decode the pictures of a run for a vision network that is trained, or encode them by one that is not.
+
+    vision is None for a data set of features. tuned: whether a network that came with its weights is trained, too.
+    """
+    if vision is None:
+        return Images(train.images, dev.images, np.array(dev.images[:EXAMPLES]))
+    if vision.network is None or tuned:
+        stores = [decode_pictures(split, vision.pixels, cache / f"{split.name}.npy") for split in (train, dev)]
+        return Images(stores[0], stores[1], np.array(stores[1][:EXAMPLES]), vision.pixels)
+    few = replace(dev, name="examples", images=dev.images[:EXAMPLES])
+    examples = np.array(decode_pictures(few, vision.pixels, cache / "examples.npy"))
+    return Images(encode_pictures(train, vision, cache), encode_pictures(dev, vision, cache), examples)
+
+
+def decode_pictures(split: Split, spec: PixelSpec, cache: Path) -> NDArray[np.uint8]:
+    """Decode a split's pictures once into a memory-mapped file: uint8 [I, H, W, 3], not yet normalised."""
+    assert split.has_pictures
+    pixels = open_memmap(cache, mode="w+", dtype=np.uint8, shape=(len(split.images), spec.height, spec.width, 3))
+    for row, path in zip(pixels, progress(split.images, f"decoding {split.name}"), strict=True):
+        row[:] = read_picture(path, spec.height, spec.width, str(path), spec.fit)
+    return pixels
+
+
+def encode_pictures(split: Split, vision: Vision, folder: Path) -> NDArray[np.float32]:
+    """Features [I, R, D] of a split's pictures by a frozen network, memory-mapped: what the bundle's graph will make of them.
+
+    They are kept in ``folder``, and made again only if the network, its preprocessing or the pictures have changed.
+    """
+    file = folder / f"features-{_key(split, vision)}.npy"
+    if not file.is_file():
+        with write_aside(file) as aside:
+            _encode(split, vision, aside)
+    features: NDArray[np.float32] = open_memmap(file, mode="r")
+    return features
+
+
+def _encode(split: Split, vision: Vision, file: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="camp-") as folder:
+        graph = Path(folder) / "vision.onnx"
+        export_graph(vision_graph(vision.network), graph)
+        with OnnxRuntimeEngine(graph) as engine, progress_bar(f"encoding {split.name}", len(split.images)) as advance:
+            reader = FeatureReader(
+                vision.pixels, vision.width, lambda pixels: engine.run({"pixels": pixels})["features"]
+            )
+            rows: Any = None
+            start = 0
+            for batch in reader.batches(split.images, None, advance, [], []):
+                if rows is None:
+                    shape = (len(split.images), *batch.shape[1:])
+                    rows = open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+                rows[start : start + len(batch)] = batch
+                start += len(batch)
+
+
+def _key(split: Split, vision: Vision) -> str:
+    """Changes with the network's weights, its pixels, and the names, sizes and times of the pictures."""
+    digest = hashlib.sha256(repr((vision.name, asdict(vision.pixels))).encode())
+    for name, weight in vision.network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.cpu().numpy().tobytes())
+    for path in split.images:
+        about = Path(path).stat()
+        digest.update(f"{Path(path).resolve()} {about.st_size} {about.st_mtime_ns}".encode())
+    return digest.hexdigest()[:32]
