@@ -14,7 +14,8 @@ from camp_sdk.data import Split, load_split
 from camp_sdk.evaluation import Evaluation, evaluate
 from camp_sdk.gallery import Gallery
 from camp_sdk.metrics import Direction, Metrics, evaluate_matrix
-from camp_sdk.results import Explanation, Match
+from camp_sdk.progress import progress_bar
+from camp_sdk.results import Explanation, Match, Skipped
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.errors import BackendError, BundleError, CampError, InputError, MissingExtraError
@@ -33,8 +34,10 @@ __all__ = [
     "Metrics",
     "MissingExtraError",
     "Retriever",
+    "Skipped",
     "Split",
     "evaluate",
     "evaluate_matrix",
     "load_split",
+    "progress_bar",
 ]

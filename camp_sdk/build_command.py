@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from camp_sdk.progress import progress_bar
 from camp_sdk.runtime.build import EngineOrder, build_engine, built_engine, prefer, trtexec_command
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.plans import PlanRecord
 from camp_sdk.runtime.profiles import Limits
 from camp_sdk.runtime.tensorrt_library import here_of
-from camp_sdk.terminal import progress_bar
 
 BUILT_IN = ("float16", "float32")
 STEPS = 100  # of a progress bar

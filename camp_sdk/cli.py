@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,13 +19,14 @@ from camp_sdk.data import load_split, open_rows
 from camp_sdk.doctor_command import doctor_command
 from camp_sdk.evaluation import Evaluation, evaluate, protocol_folds, work_of
 from camp_sdk.metrics import Direction
-from camp_sdk.pictures import find_pictures
+from camp_sdk.pictures import MAX_MEGAPIXELS, find_pictures
+from camp_sdk.progress import progress_bar, progress_bars
 from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.engines import BACKENDS
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import write_aside
-from camp_sdk.terminal import progress_bar, progress_bars, run_app
+from camp_sdk.terminal import run_app
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help="Rank pictures by text with CAMP."
@@ -99,6 +102,11 @@ def rank_command(
     query: Annotated[str, typer.Option(help="What to look for, in words.")],
     top_k: Annotated[int, typer.Option(help="How many answers.", min=1)] = 5,
     shortlist: Annotated[int | None, typer.Option(help="Score only so many, the nearest by global vector.")] = None,
+    skip_broken: Annotated[
+        bool,
+        typer.Option("--skip-broken", help="Leave out pictures that cannot be read; they are named on standard error."),
+    ] = False,
+    max_megapixels: Annotated[float, typer.Option(help="Do not decode pictures of more.")] = MAX_MEGAPIXELS,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
@@ -108,10 +116,14 @@ def rank_command(
     with Retriever(bundle, backend, precision) as retriever:
         retriever.check_queries([query])  # before the pictures: they may take minutes
         with progress_bar("encoding images", len(found)) as advance:
-            gallery = retriever.encode_images(found, names, advance)
+            gallery = retriever.encode_images(
+                found, names, advance, skip_broken=skip_broken, max_megapixels=max_megapixels
+            )
         matches = retriever.rank(query, gallery, top_k, shortlist)
     if as_json:
-        typer.echo(json.dumps({"query": query, "matches": [_as_dict(match) for match in matches]}, indent=2))
+        skipped = [asdict(one) for one in gallery.skipped]
+        answer = {"query": query, "matches": [_as_dict(match) for match in matches], "skipped": skipped}
+        typer.echo(json.dumps(answer, indent=2))
     else:
         Console().print(_ranking_table(query, matches))
 
@@ -168,6 +180,7 @@ def _ranking_table(query: str, matches: list[Match]) -> Table:
 
 def main() -> None:
     """Entry point of the `camp` command."""
+    warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # --max-megapixels is the limit here
     run_app(app)
 
 

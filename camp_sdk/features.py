@@ -3,92 +3,177 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.pictures import normalise, read_picture
-from camp_sdk.runtime.bundle import Manifest
+from camp_sdk.pictures import MAX_MEGAPIXELS, check_picture, is_lazy, normalise, read_picture
+from camp_sdk.read_ahead import available_cores, map_ahead
+from camp_sdk.results import Skipped
+from camp_sdk.runtime.bundle import Manifest, PixelSpec
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import forget_pages
 
-Image = Any  # a path, a PIL image, a uint8 array [H, W, 3], or float features [R, D]
+Image = Any  # a path, the bytes of a picture file, a PIL image, a uint8 array [H, W, 3], or float features [R, D]
+Features = NDArray[np.float32]
 ENCODE_IMAGES = 32
+LOG = logging.getLogger("camp_sdk")
+
+
+class _Item(NamedTuple):
+    """One of the images given: its place, what galleries call it, what messages call it, and itself, or what became of it."""
+
+    place: int
+    document: str | None
+    name: str
+    image: Any
+
+
+Batches = Generator[tuple[list[_Item], Features], None, None]
 
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Reads images as a bundle takes them; ``vision`` makes features [b, R, D] of normalised pixels [b, 3, H, W]."""
+    """Reads images as a bundle takes them; ``vision`` makes features [b, R, D] of normalised pixels [b, 3, H, W].
+
+    Pictures are decoded in ``threads`` (None: one a core), a batch ahead of ``vision``; those over ``max_megapixels`` are
+    refused. skip_broken: leave out pictures that cannot be read. Ready features are neither decoded nor left out.
+    """
 
     manifest: Manifest
-    vision: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    vision: Callable[[Features], Features]
+    threads: int | None = None
+    skip_broken: bool = False
+    max_megapixels: float = MAX_MEGAPIXELS
 
     def batches(
         self,
         images: Iterable[Image],
         names: Sequence[str] | None,
-        documents: list[str | None],
         on_progress: Callable[[int], None],
-    ) -> Iterator[NDArray[np.float32]]:
+        documents: list[str | None],
+        skipped: list[Skipped],
+    ) -> Generator[Features, None, None]:
         """Features [b, R, D] of consecutive images, checked; what each is called goes to ``documents``.
 
-        Raises InputError, naming the image, for one that cannot be read or is not like the others.
+        Pictures left out go to ``skipped``, and on_progress hears of them, too. Close the iterator if it may not be read to
+        its end. Raises InputError, naming the image, for one that cannot be read or is not like the others.
         """
-        first: NDArray[Any] | None = None  # the features all others must be like, if these are features
-        walk = enumerate(images)
-        while batch := list(itertools.islice(walk, ENCODE_IMAGES)):
-            if batch[0][0] == 0 and _is_features(batch[0][1]):
-                first = batch[0][1]
-            yield self._read_pictures(batch) if first is None else self._check_features(batch, first.shape[0], names)
-            forget_pages(images)
-            documents += [str(image) if isinstance(image, (str, Path)) else None for _, image in batch]
-            on_progress(len(batch))
+        done = 0
+        with closing(self._batches(_items(images, names), skipped)) as batches:
+            for batch, features in batches:
+                yield features
+                forget_pages(images)
+                documents += [item.document for item in batch]
+                on_progress(len(documents) + len(skipped) - done)
+                done = len(documents) + len(skipped)
+        if rest := len(documents) + len(skipped) - done:  # left out behind the last batch
+            on_progress(rest)
 
-    def _read_pictures(self, batch: list[tuple[int, Image]]) -> NDArray[np.float32]:
-        for index, image in batch:
-            if index and _is_features(image):
-                raise InputError(f"image {index} is ready features, those before it pictures: encode them apart")
-        spec = self.manifest.pixels
-        if spec is None:
+    def _batches(self, items: Iterator[_Item], skipped: list[Skipped]) -> Batches:
+        first = next(items, None)
+        if first is None:
+            return
+        items = itertools.chain([first], items)
+        if _is_features(first.image):
+            yield from self._feature_batches(items, len(first.image))
+        else:
+            yield from self._picture_batches(items, self._pixels_for(first), skipped)
+
+    def _pixels_for(self, first: _Item) -> PixelSpec:
+        if self.manifest.pixels is None:
             raise InputError(
-                f"image {batch[0][0]} is a {kind_of(batch[0][1])}, but this bundle takes region features, float [R, "
+                f"{first.name} is a {kind_of(first.image)}, but this bundle takes region features, float [R, "
                 f"{self.manifest.feature_width}]; export a model trained on pictures to encode pictures"
             )
-        names = [str(image) if isinstance(image, (str, Path)) else f"image {index}" for index, image in batch]
-        pixels = [read_picture(p, spec.height, spec.width, name) for (_, p), name in zip(batch, names, strict=True)]
-        return self.vision(normalise(np.stack(pixels), spec))
+        return self.manifest.pixels
 
-    def _check_features(
-        self, batch: list[tuple[int, Image]], regions: int, names: Sequence[str] | None
-    ) -> NDArray[np.float32]:
-        width = self.manifest.feature_width
-        rows = np.empty((len(batch), regions, width), np.float32)
-        for row, (index, features) in zip(rows, batch, strict=True):
-            name = names[index] if names and index < len(names) else f"image {index}"
-            if not _is_features(features):
-                raise InputError(f"{name} is a {kind_of(features)}, those before it ready features: encode them apart")
-            if features.shape[1] != width or not features.shape[0]:
-                raise InputError(
-                    f"{name} has features {features.shape}: expected [R, {width}] with R above 0, of the detector or "
-                    "network this model was trained with"
-                )
-            if features.shape[0] != regions:
-                raise InputError(
-                    f"{name} has {features.shape[0]} regions, those before it {regions}: encode images of different "
-                    "numbers of regions as galleries of their own"
-                )
-            with np.errstate(over="ignore"):
-                row[:] = features
-            if not np.isfinite(row).all():
-                raise InputError(
-                    f"{name} has features that are NaN or infinite: expected finite float32 numbers; leave it out, or "
-                    "extract its features again"
-                )
-        return rows
+    def _picture_batches(self, items: Iterator[_Item], spec: PixelSpec, skipped: list[Skipped]) -> Batches:
+        read, threads = partial(self._read, spec=spec), self.threads or available_cores()
+        with closing(map_ahead(read, _pictures_only(items), threads, ENCODE_IMAGES, _reads_now)) as decoded:
+            good = self._without_broken(decoded, skipped)
+            # Full batches, whatever is left out: the same features as without the broken ones.
+            while batch := list(itertools.islice(good, ENCODE_IMAGES)):
+                pixels = np.stack([item.image for item in batch])  # [b, H, W, 3]
+                yield batch, self.vision(normalise(pixels, spec))
+
+    def _read(self, item: _Item, spec: PixelSpec) -> _Item:
+        """The item with its pixels [H, W, 3], or with the error if it is broken, as its image."""
+        pixels: NDArray[np.uint8] | InputError
+        try:
+            pixels = read_picture(item.image, spec.height, spec.width, item.name, spec.fit, self.max_megapixels)
+        except InputError as error:
+            pixels = error
+        return item._replace(image=pixels)
+
+    def _without_broken(self, decoded: Iterator[_Item], skipped: list[Skipped]) -> Iterator[_Item]:
+        for item in decoded:
+            if not isinstance(item.image, InputError):
+                yield item
+            elif not self.skip_broken:
+                raise item.image
+            else:
+                reason = str(item.image).removeprefix(f"{item.name} ")
+                LOG.warning("left out %s: %s", item.name, reason)
+                skipped.append(Skipped(item.place, item.name, reason))
+
+    def _feature_batches(self, items: Iterator[_Item], regions: int) -> Batches:
+        while batch := list(itertools.islice(items, ENCODE_IMAGES)):
+            rows = np.empty((len(batch), regions, self.manifest.feature_width), np.float32)
+            for row, item in zip(rows, batch, strict=True):
+                self._check_features(item, regions)
+                with np.errstate(over="ignore"):
+                    row[:] = item.image
+                if not np.isfinite(row).all():
+                    raise InputError(
+                        f"{item.name} has features that are NaN or infinite: expected finite float32 numbers; leave it out, "
+                        "or extract its features again"
+                    )
+            yield batch, rows
+
+    def _check_features(self, item: _Item, regions: int) -> None:
+        if not _is_features(item.image):
+            raise InputError(
+                f"{item.name} is a {kind_of(item.image)}, those before it ready features: encode them apart"
+            )
+        found, width = item.image.shape, self.manifest.feature_width
+        if found[1] != width or not found[0]:
+            raise InputError(
+                f"{item.name} has features {found}: expected [R, {width}] with R above 0, of the detector or network this "
+                "model was trained with"
+            )
+        if found[0] != regions:
+            raise InputError(
+                f"{item.name} has {found[0]} regions, those before it {regions}: encode images of different numbers of "
+                "regions as galleries of their own"
+            )
+
+
+def _items(images: Iterable[Image], names: Sequence[str] | None) -> Iterator[_Item]:
+    for index, image in enumerate(images):
+        document = str(image) if isinstance(image, (str, Path)) else None
+        if names and index < len(names):
+            document = names[index]
+        yield _Item(index, document, document or f"image {index}", image)
+
+
+def _pictures_only(items: Iterator[_Item]) -> Iterator[_Item]:
+    for item in items:
+        if _is_features(item.image):
+            raise InputError(f"{item.name} is ready features, those before it pictures: encode them apart")
+        check_picture(item.image, item.name)  # no picture at all is not a broken one: never left out
+        yield item
+
+
+def _reads_now(item: _Item) -> bool:
+    return is_lazy(item.image)
 
 
 def _is_features(image: Any) -> bool:
@@ -99,4 +184,4 @@ def kind_of(image: Any) -> str:
     """What an image was given as, for messages."""
     if isinstance(image, np.ndarray):
         return f"{image.dtype} array {image.shape}"
-    return "picture" if isinstance(image, (str, Path)) else type(image).__name__
+    return "picture" if isinstance(image, (str, Path, bytes)) else type(image).__name__

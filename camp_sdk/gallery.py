@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from camp_sdk.results import Skipped
 from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, Bundle, Manifest, TensorSpec
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, Indices, words_axis
 from camp_sdk.runtime.engine import Arrays
@@ -25,6 +26,8 @@ class Gallery:
 
     Made by `Retriever.encode_images` and `Retriever.encode_texts`. `save` writes a folder of .npy files that `open` maps
     into memory, so a gallery may be larger than memory. ``precision`` is what it keeps: float32, float16 or int8.
+    ``skipped`` are the pictures that `encode_images` left out; it is told once, so a gallery that was opened or selected has
+    none.
     """
 
     def __init__(
@@ -33,10 +36,12 @@ class Gallery:
         documents: Sequence[str | None],
         bundle: Bundle,
         precision: str = "float32",
+        skipped: Sequence[Skipped] = (),
     ) -> None:
         self.encoded = encoded
         self.documents = tuple(documents)
         self.precision = precision
+        self.skipped = tuple(skipped)
         self._bundle = bundle
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence, Sized
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from camp_sdk.features import FeatureReader, Image, kind_of
 from camp_sdk.gallery import Gallery
-from camp_sdk.results import Explanation, FloatArray, Match
+from camp_sdk.pictures import MAX_MEGAPIXELS
+from camp_sdk.results import Explanation, FloatArray, Match, Skipped
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow
@@ -38,10 +40,11 @@ class Retriever:
     uploaded when it is first ranked and stays there as long as it lives. precision: "float32",
     "float16" (all but OpenVINO) or "bfloat16" (OpenVINO, on processors that compute in it; encoders stay float32), where the
     bundle was exported with its graphs.
-    threads: for the CPU, None takes every core. memory_budget_bytes: what a call may hold beside what it is given and
-    returns; None is as much as is fast. Graphs open when first needed. Use as a context manager, or call `close`, to free
-    the engines. On a GPU, the first retriever of a bundle runs its golden self-test; the result is remembered. Raises
-    BundleError if the bundle is broken, BackendError if the backend is not there or failed the self-test.
+    threads: for the CPU, and to decode pictures; None takes every core. memory_budget_bytes: what a call may hold beside
+    what it is given and returns; None is as much as is fast. Graphs open when first needed. Use as a context manager, or
+    call `close`, to free the engines. On a GPU, the first retriever of a bundle runs its golden self-test; the result is
+    remembered. Raises BundleError if the bundle is broken, BackendError if the backend is not there or failed the
+    self-test.
     """
 
     def __init__(
@@ -85,36 +88,45 @@ class Retriever:
         names: Iterable[str] | None = None,
         on_progress: Callable[[int], None] = _silent,
         precision: str | None = None,
+        skip_broken: bool = False,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> Gallery:
         """Encode images once, for any number of rankings.
 
-        images: features as one array [I, R, D] (memory-mapped is fine), or an iterable of paths, PIL images, uint8 arrays
-        [H, W, 3] or features [R, D]; R may differ between galleries, not inside one. names: what each is called, its path
-        by default. on_progress hears the number of images of each batch done. precision: what the gallery keeps, "float32",
-        "float16" (half the bytes) or "int8" with one scale a region (a quarter); scores then differ a little. Raises
-        InputError, naming the image, for a picture that cannot be read, NaN, wrong sizes, or if there is no image at all.
+        images: features as one array [I, R, D] (memory-mapped is fine), or an iterable of features [R, D]; R may differ
+        between galleries, not inside one. Or an iterable of pictures: paths, bytes of picture files, PIL images and uint8
+        arrays [H, W, 3], mixed as they come, decoded in `threads` while the network runs. Of a generator, two batches of 32
+        are taken ahead at most; what it gives must not be written to afterwards. names: what each is called, its path by
+        default. on_progress hears the number of images of each batch done. precision: what the gallery keeps, "float32",
+        "float16" (half the bytes) or "int8" with one scale a region (a quarter); scores then differ a little.
+        skip_broken: leave out pictures that cannot be read, warn of each by the logger `camp_sdk`, and list them in
+        `Gallery.skipped`; indices in the gallery, `Match.corpus_id` too, then count what it holds. max_megapixels: pictures
+        of more are not decoded, and count as broken. Raises InputError, naming the image, for a picture that cannot be read,
+        NaN, wrong sizes, or if there is no image at all, or none that can be read.
         """
-        precision = precision or ("float16" if self.precision == "float16" else "float32")
-        if precision not in GALLERY_PRECISIONS:
-            raise InputError(f"precision {precision!r}: expected one of {', '.join(GALLERY_PRECISIONS)}")
-        if precision not in ("float32", self.precision):
-            self._engine(f"widen-{precision}")  # a bundle that cannot read such a gallery is refused now
-        if isinstance(images, (str, Path)) or not isinstance(images, Iterable):
-            raise InputError(f"images is {images!r}: expected a list of images, or one array [I, R, D]")
-        documents: list[str | None] = []
+        precision = self._gallery_precision(precision)
+        if isinstance(images, (str, Path, bytes)) or not isinstance(images, Iterable):
+            found = "bytes" if isinstance(images, bytes) else repr(images)
+            raise InputError(f"images is {found}: expected a list of images, or one array [I, R, D]")
+        if not isinstance(max_megapixels, (int, float)) or not max_megapixels > 0:
+            raise InputError(f"max_megapixels is {max_megapixels!r}: expected a number above 0")
         names = None if names is None else list(names)
         total = len(images) if isinstance(images, Sized) else None
         if names is not None and total is not None and len(names) != total:
             raise InputError(f"{len(names)} names for {total} images: expected one each")
-        batches = self._reader().batches(images, names, documents, on_progress)
-        first = next(batches, None)
-        if first is None:
-            raise InputError("there are no images to encode: expected at least one")
-        keep = partial(narrow, precision=precision)
-        encoded = scoring.encode_features(self._engine("image"), itertools.chain([first], batches), total, keep)
-        if names is not None and len(names) != len(encoded):
-            raise InputError(f"{len(names)} names for {len(encoded)} images: expected one each")
-        return Gallery(encoded, documents if names is None else names, self.bundle, precision)
+        documents: list[str | None] = []
+        skipped: list[Skipped] = []
+        reader = self._reader(skip_broken, max_megapixels)
+        with closing(reader.batches(images, names, on_progress, documents, skipped)) as batches:
+            first = next(batches, None)
+            if first is None:
+                raise InputError(_nothing_left(skipped))
+            keep = partial(narrow, precision=precision)
+            encoded = scoring.encode_features(self._engine("image"), itertools.chain([first], batches), total, keep)
+        given = len(encoded) + len(skipped)
+        if names is not None and len(names) != given:
+            raise InputError(f"{len(names)} names for {given} images: expected one each")
+        return Gallery(encoded, documents, self.bundle, precision, skipped)
 
     def encode_texts(self, texts: Iterable[str]) -> Gallery:
         """Encode texts once, to rank them by image. Captions over the model's limit are cut; unknown words are `<unk>`.
@@ -225,6 +237,7 @@ class Retriever:
             region_gates=out["gates.regions"][0, 0] if "gates.regions" in out else None,
             word_gates=out["gates.words"][0, 0] if "gates.words" in out else None,
             grid=pixels.grid if pixels and pixels.grid[0] * pixels.grid[1] == regions else None,
+            pixels=pixels,
         )
 
     def _engine(self, graph: str) -> Engine:
@@ -233,9 +246,21 @@ class Retriever:
                 self._engines[graph] = open_engine(self.bundle, graph, self.backend, self._threads, self.precision)
             return self._engines[graph]
 
-    def _reader(self) -> FeatureReader:
+    def _gallery_precision(self, precision: str | None) -> str:
+        precision = precision or ("float16" if self.precision == "float16" else "float32")
+        if precision not in GALLERY_PRECISIONS:
+            raise InputError(f"precision {precision!r}: expected one of {', '.join(GALLERY_PRECISIONS)}")
+        if precision not in ("float32", self.precision):
+            self._engine(f"widen-{precision}")  # a bundle that cannot read such a gallery is refused now
+        return precision
+
+    def _reader(self, skip_broken: bool, max_megapixels: float) -> FeatureReader:
         return FeatureReader(
-            self.bundle.manifest, lambda pixels: self._engine("vision").run({"pixels": pixels})["features"]
+            self.bundle.manifest,
+            lambda pixels: self._engine("vision").run({"pixels": pixels})["features"],
+            self._threads,
+            skip_broken,
+            max_megapixels,
         )
 
     def _scorer(self, gallery_precision: str) -> scoring.PairScorer:
@@ -312,6 +337,12 @@ class Retriever:
         return gallery.encoded
 
 
+def _nothing_left(skipped: Sequence[Skipped]) -> str:
+    if not skipped:
+        return "there are no images to encode: expected at least one"
+    return f"none of {len(skipped)} pictures can be read; {skipped[0].name}, the first: {skipped[0].reason}"
+
+
 def _vectors(encoded: EncodedImages | EncodedTexts, side: str) -> FloatArray:
     """The global vectors [items, d] of one side."""
     if f"{side}.global" not in encoded.tensors:
@@ -320,12 +351,12 @@ def _vectors(encoded: EncodedImages | EncodedTexts, side: str) -> FloatArray:
 
 
 def _distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.intp]]:
-    """Each distinct item once (strings and paths by value, arrays and pictures by identity), and where each one went."""
+    """Each distinct item once (strings, paths and bytes by value, arrays and PIL images by identity), and where each went."""
     places: dict[Any, int] = {}
     kept: list[Any] = []
     where = np.empty(len(items), np.intp)
     for index, item in enumerate(items):
-        key = item if isinstance(item, (str, Path)) else id(item)
+        key = item if isinstance(item, (str, Path, bytes)) else id(item)
         if key not in places:
             places[key] = len(kept)
             kept.append(item)

@@ -1,16 +1,15 @@
-"""How commands meet their user: progress bars on standard error, one line and an exit code instead of a traceback."""
+"""How commands meet their user: progress on standard error, one line and an exit code instead of a traceback."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import track
 
 from camp_sdk.runtime.errors import CampError, MissingExtraError
 
@@ -24,21 +23,6 @@ EXTRA_OF = dict.fromkeys(TRAIN_PACKAGES, "train")
 def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
     """Walk ``items`` behind a progress bar on standard error, so that standard output stays the answer."""
     return track(items, title, total=total, console=stderr, transient=False)
-
-
-@contextmanager
-def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; yields the function to call with the number of items just done."""
-    with progress_bars({title: total}) as advance:
-        yield lambda done: advance(title, done)
-
-
-@contextmanager
-def progress_bars(totals: Mapping[str, int | None]) -> Iterator[Callable[[str, int], None]]:
-    """Several bars, one a title; yields the function to call with a title and the number of its items just done."""
-    with Progress(*Progress.get_default_columns(), console=stderr) as bar:
-        tasks = {title: bar.add_task(title, total=total) for title, total in totals.items()}
-        yield lambda title, done: bar.advance(tasks[title], done)
 
 
 def run_app(app: typer.Typer) -> None:

@@ -29,9 +29,10 @@ from camp_sdk.export.scenes import SceneObject, oracle_recalls, true_captions, w
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.train import main as train
+from camp_sdk.progress import progress_bar, progress_bars
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import write_aside
-from camp_sdk.terminal import progress, progress_bar, progress_bars, run_command, stderr
+from camp_sdk.terminal import progress, run_command, stderr
 
 COUNTS = {"train": 5000, "dev": 100, "test": 300}
 QUERIES = 6

@@ -21,6 +21,7 @@ ACTIVATIONS = ("sigmoid", "none")
 FITS = ("stretch", "letterbox", "crop")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
 OPTIONAL_GRAPHS = ("explainer", "vision", "widen-float16", "widen-int8")
+FITS = ("stretch", "letterbox", "crop")
 GLOBAL_SUFFIX = ".global"
 PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16"}  # of the graphs that have their precision written into them
 EXPORT_AGAIN = "export the bundle again, or copy it again from where it was made"
@@ -54,7 +55,11 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class PixelSpec:
-    """What the `vision` graph expects: RGB scaled to 0..1, stretched to height x width, minus mean, divided by std."""
+    """What the `vision` graph expects: RGB scaled to 0..1, fitted to height x width, minus mean, divided by std.
+
+    fit: "stretch" (each side scaled on its own; what a manifest without the key means), "letterbox" (the whole picture
+    scaled to fit, centred, margins white) or "crop" (scaled to cover, the middle cut out).
+    """
 
     height: int
     width: int
@@ -251,4 +256,6 @@ def parse_pixels(raw: dict[str, Any]) -> PixelSpec:
     finite = all(math.isfinite(value) for value in mean + std)
     if not (len(mean) == len(std) == 3 and finite and 0 < height <= 1024 and 0 < width <= 1024 and all(std)):
         raise ValueError(f"pixels {raw}")
-    return PixelSpec(height, width, mean, std, (rows, columns))
+    if (fit := raw.get("fit", "stretch")) not in FITS:
+        raise ValueError(f"fit {fit!r}, expected one of {FITS}")
+    return PixelSpec(height, width, mean, std, (rows, columns), fit)

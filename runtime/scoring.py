@@ -130,9 +130,10 @@ def encode_features(
     total: int | None,
     keep: Callable[[Arrays], Arrays] = lambda tensors: tensors,
 ) -> EncodedImages:
-    """Run the image graph over batches of features [b, R, D]; ``total`` images are allocated once if it is known.
+    """Run the image graph over batches of features [b, R, D]; room for ``total`` images is made once if it is known.
 
-    keep: what to keep of a batch's tensors, narrower ones for example.
+    The batches may hold fewer, where pictures were left out. keep: what to keep of a batch's tensors, narrower ones for
+    example.
     """
     parts: dict[str, list[NDArray[np.generic]]] = {}
     whole: Arrays = {}
@@ -147,7 +148,9 @@ def encode_features(
             for name, array in out.items():
                 whole[name][done : done + len(array)] = array
         done += len(features)
-    return EncodedImages(whole or {name: np.concatenate(arrays) for name, arrays in parts.items()})
+    if whole:
+        return EncodedImages({name: array[:done] for name, array in whole.items()})
+    return EncodedImages({name: np.concatenate(arrays) for name, arrays in parts.items()})
 
 
 def iter_logits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from camp_sdk import BackendError, Bundle, BundleError, Retriever
 from camp_sdk.runtime import bundle as bundle_module
-from camp_sdk.runtime.bundle import sha256_of
+from camp_sdk.runtime.bundle import FITS, sha256_of
 from camp_sdk.runtime.engines import open_engine
 from tests.tiny import files_of
 
@@ -64,6 +65,24 @@ def test_a_bundle_for_pictures_says_what_pixels_it_takes(picture_bundle: Path) -
     pixels = Bundle(picture_bundle).manifest.pixels
     assert pixels is not None
     assert (pixels.height, pixels.width, pixels.grid) == (96, 96, (6, 6))
+
+
+def test_a_manifest_says_how_pictures_are_fitted(picture_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(picture_bundle, tmp_path / "bundle"))
+    for fit in FITS:
+        pixels = Bundle(rewrite(copy, put(fit, "pixels", "fit"))).manifest.pixels
+        assert pixels is not None
+        assert pixels.fit == fit
+    older = Bundle(rewrite(copy, drop("pixels", "fit"))).manifest.pixels
+    assert older is not None
+    assert older.fit == "stretch"
+
+
+@pytest.mark.parametrize("fit", ["zoom", "", None, 5, ["crop"]])
+def test_a_manifest_of_an_unknown_fit(picture_bundle: Path, tmp_path: Path, fit: Any) -> None:
+    copy = Path(shutil.copytree(picture_bundle, tmp_path / "bundle"))
+    with pytest.raises(BundleError, match=r"manifest\.json breaks the contract .*fit .*, expected one of .*stretch"):
+        Bundle(rewrite(copy, put(fit, "pixels", "fit")))
 
 
 def test_equal_bundles_have_equal_fingerprints(feature_bundle: Path, bundle_copy: Path, picture_bundle: Path) -> None:

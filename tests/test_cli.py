@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from camp_sdk import InputError, Retriever, Split, evaluate, evaluate_matrix, load_split
+from camp_sdk import InputError, Retriever, Split, evaluate, evaluate_matrix, load_split, progress_bar
 from camp_sdk.cli import main
 from camp_sdk.evaluation import protocol_folds
 from camp_sdk.terminal import run_command
@@ -146,7 +146,8 @@ def test_rank_json_is_in_order(camp: Camp, picture_bundle: Path, scenes: Path, p
     answer = json.loads(result.out)
     paths = sorted((scenes / "test").glob("*.png"))
     expected = picture_retriever.rank(QUERY, paths, 3)
-    assert answer["query"] == QUERY
+    assert list(answer) == ["query", "matches", "skipped"]
+    assert (answer["query"], answer["skipped"]) == (QUERY, [])
     assert [match["rank"] for match in answer["matches"]] == [1, 2, 3]
     assert [match["document"] for match in answer["matches"]] == [match.document for match in expected]
     assert [match["logit"] for match in answer["matches"]] == sorted((m.logit for m in expected), reverse=True)
@@ -184,6 +185,54 @@ def test_file_names_are_shown_as_they_are(camp: Camp, picture_bundle: Path, tmp_
 def test_queries_are_shown_as_they_are(camp: Camp, picture_bundle: Path, tmp_path: Path, query: str) -> None:
     folder = pictures_named(tmp_path / "pictures", "one.png")
     assert query in camp("rank", picture_bundle, "--images", folder, "--query", query).out
+
+
+def with_a_broken_one(folder: Path) -> Path:
+    pictures_named(folder, "one.png", "two.png")
+    (folder / "broken.jpg").write_bytes(b"broken")
+    return folder
+
+
+def test_rank_stops_at_a_broken_picture(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:
+    result = camp("rank", picture_bundle, "--images", with_a_broken_one(tmp_path / "pictures"), "--query", QUERY)
+    assert (result.code, result.out) == (1, "")
+    assert "broken.jpg cannot be read as a picture" in result.err.splitlines()[-1]
+
+
+def test_rank_skips_broken_pictures_if_told(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:
+    folder = with_a_broken_one(tmp_path / "pictures")
+    result = camp("rank", picture_bundle, "--images", folder, "--query", QUERY, "--skip-broken", "--json")
+    answer = json.loads(result.out)
+    assert {match["document"] for match in answer["matches"]} == {str(folder / "one.png"), str(folder / "two.png")}
+    reason = "cannot be read as a picture: it is in no format that Pillow knows"
+    assert answer["skipped"] == [{"index": 0, "name": str(folder / "broken.jpg"), "reason": reason}]
+
+
+def test_rank_names_what_it_skips_on_standard_error(picture_bundle: Path, tmp_path: Path) -> None:
+    folder = with_a_broken_one(tmp_path / "pictures")
+    command = [sys.executable, "-m", "camp_sdk.cli", "rank", picture_bundle, "--images", folder, "--query", QUERY]
+    done = subprocess.run([*command, "--skip-broken"], capture_output=True, text=True, check=True)
+    assert f"left out {folder / 'broken.jpg'}: cannot be read as a picture" in done.stderr
+    assert "broken.jpg" not in done.stdout
+
+
+def test_rank_takes_a_limit_of_megapixels(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:
+    folder = pictures_named(tmp_path / "pictures", "one.png")
+    options = ["--images", folder, "--query", QUERY, "--max-megapixels"]
+    assert "one.png has 40 x 40 pixels: at most 0.0015 megapixels" in camp("rank", picture_bundle, *options, 0.0015).err
+    assert camp("rank", picture_bundle, *options, 0.0016).code == 0
+    assert "expected a number above 0" in camp("rank", picture_bundle, *options, 0).err
+
+
+@pytest.mark.parametrize("total", [3, None])
+def test_a_progress_bar_of_a_known_or_unknown_length(total: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("encoding images", total) as advance:
+        for _ in range(3):
+            advance(1)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "encoding images" in err
+    assert ("100%" in err) == (total == 3)
 
 
 # Standard output is the answer, standard error the rest

@@ -484,7 +484,7 @@ def test_one_path_in_place_of_a_list(picture_retriever: Retriever, drawn: list[P
 
 def test_pictures_for_a_model_of_features(feature_retriever: Retriever, drawn: list[Path]) -> None:
     with pytest.raises(
-        InputError, match=r"image 0 is a picture, but this bundle takes region features, float \[R, 12\]"
+        InputError, match=r"000000.png is a picture, but this bundle takes region features, float \[R, 12\]"
     ):
         feature_retriever.encode_images(drawn)
 

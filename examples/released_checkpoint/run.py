@@ -23,8 +23,9 @@ from camp_sdk.cli import evaluation_table
 from camp_sdk.evaluation import protocol_folds, work_of
 from camp_sdk.export.import_checkpoint import import_checkpoint
 from camp_sdk.export.to_onnx import export_bundle
+from camp_sdk.progress import progress_bars
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.terminal import progress_bars, run_command, stderr
+from camp_sdk.terminal import run_command, stderr
 
 
 def main(
