@@ -66,13 +66,14 @@ def bare_code(hexcode: str) -> str:
 
 def plain(text: str) -> str:
     """Lower case, typewriter's apostrophes, no quotation marks: what people type."""
-    return " ".join(re.sub('[“”"]', "", text.lower().replace("’", "'").replace("_", " ")).split())
+    return " ".join(re.sub('[\u201c\u201d"]', "", text.lower().replace("\u2019", "'").replace("_", " ")).split())
 
 
-def phrase(words: Iterable[str]) -> str:
-    """Search words as one caption: each word once; emoticons such as ":D" are dropped."""
-    kept = [plain(word) for word in words if re.fullmatch(r"\w+|.*\w\w.*", word)]
-    return " ".join(dict.fromkeys(" ".join(kept).split()))
+def phrase(entries: Iterable[str]) -> str:
+    """Search words as one caption: each word once, without signs at its ends; emoticons such as ":D" are dropped."""
+    words = " ".join(plain(entry) for entry in entries if re.fullmatch(r"\w|.*\w\w.*", entry)).split()
+    bare = (re.sub(r"^\W+|\W+$", "", word) for word in words)
+    return " ".join(dict.fromkeys(word for word in bare if word))
 
 
 def read_pictures(packages: Path, style: str) -> Pictures:

@@ -24,8 +24,10 @@ PERSON, CHILD, OLDER = 0x1F9D1, 0x1F9D2, 0x1F9D3
 SAME_CODE = {0x1F468: PERSON, 0x1F469: PERSON, 0x1F466: CHILD, 0x1F467: CHILD, 0x1F474: OLDER, 0x1F475: OLDER}
 CLOCKS = set(range(0x1F550, 0x1F568))
 KEYCAPS = {ENCLOSING_KEYCAP, 0x1F51F}  # ten is one code point
-GENDER_WORDS = set("man men woman women person people boy girl child adult male female santa mrs mx and".split())
-DIRECTION_WORDS = set("left right up down leftwards rightwards upwards downwards facing".split())
+GENDER_WORDS = {"man", "men", "woman", "women", "person", "people", "male", "female", "boy", "girl", "child", "adult"}
+TITLES = {"santa", "mrs", "mx"}  # of the Clauses
+DIRECTION_WORDS = {"left", "right", "up", "down", "leftwards", "rightwards", "upwards", "downwards", "facing"}
+DROPPED_WORDS = GENDER_WORDS | TITLES | DIRECTION_WORDS | {"and"}  # "woman and man holding hands"
 SAME_WORD = {"princess": "prince"}
 
 
@@ -42,8 +44,8 @@ def code_key(hexcode: str) -> str:
 
 def word_key(name: str) -> str:
     """The words of a name without those of gender and direction: "health worker" for "woman health worker"."""
-    words = re.findall(r"[^\W_]+", re.sub(r"['’]s\b", "", name.lower()))
-    return " ".join(SAME_WORD.get(word, word) for word in words if word not in GENDER_WORDS | DIRECTION_WORDS)
+    words = re.findall(r"[^\W_]+", re.sub("['\u2019]s\\b", "", name.lower()))
+    return " ".join(SAME_WORD.get(word, word) for word in words if word not in DROPPED_WORDS)
 
 
 def group_families(emoji: Iterable[tuple[str, str]]) -> list[int]:
