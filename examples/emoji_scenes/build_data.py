@@ -1,0 +1,241 @@
+"""Compose scenes of emoji artwork in which the binding of words matters: "a strawberry left of an owl".
+
+    python examples/emoji_scenes/build_data.py --pictures build/emoji/data --output build/emoji_scenes/data
+
+takes the pictures of examples/emoji_search. A scene shows 2 to 4 animals, plants, foods, vehicles or objects on a plain light
+ground, each as any of the makers draws it. Scenes come in twins, one after the other: the same pictures on the same ground,
+but one pair of them, or each of two pairs, has exchanged places. The captions tell how such a pair lies, seen from either of
+the two, along the axis on which they are further apart. So none is true of the twin, whose captions have the same words: a
+model which only knows what is there cannot tell the two apart.
+
+Two things meet in one scene of a split and its twin, and nowhere else in the split: no caption is true of another picture.
+Train, dev and test show the things of those splits, which share no family. ``seen`` shows the things of train, in pairs that
+train does not have: binding, without having to recognise what is new.
+
+``{split}/metadata.jsonl`` has, beside ``file_name`` and ``captions``, the ``objects``: concept, style, centre and width. The
+same arguments give the same bytes from the same version of Pillow.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from phrases import phrase
+from PIL import Image
+
+from camp_sdk.runtime.errors import BundleError, InputError
+from camp_sdk.runtime.files import write_aside
+from camp_sdk.terminal import progress, run_command
+
+CANVAS = 384  # width and height of a scene in pixels
+SMALLEST, LARGEST = 128, {2: 180, 3: 156, 4: 144}  # width of an object, by how many there are
+CLEAR = 32  # the longer axis is longer by so many pixels, wherever a caption goes by it
+LIGHT = (228, 250)  # red, green and blue of the ground
+TRIES = 20_000
+SOURCES = {"train": "train", "dev": "dev", "test": "test", "seen": "train"}  # whose things a split shows
+
+NAME = re.compile(r"[a-z]+( [a-z]+){0,2}")
+GROUPS = (
+    "animals-nature",
+    "food-drink",
+    "activities",
+    "objects",
+    "transport-ground",
+    "transport-water",
+    "transport-air",
+)
+NO_THINGS = {
+    "cooking",
+    "construction",
+    "locked",
+    "unlocked",
+    "locked with key",
+    "locked with pen",
+    "moon viewing ceremony",
+}
+
+Things = dict[str, dict[str, Path]]  # the pictures of each concept, by their style
+Spot = tuple[int, int]  # a centre in pixels, y growing downwards
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One picture in a scene; x and y are its centre and size its width, in pixels, y growing downwards."""
+
+    concept: str
+    style: str
+    x: int
+    y: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    objects: list[SceneObject]
+    captions: list[str]
+    ground: tuple[int, ...]
+
+
+def read_things(pictures: Path, split: str) -> Things:
+    """The concepts of a split that scenes may show. Raises BundleError if it is no split of examples/emoji_search."""
+    metadata = pictures / split / "metadata.jsonl"
+    if not metadata.is_file():
+        raise BundleError(f"{metadata} is missing: make it with: python examples/emoji_search/build_data.py")
+    things: Things = {}
+    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if _is_thing(row):
+                things.setdefault(row["concept"], {})[row["style"]] = metadata.with_name(row["file_name"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise BundleError(f"{metadata}:{number} was not written by examples/emoji_search ({error!r})") from None
+    return things
+
+
+def _is_thing(row: dict[str, Any]) -> bool:
+    name: str = row["concept"]
+    return (
+        bool(NAME.fullmatch(name)) and name not in NO_THINGS and not {row["group"], row["subgroup"]}.isdisjoint(GROUPS)
+    )
+
+
+def relation(first: Spot, second: Spot) -> str:
+    """Where the first lies, seen from the second, along the axis on which they are further apart."""
+    dx, dy = first[0] - second[0], first[1] - second[1]
+    if abs(dy) > abs(dx):
+        return "above" if dy < 0 else "below"
+    return "left of" if dx < 0 else "right of"
+
+
+def is_clear(first: Spot, second: Spot) -> bool:
+    """Whether it is plain on which axis two are further apart."""
+    return abs(abs(first[0] - second[0]) - abs(first[1] - second[1])) >= CLEAR
+
+
+def draw_spots(rng: random.Random, count: int, width: int) -> list[Spot]:
+    """Centres for pictures of that width, none of which overlap; the first two are a clear pair, and so are the next two."""
+    low, high = (width + 1) // 2, CANVAS - (width + 1) // 2
+    while True:
+        spots: list[Spot] = []
+        for index in range(count):
+            spot = rng.randint(low, high), rng.randint(low, high)
+            free = all(max(abs(spot[0] - x), abs(spot[1] - y)) >= width for x, y in spots)
+            if not free or (index % 2 and not is_clear(spot, spots[-1])):
+                break
+            spots.append(spot)
+        else:
+            return spots
+
+
+def place(rng: random.Random, looks: list[tuple[str, str]]) -> tuple[Scene, Scene]:
+    """A scene of (concept, style), and its twin, in which each whole pair has exchanged places."""
+    width = rng.randint(SMALLEST, LARGEST[len(looks)])
+    spots = draw_spots(rng, len(looks), width)
+    sizes = [rng.randint(SMALLEST, width) for _ in looks]
+    ground = tuple(rng.randint(*LIGHT) for _ in range(3))
+    pairs = [(k, k + 1) for k in range(0, len(looks) - 1, 2)]
+    exchanged = list(spots)
+    for k, j in pairs:
+        exchanged[k], exchanged[j] = spots[j], spots[k]
+
+    def scene(spots: list[Spot]) -> Scene:
+        objects = [SceneObject(*look, *spot, size) for look, spot, size in zip(looks, spots, sizes, strict=True)]
+        return Scene(objects, [caption for k, j in pairs for caption in tell(objects[k], objects[j])], ground)
+
+    return scene(spots), scene(exchanged)
+
+
+def tell(one: SceneObject, other: SceneObject) -> tuple[str, str]:
+    """How two objects lie, seen from either."""
+    spots, names = [(o.x, o.y) for o in (one, other)], [phrase(o.concept) for o in (one, other)]
+    return f"{names[0]} {relation(*spots)} {names[1]}", f"{names[1]} {relation(*reversed(spots))} {names[0]}"
+
+
+def choose_concepts(rng: random.Random, things: Things, met: set[frozenset[str]]) -> list[str]:
+    """2 to 4 concepts no two of which have met, and now have. Raises InputError if none are found."""
+    for _ in range(TRIES if len(things) >= max(LARGEST) else 0):
+        chosen = rng.sample(list(things), rng.choice(list(LARGEST)))
+        pairs = {frozenset(pair) for pair in itertools.combinations(chosen, 2)}
+        if met.isdisjoint(pairs):
+            met |= pairs
+            return chosen
+    raise InputError(f"{len(things)} things do not make so many scenes without meeting twice: ask for fewer")
+
+
+def scenes(count: int, rng: random.Random, things: Things, met: set[frozenset[str]]) -> Iterator[Scene]:
+    """``count`` scenes, every second one the twin of the one before it."""
+    for index in range(0, count, 2):
+        looks = [(concept, rng.choice(list(things[concept]))) for concept in choose_concepts(rng, things, met)]
+        yield from place(rng, looks)[: count - index]
+
+
+@lru_cache(maxsize=8)  # twins show the same pictures
+def _artwork(path: Path, size: int) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
+
+
+def draw_scene(scene: Scene, things: Things) -> Image.Image:
+    """The picture of a scene: RGB, 384 x 384 pixels."""
+    canvas = Image.new("RGB", (CANVAS, CANVAS), scene.ground)
+    for item in scene.objects:
+        art = _artwork(things[item.concept][item.style], item.size)
+        canvas.paste(art, (item.x - item.size // 2, item.y - item.size // 2), art)
+    return canvas
+
+
+def write_split(folder: Path, drawn: Iterator[Scene], things: Things, count: int) -> None:
+    folder.mkdir()
+    lines = []
+    for index, scene in enumerate(progress(drawn, f"composing {folder.name}", count)):
+        name = f"{index:06d}.jpg"
+        draw_scene(scene, things).save(folder / name, quality=90)
+        objects = [asdict(item) for item in scene.objects]
+        lines.append(json.dumps({"file_name": name, "captions": scene.captions, "objects": objects}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def build(pictures: Path, output: Path, counts: dict[str, int], seed: int = 0) -> None:
+    """Write the data set, with the notices of its pictures: the whole of it or nothing.
+
+    Raises InputError if ``output`` exists or there are too few things for a count, BundleError for a folder that is not the
+    data set of examples/emoji_search.
+    """
+    if output.exists():
+        raise InputError(f"{output} exists: name a new folder, or remove it first")
+    things = {source: read_things(pictures, source) for source in SOURCES.values()}
+    met: dict[str, set[frozenset[str]]] = {source: set() for source in things}
+    with write_aside(output) as aside:
+        aside.mkdir()
+        shutil.copytree(pictures / "notices", aside / "notices")
+        for split, count in counts.items():
+            source = SOURCES[split]
+            drawn = scenes(count, random.Random(f"{seed}/{split}"), things[source], met[source])
+            write_split(aside / split, drawn, things[source], count)
+
+
+def main(
+    pictures: Annotated[Path, typer.Option(help="Data set of examples/emoji_search.")] = Path("build/emoji/data"),
+    output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("build/emoji_scenes/data"),
+    train: Annotated[int, typer.Option(help="Scenes to train on.", min=1)] = 6000,
+    dev: Annotated[int, typer.Option(help="Scenes to choose the best epoch by.", min=1)] = 200,
+    test: Annotated[int, typer.Option(help="Scenes of held-out things.", min=1)] = 300,
+    seen: Annotated[int, typer.Option(help="Held-out scenes of the things of train.", min=1)] = 300,
+    seed: Annotated[int, typer.Option(help="Another seed, another data set.")] = 0,
+) -> None:
+    """Compose scenes of emoji artwork in which the binding of words matters."""
+    build(pictures, output, {"train": train, "dev": dev, "test": test, "seen": seen}, seed)
+
+
+if __name__ == "__main__":
+    run_command(main)

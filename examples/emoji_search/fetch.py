@@ -1,0 +1,71 @@
+"""Fetch the five packages of emoji artwork and words, at pinned versions, with npm.
+
+    python examples/emoji_search/fetch.py --output build/emoji/packages
+
+160 MB of tarballs. Each is checked against its SHA-256; what is already there and right is not fetched again. Nothing of
+them is run or unpacked. What they are and their licences: NOTICE.md.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from packages import PACKAGES, Package, check_sum
+
+from camp_sdk.runtime.errors import BackendError, BundleError
+from camp_sdk.runtime.files import write_aside
+from camp_sdk.terminal import progress, run_command
+
+TIMEOUT_S = 900
+
+
+def fetch(folder: Path) -> None:
+    """Have every package's tarball in a folder. Raises BackendError without npm or if it fails, BundleError for a
+    tarball that is not the pinned one, which is not kept."""
+    missing = [package for package in PACKAGES.values() if not _is_there(folder, package)]
+    npm = shutil.which("npm")
+    if missing and npm is None:
+        raise BackendError("npm is not installed, which fetches the packages: install Node.js, https://nodejs.org")
+    for package in progress(missing, "fetching packages"):
+        with write_aside(folder / package.file_name) as aside:
+            _pack(str(npm), package, aside)
+            check_sum(aside, package)
+
+
+def _is_there(folder: Path, package: Package) -> bool:
+    tarball = folder / package.file_name
+    try:
+        check_sum(tarball, package)
+    except FileNotFoundError:
+        return False
+    except BundleError:  # half a download, or another version's
+        tarball.unlink()
+        return False
+    return True
+
+
+def _pack(npm: str, package: Package, target: Path) -> None:
+    specification = f"{package.name}@{package.version}"
+    command = [npm, "pack", specification, "--silent", "--pack-destination", str(target.parent)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise BackendError(f"npm pack {specification} took more than {TIMEOUT_S} seconds: try again") from None
+    if done.returncode or not target.is_file():
+        said = " ".join((done.stderr or done.stdout).replace("npm error", "").split())[:400]
+        raise BackendError(f"npm pack {specification} failed: {said or 'it made no ' + target.name}")
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder for the tarballs.")] = Path("build/emoji/packages"),
+) -> None:
+    """Fetch the packages of emoji artwork and words."""
+    fetch(output)
+
+
+if __name__ == "__main__":
+    run_command(main)
