@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from camp_sdk.pictures import MAX_MEGAPIXELS, check_picture, is_lazy, normalise, read_picture
 from camp_sdk.read_ahead import available_cores, map_ahead
 from camp_sdk.results import Skipped
-from camp_sdk.runtime.bundle import Manifest, PixelSpec
+from camp_sdk.runtime.bundle import PixelSpec
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import forget_pages
 
@@ -43,11 +43,13 @@ Batches = Generator[tuple[list[_Item], Features], None, None]
 class FeatureReader:
     """Reads images as a bundle takes them; ``vision`` makes features [b, R, D] of normalised pixels [b, 3, H, W].
 
+    pixels: of the vision graph, None where a bundle has none; feature_width: D.
     Pictures are decoded in ``threads`` (None: one a core), a batch ahead of ``vision``; those over ``max_megapixels`` are
     refused. skip_broken: leave out pictures that cannot be read. Ready features are neither decoded nor left out.
     """
 
-    manifest: Manifest
+    pixels: PixelSpec | None
+    feature_width: int
     vision: Callable[[Features], Features]
     threads: int | None = None
     skip_broken: bool = False
@@ -88,12 +90,12 @@ class FeatureReader:
             yield from self._picture_batches(items, self._pixels_for(first), skipped)
 
     def _pixels_for(self, first: _Item) -> PixelSpec:
-        if self.manifest.pixels is None:
+        if self.pixels is None:
             raise InputError(
                 f"{first.name} is a {kind_of(first.image)}, but this bundle takes region features, float [R, "
-                f"{self.manifest.feature_width}]; export a model trained on pictures to encode pictures"
+                f"{self.feature_width}]; export a model trained on pictures to encode pictures"
             )
-        return self.manifest.pixels
+        return self.pixels
 
     def _picture_batches(self, items: Iterator[_Item], spec: PixelSpec, skipped: list[Skipped]) -> Batches:
         read, threads = partial(self._read, spec=spec), self.threads or available_cores()
@@ -126,7 +128,7 @@ class FeatureReader:
 
     def _feature_batches(self, items: Iterator[_Item], regions: int) -> Batches:
         while batch := list(itertools.islice(items, ENCODE_IMAGES)):
-            rows = np.empty((len(batch), regions, self.manifest.feature_width), np.float32)
+            rows = np.empty((len(batch), regions, self.feature_width), np.float32)
             for row, item in zip(rows, batch, strict=True):
                 self._check_features(item, regions)
                 with np.errstate(over="ignore"):
@@ -143,7 +145,7 @@ class FeatureReader:
             raise InputError(
                 f"{item.name} is a {kind_of(item.image)}, those before it ready features: encode them apart"
             )
-        found, width = item.image.shape, self.manifest.feature_width
+        found, width = item.image.shape, self.feature_width
         if found[1] != width or not found[0]:
             raise InputError(
                 f"{item.name} has features {found}: expected [R, {width}] with R above 0, of the detector or network this "

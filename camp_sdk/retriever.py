@@ -255,8 +255,10 @@ class Retriever:
         return precision
 
     def _reader(self, skip_broken: bool, max_megapixels: float) -> FeatureReader:
+        manifest = self.bundle.manifest
         return FeatureReader(
-            self.bundle.manifest,
+            manifest.pixels,
+            manifest.feature_width,
             lambda pixels: self._engine("vision").run({"pixels": pixels})["features"],
             self._threads,
             skip_broken,

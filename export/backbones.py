@@ -150,5 +150,7 @@ def _try(vision: OnnxVision, path: Path) -> None:
         both, alone = vision(pixels), vision(pixels[1:])
     except CampError as error:
         raise BundleError(f"{path} does not run on two pictures at once: {error}") from None
-    if both.shape != (2, *vision.shape) or not torch.allclose(both[1:], alone, rtol=1e-3, atol=1e-3):
-        raise BundleError(f"{path} gives a picture other features {list(both.shape)} beside another one than alone")
+    if both.shape != (2, *vision.shape):
+        raise BundleError(f"{path} gives {list(both.shape)} for two pictures at once: expected {[2, *vision.shape]}")
+    if not torch.allclose(both[1:], alone, rtol=1e-3, atol=1e-3):  # sums in another order differ by less
+        raise BundleError(f"{path} gives other features for two pictures at once than for each alone")

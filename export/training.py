@@ -49,7 +49,7 @@ class CampTraining(lightning.LightningModule):
         self.model = Camp(origin.model)
         self.pretrained = data.vision is not None
         if data.vision is not None:
-            self.model.vision = data.vision.requires_grad_(config.tune_vision)
+            self.model.vision = data.vision.train().requires_grad_(config.tune_vision)
         if self.model.vision is not None:  # convolutions in this layout take two thirds of the time, on CPUs too
             self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it not
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=origin.model.global_vectors)

@@ -69,7 +69,8 @@ def as_seen(pixels: Pixels) -> Pixels:
 def read_all(
     bundle: Path, images: Iterable[Any], vision: Callable[[Pixels], Pixels] = as_seen, threads: int | None = None
 ) -> Pixels:
-    reader = FeatureReader(Bundle(bundle).manifest, vision, threads)
+    manifest = Bundle(bundle).manifest
+    reader = FeatureReader(manifest.pixels, manifest.feature_width, vision, threads)
     return np.concatenate(list(reader.batches(images, None, lambda done: None, [], [])))
 
 
