@@ -62,10 +62,11 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, feature_width: int, width: int) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(0)  # training may set its part
         self.fc = nn.Linear(feature_width, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        return cast(Tensor, self.fc(features))
+        return cast(Tensor, self.fc(self.dropout(features)))
 
 
 class WordVectors(nn.Embedding):
@@ -85,10 +86,12 @@ class TextEncoder(nn.Module):
     def __init__(self, words: nn.Module, word_width: int, width: int) -> None:
         super().__init__()
         self.embed = words
+        self.dropout = nn.Dropout(0)
         self.rnn = nn.GRU(word_width, width, batch_first=True, bidirectional=True)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        forward, backward = self.directions(self.embed(tokens, lengths), lengths).chunk(2, dim=-1)
+        words = self.dropout(self.embed(tokens, lengths))
+        forward, backward = self.directions(words, lengths).chunk(2, dim=-1)
         return (forward + backward) / 2  # [T, N, d]
 
     def directions(self, words: Tensor, lengths: Tensor) -> Tensor:

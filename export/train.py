@@ -31,7 +31,8 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # what each starts from
 UNTOLD = ("data", "output", "start", "resume", "devices", "workers", "cache")  # where things lay on this machine
 LEAST = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
-LEAST |= dict.fromkeys(("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed", "workers"), 0)
+LEAST |= dict.fromkeys(("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed"), 0)
+LEAST |= dict.fromkeys(("picture_size", "workers"), 0)
 VARIANT = "paper (gates of d numbers), scalar (one number, factored), or one of the released code's: " + ", ".join(
     [*CROSS_ATTENTION.values(), *CROSS_ATTENTION]
 )
@@ -69,8 +70,11 @@ class TrainConfig:
         typer.Option(help="Peak. 0: 5e-4 for features, 7e-4 for pictures, times the root of batch size / default."),
     ] = 0.0
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-3
+    dropout: Annotated[float, typer.Option(help="Part of region features and word vectors left out of a step.")] = 0.0
     warm_part: Annotated[float, typer.Option(help="Part of the run that narrows to the hardest negatives.")] = 0.1
-    softmax_weight: Annotated[float, typer.Option(help="Weight of a softmax loss on all pairs of a batch; 0: none.")] = 0.0
+    softmax_weight: Annotated[
+        float, typer.Option(help="Weight of a softmax loss on all pairs of a batch; 0: none.")
+    ] = 0.0
     global_weight: Annotated[float, typer.Option(help="Weight of the global vectors' loss. 0: no such vectors.")] = 0.5
     patience: Annotated[int, typer.Option(help="Stop after this many epochs without a better rsum; 0: never.")] = 0
     min_count: Annotated[int, typer.Option(help="Words seen less often become <unk>.")] = 4
@@ -117,6 +121,8 @@ class TrainConfig:
             raise InputError(f"--precision {self.precision}: expected one of {', '.join(PRECISIONS)}")
         if not 0 <= self.warm_part <= 1:
             raise InputError(f"--warm-part {self.warm_part}: expected 0 to 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout {self.dropout}: expected 0 to 1, below 1")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
 

@@ -52,6 +52,7 @@ class CampTraining(lightning.LightningModule):
             self.model.vision = data.vision.train().requires_grad_(config.tune_vision)
         if self.model.vision is not None:  # convolutions in this layout take two thirds of the time, on CPUs too
             self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it not
+        self.model.image_encoder.dropout.p = self.model.text_encoder.dropout.p = config.dropout
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=origin.model.global_vectors)
         self.origin, self.config, self.data, self.fusion_only = origin, config, data, fusion_only
         if fusion_only:
