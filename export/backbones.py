@@ -124,12 +124,14 @@ def read_vision(path: Path) -> OnnxVision:
         model = onnx_ir.from_proto(onnx.load(path))  # with its weights, should they lie in a file beside it
     except Exception as error:  # protobuf and onnx raise types of their own
         raise BundleError(f"{path} cannot be read as an ONNX graph: {' '.join(str(error).split())}") from None
-    sides = (model.graph.inputs, model.graph.outputs)
-    found = " -> ".join(", ".join(f"{v.name} {v.dtype} {v.shape}" for v in values) for values in sides)
-    if not (_is(model.graph.inputs, 4) and _is(model.graph.outputs, 3) and model.graph.inputs[0].shape[1] == 3):
-        raise BundleError(f"{path} is {found}: expected float32 [B, 3, H, W] -> float32 [B, R, D], with B alone free")
-    for values, name in zip(sides, ("pixels", "features"), strict=True):
-        values[0].name, values[0].shape = name, onnx_ir.Shape(["B", *values[0].shape[1:]])
+    inputs, outputs = model.graph.inputs, model.graph.outputs
+    if not (_is(inputs, 4) and _is(outputs, 3) and inputs[0].shape[1] == 3):  # type: ignore[index]  # _is has looked
+        sides = (", ".join(f"{v.name} {v.dtype} {v.shape}" for v in values) for values in (inputs, outputs))
+        raise BundleError(
+            f"{path} is {' -> '.join(sides)}: expected float32 [B, 3, H, W] -> float32 [B, R, D], with B alone free"
+        )
+    for value, name in ((inputs[0], "pixels"), (outputs[0], "features")):
+        value.name, value.shape = name, onnx_ir.Shape(["B", *list(value.shape or ())[1:]])
     vision = OnnxVision(onnx_ir.to_proto(model).SerializeToString())
     _try(vision, path)
     return vision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,25 +79,25 @@ def encode_pictures(split: Split, vision: Vision, folder: Path) -> NDArray[np.fl
 
 
 def _encode(split: Split, vision: Vision, file: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="camp-") as folder:
-        graph = Path(folder) / "vision.onnx"
+    assert vision.network is not None
+    with ExitStack() as stack:
+        graph = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="camp-"))) / "vision.onnx"
         export_graph(vision_graph(vision.network), graph)
-        with OnnxRuntimeEngine(graph) as engine, progress_bar(f"encoding {split.name}", len(split.images)) as advance:
-            reader = FeatureReader(
-                vision.pixels, vision.width, lambda pixels: engine.run({"pixels": pixels})["features"]
-            )
-            rows: Any = None
-            start = 0
-            for batch in reader.batches(split.images, None, advance, [], []):
-                if rows is None:
-                    shape = (len(split.images), *batch.shape[1:])
-                    rows = open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
-                rows[start : start + len(batch)] = batch
-                start += len(batch)
+        engine = stack.enter_context(OnnxRuntimeEngine(graph))
+        advance = stack.enter_context(progress_bar(f"encoding {split.name}", len(split.images)))
+        reader = FeatureReader(vision.pixels, vision.width, lambda pixels: engine.run({"pixels": pixels})["features"])
+        batches = stack.enter_context(closing(reader.batches(split.images, None, advance, [], [])))
+        rows, start = None, 0
+        for batch in batches:
+            if rows is None:
+                rows = open_memmap(file, "w+", np.float32, (len(split.images), *batch.shape[1:]))
+            rows[start : start + len(batch)] = batch
+            start += len(batch)
 
 
 def _key(split: Split, vision: Vision) -> str:
     """Changes with the network's weights, its pixels, and the names, sizes and times of the pictures."""
+    assert vision.network is not None
     digest = hashlib.sha256(repr((vision.name, asdict(vision.pixels))).encode())
     for name, weight in vision.network.state_dict().items():
         digest.update(name.encode())

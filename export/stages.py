@@ -73,6 +73,7 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
     stages = stages_of(config)
     check_output(config)
     keep_freed_memory()
+    cache.mkdir(parents=True, exist_ok=True)
     data, origin = prepare(config, train, dev, cache, started)
     best = config.start
     for stage in stages:
@@ -184,7 +185,7 @@ def prepare(
     tokenizer_text = started[1].tokenizer if started else make_tokenizer(config, train)
     tokenizer = open_tokenizer(tokenizer_text)
     vision = open_vision(config, train, started)
-    feature_width = vision.width if vision else int(train.images.shape[2])
+    feature_width = vision.width if vision else int(train.images.shape[2])  # type: ignore[union-attr]  # an array
     if started and (bool(started[1].pixels), started[1].model.feature_width) != (train.has_pictures, feature_width):
         expected = "pictures" if started[1].pixels else f"features of width {started[1].model.feature_width}"
         raise InputError(f"{config.start} takes {expected}, {config.data} holds something else")
