@@ -13,7 +13,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +145,7 @@ def folder_of(words: str) -> Path:
     """
     if words not in PACKAGES:
         raise InputError(f"words {words!r}: expected one of {', '.join([LEARNED, *PACKAGES])}")
-    found: Any = importlib.util.find_spec(PACKAGES[words].replace("-", "_"))
-    if found is None:
+    found = importlib.util.find_spec(PACKAGES[words].replace("-", "_"))  # not imported: that would load its libraries
+    if found is None or found.origin is None:
         raise MissingExtraError(PACKAGES[words], EXTRA)
     return Path(found.origin).parent / "model"
