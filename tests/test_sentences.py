@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor
@@ -304,6 +305,14 @@ def test_engines_equal_torch_at_other_shapes_than_the_example(
         found = engine.run({"tokens": tokens.numpy(), "lengths": counts.numpy()})
     for name, expected in load_checkpoint(checkpoint)[0].encode_texts(tokens, counts).items():
         np.testing.assert_allclose(found[name], expected, **SAME, err_msg=name)
+
+
+def test_sums_of_many_stay_in_float32(bundle: Bundle) -> None:
+    nodes = list(ir.load(bundle.folder / "fp16/text.onnx").graph)
+    kinds = {"LayerNormalization": "FLOAT", "Softmax": "FLOAT", "Gelu": "FLOAT16", "GRU": "FLOAT16"}
+    for kind, expected in kinds.items():
+        found = {node.outputs[0].dtype.name for node in nodes if node.op_type == kind and node.outputs[0].dtype}
+        assert found == {expected}, kind
 
 
 def test_the_manifest_knows_the_longest_text(bundle: Bundle) -> None:
