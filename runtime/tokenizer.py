@@ -6,15 +6,12 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.runtime.errors import BundleError, InputError
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,8 @@ class Tokenizer:
                     "use words the model was trained on"
                 )
 
-    def _encodings(self, texts: Sequence[str]) -> tuple[list[str], list[Encoding]]:
+    def _encodings(self, texts: Sequence[str]) -> tuple[list[str], list[Any]]:
+        """The texts as the library sees them, and what it makes of each."""
         texts = [self._checked(text, index) for index, text in enumerate(texts)]
         encodings = self._backend.encode_batch(texts)
         for index, encoding in enumerate(encodings):
@@ -95,6 +93,6 @@ class Tokenizer:
         return unicodedata.normalize("NFC", text) if self._composes else text
 
 
-def _words(text: str, encoding: Encoding) -> tuple[str, ...]:
+def _words(text: str, encoding: Any) -> tuple[str, ...]:
     inner = (text[start:end] for start, end in encoding.offsets[1:-1])
     return (encoding.tokens[0], *inner, encoding.tokens[-1])

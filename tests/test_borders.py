@@ -20,7 +20,7 @@ import camp_sdk
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"camp_sdk": "camp_sdk", "runtime": "camp_sdk.runtime", "export": "camp_sdk.export"}
 ENGINES = {"cuda", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tokenizers"}
-TRAINING = {"torch", "lightning", "onnx", "onnxscript"}
+TRAINING = {"torch", "lightning", "onnx", "onnxscript", "safetensors"}
 LIBRARIES = TRAINING | ENGINES | {"numpy", "PIL", "rich", "typer", "tensorboard", "jinja2"}
 
 
