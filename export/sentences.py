@@ -139,6 +139,12 @@ def ours(name: str) -> str:
     return name
 
 
+def is_installed(words: str) -> bool:
+    """Whether a run can begin with these words: learned ones, or a pretrained encoder whose packages are here."""
+    needed = [] if words == LEARNED else [PACKAGES[words].replace("-", "_"), "safetensors"]
+    return all(importlib.util.find_spec(name) for name in needed)
+
+
 def folder_of(words: str) -> Path:
     """Where an installed package keeps a pretrained encoder.
 

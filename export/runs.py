@@ -1,0 +1,55 @@
+"""Runs that keep what is done and go on where they were stopped: for scripts that train one model after another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from camp_sdk.export.to_onnx import export_bundle
+from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.train import main as train
+from camp_sdk.runtime.files import write_aside
+
+
+def finish_run(config: TrainConfig) -> Path:
+    """Train and export, as far as that is not done; returns the bundle, ``bundle`` in the run's folder.
+
+    minutes.json beside it tells what training took; null if it was stopped and went on, since the time before is lost.
+    Raises InputError if the run was begun with other options, and what training and export raise.
+    """
+    finished, resume = ((config.output / name).is_file() for name in ("finished", "last.ckpt"))
+    if not resume:
+        _forget_first_epoch(config.output)
+    started = time.monotonic()
+    train(replace(config, resume=resume))
+    if not finished:
+        minutes = None if resume else round((time.monotonic() - started) / 60, 1)
+        write_json(config.output / "minutes.json", minutes)
+    bundle = config.output / "bundle"
+    if not bundle.exists():
+        export_bundle(config.output / "best.ckpt", bundle)
+    return bundle
+
+
+def _forget_first_epoch(run: Path) -> None:
+    """A run that was stopped before its first checkpoint has nothing to go on from, and begins anew."""
+    shutil.rmtree(run / "logs", ignore_errors=True)
+    (run / "best.ckpt").unlink(missing_ok=True)
+
+
+def kept_json(path: Path, make: Callable[[], Any]) -> Any:
+    """What a JSON file holds; if there is none, it is made and written first."""
+    if not path.is_file():
+        write_json(path, make())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values, for people to read."""
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
