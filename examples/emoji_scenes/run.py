@@ -1,0 +1,125 @@
+"""Binding, measured on scenes of emoji artwork, in one command: compose, train, export, evaluate, write a page.
+
+    python examples/emoji_search/run.py --output build/emoji
+    python examples/emoji_scenes/run.py --pictures build/emoji/data --output build/emoji_scenes
+
+takes the pictures of the first example. The gates of the paper (`paper`) and of one number (`scalar`) are trained on a frozen
+sentence encoder, and `paper` also on words it learns itself. Each is measured on scenes of things it has never seen (`test`)
+and on new pairs of things it was trained on (`seen`), as CAMP and by its global vectors alone: recall, and how often a
+caption's own picture scores above its twin. The output folder receives results.json and index.html.
+
+What is done is kept: data set, trainings and measurements. To begin anew, remove the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from build_data import build
+from numpy.typing import NDArray
+from rich.console import Console
+
+from camp_sdk import Evaluation, Retriever, Split, evaluate_matrix, load_split
+from camp_sdk.cli import evaluation_table
+from camp_sdk.evaluation import ENCODING, SCORING, similarity_matrices, work_of
+from camp_sdk.export.runs import measured_run, runnable, write_json
+from camp_sdk.export.sentences import LEARNED
+from camp_sdk.export.train import TrainConfig
+from camp_sdk.progress import progress_bars
+from camp_sdk.terminal import run_command, stderr
+
+# Options of export/train.py. Two neighbours: twins meet in a batch, each the other's hardest negative.
+RECIPE: dict[str, Any] = {
+    "width": 128,
+    "word_width": 128,
+    "vision": "efficientnet-lite0",
+    "epochs": 3,
+    "batch_size": 48,
+    "neighbours": 2,
+    "negatives": 3,
+    "learning_rate": 1e-3,
+    "softmax_weight": 1.0,
+    "weight_decay": 0.01,
+    "dropout": 0.1,
+}
+OF_LEARNED_WORDS = ("word_width",)  # a sentence encoder brings its own
+SENTENCES = "all-minilm-l6-v2"
+MODELS = (("paper", SENTENCES), ("scalar", SENTENCES), ("paper", LEARNED))
+COUNTS = {"train": 6000, "dev": 200, "test": 300, "seen": 300}
+MEASURED = ("dev", "test", "seen")
+VERSIONS = ("camp-sdk", "torch", "lightning", "onnxruntime", "numpy", "pillow")
+
+
+def main(
+    pictures: Annotated[Path, typer.Option(help="Data set of examples/emoji_search.")] = Path("build/emoji/data"),
+    output: Annotated[Path, typer.Option(help="Folder of data, runs and results.")] = Path("build/emoji_scenes"),
+) -> None:
+    """Compose, train, export, evaluate, and write a page."""
+    data = output / "data"
+    if not data.exists():
+        build(pictures, data, COUNTS)
+    report(data, output, RECIPE)
+
+
+def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
+    """Train and measure every model whose packages are here, and write what came of it."""
+    started = time.monotonic()
+    runs = runnable(configs(data, output, recipe))
+    models = [measured_run(config, lambda bundle: measure(bundle, data)) for config in runs]
+    results = {
+        "recipe": recipe,
+        "models": models,
+        "cores": os.cpu_count(),
+        "versions": {name: version(name) for name in VERSIONS},
+    }
+    write_json(output / "results.json", results)
+    stderr.print(f"wrote {output / 'results.json'} after {(time.monotonic() - started) / 60:.1f} minutes")
+
+
+def configs(data: Path, output: Path, recipe: dict[str, Any]) -> Iterator[TrainConfig]:
+    """The run of every model."""
+    for variant, words in MODELS:
+        options = {n: v for n, v in recipe.items() if words == LEARNED or n not in OF_LEARNED_WORDS}
+        yield TrainConfig(data, output / f"{variant}-{words}", variant, words=words, cache=output / "cache", **options)
+
+
+def measure(bundle: Path, data: Path) -> dict[str, Any]:
+    """Of each split: recalls as `camp eval` gives them, and the twin accuracy of CAMP and of the global vectors alone."""
+    with Retriever(bundle) as retriever:
+        measured = {name: measure_split(retriever, load_split(data, name)) for name in MEASURED}
+        return {"backend": retriever.backend, **measured}
+
+
+def measure_split(retriever: Retriever, split: Split) -> dict[str, Any]:
+    """One scoring of every pair gives both."""
+    with progress_bars(work_of(split)) as advance:
+        gallery = retriever.encode_images(split.images, on_progress=lambda done: advance(ENCODING, done))
+        logits, vectors = similarity_matrices(retriever, gallery, split.captions, lambda done: advance(SCORING, done))
+    assert vectors is not None  # the recipe trains them
+    owner = split.image_of_caption
+    network, beside = evaluate_matrix(logits, owner), evaluate_matrix(vectors, owner)
+    result = Evaluation(network, beside, len(split.images), len(split.captions), folds=1)
+    Console().print(evaluation_table(result, f"{split.name}: {result.protocol}"))
+    twins = {"network": twin_accuracy(logits, owner), "global_vectors": twin_accuracy(vectors, owner)}
+    return result.as_dict() | {"twin_accuracy": twins}
+
+
+def twin_accuracy(similarity: NDArray[np.float32], image_of_caption: NDArray[np.int64]) -> float:
+    """In percent, the captions of a similarity matrix [I, T] whose own picture is above its twin; a tie is not.
+
+    Twins are pictures 2k and 2k + 1. Whoever guesses has 50.
+    """
+    texts = np.flatnonzero((image_of_caption ^ 1) < len(similarity))  # an odd count leaves the last without its twin
+    own = image_of_caption[texts]
+    return float(100 * (similarity[own, texts] > similarity[own ^ 1, texts]).mean())
+
+
+if __name__ == "__main__":
+    run_command(main)
