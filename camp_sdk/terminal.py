@@ -25,6 +25,11 @@ def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterab
     return track(items, title, total=total, console=stderr, transient=False)
 
 
+def show_step(command: str) -> None:
+    """Tell which command a script's next step is, on standard error: to be copied, so never cut."""
+    stderr.print(f"\n$ {command}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
 def run_app(app: typer.Typer) -> None:
     """Run a command-line app; an error of ours, or of a file, becomes one line on standard error and exit code 1.
 

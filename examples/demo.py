@@ -7,15 +7,12 @@ Every step is a command or a call of the public interface; the page, index.html,
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import jinja2
 import numpy as np
 import typer
 from PIL import Image
@@ -25,15 +22,16 @@ from camp_sdk import Evaluation, Explanation, Gallery, Match, Metrics, Retriever
 from camp_sdk.cli import evaluation_table
 from camp_sdk.evaluation import SCORING, work_of
 from camp_sdk.export.measure import measure_checkpoint
+from camp_sdk.export.pages import data_uri, write_page
 from camp_sdk.export.scenes import SceneObject, oracle_recalls, true_captions, write_scenes
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.train import main as train
 from camp_sdk.progress import progress_bar, progress_bars
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import write_aside
-from camp_sdk.terminal import progress, run_command, stderr
+from camp_sdk.terminal import progress, run_command, show_step, stderr
 
+TEMPLATE = Path(__file__).with_name("demo_page.html")
 COUNTS = {"train": 5000, "dev": 100, "test": 300}
 QUERIES = 6
 FREE_QUERY = "a small red circle above a large blue star"
@@ -50,22 +48,22 @@ def main(
         raise InputError(f"{output} is not empty: remove it, or name another folder")
     started = time.monotonic()
     data, run, bundle = output / "data", output / "run", output / "bundle"
-    _say(f"python export/scenes.py --output {data}")
+    show_step(f"python export/scenes.py --output {data}")
     write_scenes(data, COUNTS)
-    _say(f"python export/train.py --data {data} --variant {variant} --output {run}")
+    show_step(f"python export/train.py --data {data} --variant {variant} --output {run}")
     train(TrainConfig(data, run, variant, epochs=epochs))
-    _say(f"python export/to_onnx.py --checkpoint {run / 'best.ckpt'} --output {bundle}")
+    show_step(f"python export/to_onnx.py --checkpoint {run / 'best.ckpt'} --output {bundle}")
     export_bundle(run / "best.ckpt", bundle)
     test = load_split(data, "test")
     stderr.print("\nthe same test split by PyTorch, to compare", style="dim")
     with progress_bar(SCORING, work_of(test)[SCORING]) as advance:
         torch_metrics, _ = measure_checkpoint(run / "best.ckpt", data, "test", advance)
     with Retriever(bundle) as retriever:
-        _say(f"camp eval {bundle} --data {data} --split test")
+        show_step(f"camp eval {bundle} --data {data} --split test")
         with progress_bars(work_of(test)) as advance:
             result = evaluate(retriever, test, on_progress=advance)
         Console().print(evaluation_table(result, f"{data} test: {result.protocol}"))
-        _say(f'camp rank {bundle} --images {data / "test"} --query "{FREE_QUERY}"')
+        show_step(f'camp rank {bundle} --images {data / "test"} --query "{FREE_QUERY}"')
         cards = rank_queries(retriever, test, true_of(data / "test"))
         manifest = retriever.bundle.manifest
     page = {
@@ -79,12 +77,8 @@ def main(
         "version": version("camp-sdk"),
         "counts": COUNTS,
     }
-    write_page(output / "index.html", page)
+    write_page(output / "index.html", TEMPLATE, page)
     stderr.print(f"wrote {output / 'index.html'} after {page['minutes']:.1f} minutes", highlight=False)
-
-
-def _say(step: str) -> None:
-    stderr.print(f"\n$ {step}", style="dim", markup=False, highlight=False, soft_wrap=True)  # to be copied: not cut
 
 
 def true_of(folder: Path) -> list[set[str]]:
@@ -149,24 +143,10 @@ def word_pictures(explained: Explanation, path: Path) -> list[dict[str, str]]:
     return shown
 
 
-def data_uri(picture: Image.Image) -> str:
-    """A picture as text for an <img> tag, so that the page needs no other file."""
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def table_rows(torch_metrics: Metrics, result: Evaluation, backend: str) -> list[tuple[str, Metrics]]:
     """PyTorch, the bundle, and its global vectors alone."""
     rows = [("PyTorch", torch_metrics), (f"bundle ({backend})", result.network)]
     return [*rows, ("global vectors alone", result.global_vectors)] if result.global_vectors else rows
-
-
-def write_page(path: Path, page: dict[str, Any]) -> None:
-    """Fill the template beside this file; every text is escaped."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
-    with write_aside(path) as aside:
-        aside.write_text(environment.get_template("demo_page.html").render(page), encoding="utf-8")
 
 
 if __name__ == "__main__":

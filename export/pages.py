@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from camp_sdk.pictures import read_picture
 from camp_sdk.runtime.files import write_aside
 
 
@@ -26,3 +27,8 @@ def data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def small_picture(path: Path, size: int) -> str:
+    """A picture file, fitted into a square of that many pixels and over white as networks see it, as text for an <img> tag."""
+    return data_uri(Image.fromarray(read_picture(path, size, size, path.name, "letterbox")))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -27,14 +27,16 @@ from fetch import fetch
 from packages import STYLES
 from rich.console import Console
 
-from camp_sdk import Retriever, Split, evaluate, load_split
+from camp_sdk import Gallery, Retriever, Split, evaluate, load_split
 from camp_sdk.cli import evaluation_table
 from camp_sdk.evaluation import work_of
-from camp_sdk.export.runs import measured_run, runnable, write_json
+from camp_sdk.export.pages import small_picture, write_page
+from camp_sdk.export.runs import install_line, measured_run, runnable, write_json
 from camp_sdk.export.sentences import LEARNED
 from camp_sdk.export.train import TrainConfig
-from camp_sdk.progress import progress_bars
-from camp_sdk.terminal import run_command, stderr
+from camp_sdk.progress import progress_bar, progress_bars
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.terminal import progress, run_command, show_step, stderr
 
 # Options of export/train.py.
 RECIPE: dict[str, Any] = {
@@ -55,6 +57,12 @@ OF_LEARNED_WORDS = ("word_width", "min_count")  # a sentence encoder brings its 
 SENTENCES = "all-minilm-l6-v2"
 MODELS = [(variant, words) for words in (LEARNED, SENTENCES) for variant in ("paper", "scalar")]
 COUNTS = {"test": 300, "dev": 100}
+QUERIES = 8
+FREE_QUERIES = ("something to keep the rain off", "a hot drink in the morning", "an animal that hops")
+SHOWN = 5
+PIXELS = 96  # of a picture on the page
+TEMPLATE = Path(__file__).with_name("search_page.html")
+CHANGES = "Pictures are scaled on this page."
 VERSIONS = ("camp-sdk", "torch", "lightning", "onnxruntime", "numpy")
 
 
@@ -65,29 +73,36 @@ def main(
     ] = None,
 ) -> None:
     """Fetch, build, train, export, evaluate, and write a page."""
-    packages = packages or output / "packages"
-    data = output / "data"
+    packages, data = packages or output / "packages", output / "data"
     if not data.exists():
-        stderr.print(f"python examples/emoji_search/fetch.py --output {packages}")
+        show_step(f"python examples/emoji_search/fetch.py --output {packages}")
         fetch(packages)
+        show_step(f"python examples/emoji_search/build_data.py --packages {packages} --output {data}")
         build(packages, data, COUNTS)
     report(data, output, RECIPE)
 
 
 def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
-    """Train and measure every model whose packages are here, and write what came of it."""
-    started = time.monotonic()
-    runs = runnable(configs(data, output, recipe))
+    """Train and measure every model whose packages are here, and write results.json and the page, which shows them."""
+    wanted = list(configs(data, output, recipe))
+    runs = runnable(wanted)
     models = [measured_run(config, lambda bundle: measure(bundle, data)) for config in runs]
+    best = max(range(len(models)), key=lambda number: models[number]["dev"]["rsum"])
+    missing = sorted({config.words for config in wanted} - {config.words for config in runs})
     results = {
         "recipe": recipe,
         "data": describe_data(data),
+        "unseen": unseen_words(data),
         "models": models,
+        "left_out": [{"words": words, "install": install_line(words)} for words in missing],
+        "best": title_of(models[best]),
+        "queries": rank_queries(runs[best].output / "bundle", data),
         "cores": os.cpu_count(),
         "versions": {name: version(name) for name in VERSIONS},
     }
     write_json(output / "results.json", results)
-    stderr.print(f"wrote {output / 'results.json'} after {(time.monotonic() - started) / 60:.1f} minutes")
+    write_page(output / "index.html", TEMPLATE, results | page_parts(results, data))
+    stderr.print(f"wrote {output / 'results.json'} and {output / 'index.html'}", highlight=False, soft_wrap=True)
 
 
 def configs(data: Path, output: Path, recipe: dict[str, Any]) -> Iterator[TrainConfig]:
@@ -130,17 +145,79 @@ def only_names(split: Split, kinds: list[str]) -> Split:
 
 
 def describe_data(data: Path) -> dict[str, Any]:
-    """Counts of the splits, and how many words of test captions no training caption has."""
+    """What is in each split: counts, and the styles in their order."""
     rows = {split: read_rows(data / split) for split in ("train", "dev", "test")}
     return {
         split: {
             "pictures": len(own),
-            "concepts": len({row["concept"] for row in own}),
+            "concepts": len({row["hexcode"] for row in own}),
             "families": len({row["family"] for row in own}),
             "captions": sum(len(row["captions"]) for row in own),
+            "styles": list(dict.fromkeys(row["style"] for row in own)),
         }
         for split, own in rows.items()
     }
+
+
+def unseen_words(data: Path) -> dict[str, int]:
+    """How many different words the test captions have, how many of them no training caption has, and in how many names."""
+    known = {word for row in read_rows(data / "train") for caption in row["captions"] for word in words_of(caption)}
+    test = read_rows(data / "test")
+    words = {word for row in test for caption in row["captions"] for word in words_of(caption)}
+    names = {row["hexcode"]: words_of(row["concept"]) for row in test}
+    return {
+        "words": len(words),
+        "unseen": len(words - known),
+        "names_with_unseen": sum(not name <= known for name in names.values()),
+    }
+
+
+def words_of(caption: str) -> set[str]:
+    """The different words of a caption."""
+    return set(re.findall(r"\w+", caption.lower()))
+
+
+def rank_queries(bundle: Path, data: Path) -> list[dict[str, Any]]:
+    """Names of test concepts at even distances, not chosen by their outcome, and free queries; against all test pictures."""
+    rows, images = read_rows(data / "test"), load_split(data, "test").images
+    chosen = np.linspace(0, len(rows) // len(STYLES) - 1, QUERIES).astype(int)
+    queries = [(rows[index]["concept"], rows[index]["hexcode"]) for index in chosen]
+    queries += [(query, None) for query in FREE_QUERIES]
+    with Retriever(bundle) as retriever, progress_bar("encoding images", len(images)) as advance:
+        gallery = retriever.encode_images(images, on_progress=advance)
+        return [query_card(retriever, gallery, query, rows) for query in progress(queries, "ranking")]
+
+
+def query_card(
+    retriever: Retriever, gallery: Gallery, query: tuple[str, str | None], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The best pictures of a query, and the place of the first right one; learned words may know no word of it."""
+    text, hexcode = query
+    try:
+        matches = retriever.rank(text, gallery, top_k=len(gallery))
+    except InputError:
+        matches = []
+    right = [rows[match.corpus_id]["hexcode"] == hexcode for match in matches]
+    shown = [
+        {name: rows[match.corpus_id][name] for name in ("file_name", "concept", "style")}
+        | {"score": round(match.score, 6), "right": is_right}
+        for match, is_right in zip(matches[:SHOWN], right, strict=False)
+    ]
+    return {"query": text, "hexcode": hexcode, "place": right.index(True) + 1 if any(right) else None, "matches": shown}
+
+
+def page_parts(results: dict[str, Any], data: Path) -> dict[str, Any]:
+    """What the page needs beside the results: its tables row by row, pictures and notices."""
+    tables = {name: [(title_of(model), model[name]) for model in results["models"]] for name in ("test", "test_names")}
+    names = {match["file_name"] for card in results["queries"] for match in card["matches"]}
+    pictures = {name: small_picture(data / "test" / name, PIXELS) for name in names}
+    notice = (data / "notices" / "NOTICE.md").read_text(encoding="utf-8")
+    return {"tables": tables, "pictures": pictures, "notice": notice, "changes": CHANGES}
+
+
+def title_of(model: dict[str, Any]) -> str:
+    """A model's name on the page."""
+    return f"{model['variant']}, {'learned words' if model['words'] == LEARNED else model['words']}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from camp_sdk.export.import_checkpoint import import_checkpoint
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.progress import progress_bars
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.terminal import run_command, stderr
+from camp_sdk.terminal import run_command, show_step
 
 
 def main(
@@ -48,24 +48,20 @@ def main(
     test = load_split(data, "test")
     folds = protocol_folds(protocol, test) if protocol else 1
     run, bundle = output / "imported", output / "bundle"
-    _say(f"python export/import_checkpoint.py {checkpoint} --vocab {vocab} --data {data} --output {run}")
+    show_step(f"python export/import_checkpoint.py {checkpoint} --vocab {vocab} --data {data} --output {run}")
     imported = import_checkpoint(checkpoint, vocab, run, data)
-    _say(f"python export/to_onnx.py --checkpoint {imported} --output {bundle}")
+    show_step(f"python export/to_onnx.py --checkpoint {imported} --output {bundle}")
     export_bundle(imported, bundle)
     with Retriever(bundle) as retriever:
-        _say(f"camp eval {bundle} --data {data}" + (f" --protocol {protocol}" if protocol else ""))
+        show_step(f"camp eval {bundle} --data {data}" + (f" --protocol {protocol}" if protocol else ""))
         with progress_bars(work_of(test, folds)) as advance:
             result = evaluate(retriever, test, folds, advance, protocol)
         Console().print(evaluation_table(result, f"{data} test: {result.protocol}"))
-        _say(f'camp rank {bundle} --images {data / "test_ims.npy"} --query "{query}"')
+        show_step(f'camp rank {bundle} --images {data / "test_ims.npy"} --query "{query}"')
         for match in retriever.rank(query, test.images):
             own = [test.captions[k] for k in np.flatnonzero(test.image_of_caption == match.corpus_id)]
             nearest = max(own, key=lambda caption: len(set(caption.lower().split()) & set(query.split())))
             Console().print(f"{match.rank}. {match.score:.4f}  image {match.corpus_id}: {nearest}", markup=False)
-
-
-def _say(step: str) -> None:
-    stderr.print(f"\n$ {step}", style="dim", markup=False, highlight=False, soft_wrap=True)  # to be copied: not cut
 
 
 if __name__ == "__main__":
