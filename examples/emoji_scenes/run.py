@@ -14,7 +14,6 @@ What is done is kept: data set, trainings and measurements. To begin anew, remov
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +28,12 @@ from rich.console import Console
 from camp_sdk import Evaluation, Retriever, Split, evaluate_matrix, load_split
 from camp_sdk.cli import evaluation_table
 from camp_sdk.evaluation import ENCODING, SCORING, similarity_matrices, work_of
-from camp_sdk.export.runs import measured_run, runnable, write_json
+from camp_sdk.export.pages import small_picture, write_page
+from camp_sdk.export.runs import install_line, measured_run, runnable, write_json
 from camp_sdk.export.sentences import LEARNED
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.progress import progress_bars
-from camp_sdk.terminal import run_command, stderr
+from camp_sdk.terminal import run_command, show_step, stderr
 
 # Options of export/train.py. Two neighbours: twins meet in a batch, each the other's hardest negative.
 RECIPE: dict[str, Any] = {
@@ -54,6 +54,15 @@ SENTENCES = "all-minilm-l6-v2"
 MODELS = (("paper", SENTENCES), ("scalar", SENTENCES), ("paper", LEARNED))
 COUNTS = {"train": 6000, "dev": 200, "test": 300, "seen": 300}
 MEASURED = ("dev", "test", "seen")
+CARDS = 4  # of each split
+PIXELS = 192  # of a picture on the page
+TEMPLATE = Path(__file__).with_name("scenes_page.html")
+TITLES = {"test": "new things", "seen": "known things"}
+EXPLAINED = {
+    "test": "things of other families than the network was trained on, so that it has to recognise them, too.",
+    "seen": "things it was trained on, in pairs that it was not.",
+}
+CHANGES = "Pictures are scaled, and several put on one ground."
 VERSIONS = ("camp-sdk", "torch", "lightning", "onnxruntime", "numpy", "pillow")
 
 
@@ -64,23 +73,32 @@ def main(
     """Compose, train, export, evaluate, and write a page."""
     data = output / "data"
     if not data.exists():
+        show_step(f"python examples/emoji_scenes/build_data.py --pictures {pictures} --output {data}")
         build(pictures, data, COUNTS)
     report(data, output, RECIPE)
 
 
 def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
-    """Train and measure every model whose packages are here, and write what came of it."""
-    started = time.monotonic()
-    runs = runnable(configs(data, output, recipe))
+    """Train and measure every model whose packages are here, and write results.json and the page, which shows them."""
+    wanted = list(configs(data, output, recipe))
+    runs = runnable(wanted)
     models = [measured_run(config, lambda bundle: measure(bundle, data)) for config in runs]
+    best = max(range(len(models)), key=lambda number: models[number]["dev"]["rsum"])
+    missing = sorted({config.words for config in wanted} - {config.words for config in runs})
+    counts = {name: load_split(data, name) for name in COUNTS}
     results = {
         "recipe": recipe,
+        "counts": {name: {"pictures": len(s.images), "captions": len(s.captions)} for name, s in counts.items()},
         "models": models,
+        "left_out": [{"words": words, "install": install_line(words)} for words in missing],
+        "best": title_of(models[best]),
+        "cards": twin_cards(runs[best].output / "bundle", data),
         "cores": os.cpu_count(),
         "versions": {name: version(name) for name in VERSIONS},
     }
     write_json(output / "results.json", results)
-    stderr.print(f"wrote {output / 'results.json'} after {(time.monotonic() - started) / 60:.1f} minutes")
+    write_page(output / "index.html", TEMPLATE, results | page_parts(results, data))
+    stderr.print(f"wrote {output / 'results.json'} and {output / 'index.html'}", highlight=False, soft_wrap=True)
 
 
 def configs(data: Path, output: Path, recipe: dict[str, Any]) -> Iterator[TrainConfig]:
@@ -119,6 +137,42 @@ def twin_accuracy(similarity: NDArray[np.float32], image_of_caption: NDArray[np.
     texts = np.flatnonzero((image_of_caption ^ 1) < len(similarity))  # an odd count leaves the last without its twin
     own = image_of_caption[texts]
     return float(100 * (similarity[own, texts] > similarity[own ^ 1, texts]).mean())
+
+
+def twin_cards(bundle: Path, data: Path) -> list[dict[str, Any]]:
+    """Pairs of twins at even distances, not chosen by their outcome, with a caption of the first and both scores."""
+    with Retriever(bundle) as retriever:
+        return [card for name in TITLES for card in split_cards(retriever, load_split(data, name))]
+
+
+def split_cards(retriever: Retriever, split: Split) -> list[dict[str, Any]]:
+    """The cards of one split: CAMP's logits and the vectors' dot products, of the caption's own picture and its twin."""
+    cards = []
+    for pair in np.linspace(0, len(split.images) // 2 - 1, CARDS).astype(int):
+        twins = [Path(split.images[2 * pair + side]) for side in range(2)]
+        caption = split.captions[int(np.argmax(split.image_of_caption == 2 * pair))]
+        logits, vectors = similarity_matrices(retriever, retriever.encode_images(twins), [caption], lambda done: None)
+        assert vectors is not None  # the recipe trains them
+        scores = {"network": logits[:, 0].tolist(), "global_vectors": vectors[:, 0].tolist()}
+        cards.append({"split": split.name, "caption": caption, "file_names": [path.name for path in twins], **scores})
+    return cards
+
+
+def page_parts(results: dict[str, Any], data: Path) -> dict[str, Any]:
+    """What the page needs beside the results: its tables row by row, words, pictures and notices."""
+    tables = {split: [(title_of(model), model[split]) for model in results["models"]] for split in TITLES}
+    pictures: dict[str, dict[str, str]] = {split: {} for split in TITLES}
+    for card in results["cards"]:
+        for name in card["file_names"]:
+            pictures[card["split"]][name] = small_picture(data / card["split"] / name, PIXELS)
+    notice = (data / "notices" / "NOTICE.md").read_text(encoding="utf-8")
+    words = {"titles": TITLES, "explained": EXPLAINED, "changes": CHANGES}
+    return {"tables": tables, "pictures": pictures, "notice": notice, **words}
+
+
+def title_of(model: dict[str, Any]) -> str:
+    """A model's name on the page."""
+    return f"{model['variant']}, {'learned words' if model['words'] == LEARNED else model['words']}"
 
 
 if __name__ == "__main__":
