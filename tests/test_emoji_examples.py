@@ -161,7 +161,8 @@ def test_queries_are_names_at_even_distances_then_free_ones(searched: Path) -> N
         assert card["place"] == concepts.index(card["query"]) + 1  # of six, three are right
     assert [(card["query"], card["place"]) for card in cards[8:]] == [("a <b>red</b> thing", None), ("unheard", None)]
     assert len(cards[8]["matches"]) == 5
-    assert cards[9]["matches"] == []  # no word of it is known
+    assert cards[9]["matches"] == []
+    assert page_of(searched).count("none of its words is known") == 1
 
 
 def test_counts_and_unseen_words_are_those_of_the_data(searched: Path) -> None:
