@@ -115,7 +115,8 @@ def _open(picture: Any) -> AbstractContextManager[Image.Image]:
         return nullcontext(picture)  # the caller's own: not ours to close
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
-    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
+    formats = [name for name in Image.ID if name != "EPS"]  # a program, which Pillow would have Ghostscript run
+    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=formats)
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +41,26 @@ class Images:
     pixels: PixelSpec | None = None
 
 
-def prepare_images(train: Split, dev: Split, vision: Vision | None, tuned: bool, cache: Path) -> Images:
+def prepare_images(train: Split, dev: Split, vision: Vision | None, tuned: bool, scratch: Path, kept: Path) -> Images:
     """Decode the pictures of a run for a vision network that is trained, or encode them by one that is not.
 
-    vision is None for a data set of features. tuned: whether a network that came with its weights is trained, too.
+    vision is None for a data set of features. tuned: whether a network that came with its weights is trained, too. Decoded
+    pictures go to ``scratch``, a folder of this run alone, features to ``kept``, which runs may share.
     """
     if vision is None:
         return Images(train.images, dev.images, np.array(dev.images[:EXAMPLES]))
     if vision.network is None or tuned:
-        stores = [decode_pictures(split, vision.pixels, cache / f"{split.name}.npy") for split in (train, dev)]
+        stores = [decode_pictures(split, vision.pixels, scratch / f"{split.name}.npy") for split in (train, dev)]
         return Images(stores[0], stores[1], np.array(stores[1][:EXAMPLES]), vision.pixels)
-    few = replace(dev, name="examples", images=dev.images[:EXAMPLES])
-    examples = np.array(decode_pictures(few, vision.pixels, cache / "examples.npy"))
-    return Images(encode_pictures(train, vision, cache), encode_pictures(dev, vision, cache), examples)
+    spec = vision.pixels
+    few = [read_picture(path, spec.height, spec.width, str(path), spec.fit) for path in dev.images[:EXAMPLES]]
+    return Images(encode_pictures(train, vision, kept), encode_pictures(dev, vision, kept), np.stack(few))
 
 
-def decode_pictures(split: Split, spec: PixelSpec, cache: Path) -> NDArray[np.uint8]:
+def decode_pictures(split: Split, spec: PixelSpec, file: Path) -> NDArray[np.uint8]:
     """Decode a split's pictures once into a memory-mapped file: uint8 [I, H, W, 3], not yet normalised."""
     assert split.has_pictures
-    pixels = open_memmap(cache, mode="w+", dtype=np.uint8, shape=(len(split.images), spec.height, spec.width, 3))
+    pixels = open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(split.images), spec.height, spec.width, 3))
     for row, path in zip(pixels, progress(split.images, f"decoding {split.name}"), strict=True):
         row[:] = read_picture(path, spec.height, spec.width, str(path), spec.fit)
     return pixels

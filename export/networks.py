@@ -66,7 +66,9 @@ class ImageEncoder(nn.Module):
         self.fc = nn.Linear(feature_width, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        return cast(Tensor, self.fc(self.dropout(features)))
+        if self.training:  # the same numbers of all regions of an image: others of them would tell what is left out
+            features = features * self.dropout(torch.ones_like(features[:, :1]))
+        return cast(Tensor, self.fc(features))
 
 
 class WordVectors(nn.Embedding):

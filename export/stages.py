@@ -73,7 +73,6 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
     stages = stages_of(config)
     check_output(config)
     keep_freed_memory()
-    cache.mkdir(parents=True, exist_ok=True)
     data, origin = prepare(config, train, dev, cache, started)
     best = config.start
     for stage in stages:
@@ -189,7 +188,7 @@ def prepare(
     if started and (bool(started[1].pixels), started[1].model.feature_width) != (train.has_pictures, feature_width):
         expected = "pictures" if started[1].pixels else f"features of width {started[1].model.feature_width}"
         raise InputError(f"{config.start} takes {expected}, {config.data} holds something else")
-    images = prepare_images(train, dev, vision, config.tune_vision, cache)
+    images = prepare_images(train, dev, vision, config.tune_vision, cache, config.cache or cache)
     sets = [
         CaptionDataset(split, store, tokenizer, images.pixels)
         for split, store in ((train, images.train), (dev, images.dev))

@@ -32,7 +32,7 @@ CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_a
 UNTOLD = ("data", "output", "start", "resume", "devices", "workers", "cache")  # where things lay on this machine
 LEAST = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
 LEAST |= dict.fromkeys(("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed"), 0)
-LEAST |= dict.fromkeys(("picture_size", "workers"), 0)
+LEAST |= dict.fromkeys(("pair_batch", "picture_size", "workers"), 0)
 VARIANT = "paper (gates of d numbers), scalar (one number, factored), or one of the released code's: " + ", ".join(
     [*CROSS_ATTENTION.values(), *CROSS_ATTENTION]
 )
@@ -65,12 +65,15 @@ class TrainConfig:
     batch_size: Annotated[int, typer.Option(help="Pairs a step. 0: 128 for features, 24 for pictures.")] = 0
     neighbours: Annotated[int, typer.Option(help="Images side by side that share a batch. 0: 1; 2 for pictures.")] = 0
     negatives: Annotated[int, typer.Option(help="Hardest negatives each way. 0: 1, the paper's; 3 for pictures.")] = 0
+    pair_batch: Annotated[int, typer.Option(help="So many pairs of a batch meet in the pair losses; 0: all of it.")] = 0
     learning_rate: Annotated[
         float,
         typer.Option(help="Peak. 0: 5e-4 for features, 7e-4 for pictures, times the root of batch size / default."),
     ] = 0.0
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-3
-    dropout: Annotated[float, typer.Option(help="Part of region features and word vectors left out of a step.")] = 0.0
+    dropout: Annotated[float, typer.Option(help="Part of the region features that a step leaves out.")] = 0.0
+    word_dropout: Annotated[float, typer.Option(help="The same of the word vectors.")] = 0.0
+    unknown_words: Annotated[float, typer.Option(help="Part of the words that a step reads as <unk>.")] = 0.0
     warm_part: Annotated[float, typer.Option(help="Part of the run that narrows to the hardest negatives.")] = 0.1
     softmax_weight: Annotated[
         float, typer.Option(help="Weight of a softmax loss on all pairs of a batch; 0: none.")
@@ -82,7 +85,7 @@ class TrainConfig:
     devices: Annotated[str, typer.Option(help="How many devices, or auto.")] = "auto"
     workers: Annotated[int, typer.Option(help="Processes that prepare batches.")] = 0
     cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps decoded pictures and features for other runs.")
+        Path | None, typer.Option(help="Folder that keeps the features of a frozen --vision for other runs.")
     ] = None
     seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0
 
@@ -113,16 +116,13 @@ class TrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {least} or more")
         self._check_stages()
         self._check_vision()
+        self._check_parts()
         if self.devices != "auto" and not (self.devices.isdecimal() and int(self.devices)):
             raise InputError(f"--devices {self.devices}: expected auto, or how many, 1 or more")
-        if self.batch_size < 2:
-            raise InputError("--batch-size 1: negatives come from the batch, expected 2 or more")
+        if 1 in (self.batch_size, self.pair_batch):
+            raise InputError("--batch-size or --pair-batch 1: negatives come from the batch, expected 2 or more")
         if self.precision not in PRECISIONS:
             raise InputError(f"--precision {self.precision}: expected one of {', '.join(PRECISIONS)}")
-        if not 0 <= self.warm_part <= 1:
-            raise InputError(f"--warm-part {self.warm_part}: expected 0 to 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"--dropout {self.dropout}: expected 0 to 1, below 1")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
 
@@ -133,6 +133,15 @@ class TrainConfig:
             raise InputError(
                 f"--tune-vision: {self.vision} is {'always' if self.vision == 'small' else 'never'} trained"
             )
+
+    def _check_parts(self) -> None:
+        if not 0 <= self.warm_part <= 1:
+            raise InputError(f"--warm-part {self.warm_part}: expected 0 to 1")
+        for name in ("dropout", "word_dropout", "unknown_words"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1, below 1")
+        if self.unknown_words and self.words != "learned":
+            raise InputError(f"--unknown-words {self.unknown_words}: the words of {self.words} are known")
 
     def _check_stages(self) -> None:
         if self.attention_epochs and self.variant not in CROSS_ATTENTION:
@@ -149,8 +158,8 @@ def main(config: TrainConfig) -> None:
     """Train CAMP on a folder of pictures or on precomputed region features."""
     from camp_sdk.export.stages import run_training  # here: --help need not wait for torch
 
-    with tempfile.TemporaryDirectory(prefix="camp-") as folder:
-        run_training(config, config.cache or Path(folder))
+    with tempfile.TemporaryDirectory(prefix="camp-") as cache:
+        run_training(config, Path(cache))
 
 
 def _as_command() -> object:

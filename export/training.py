@@ -27,7 +27,9 @@ from camp_sdk.export.checkpoint import KEY, Origin
 from camp_sdk.export.losses import contrastive_loss, pair_loss, softmax_loss
 from camp_sdk.export.measure import features_of, measure_network
 from camp_sdk.export.model import Camp
+from camp_sdk.export.networks import Tensors
 from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.vocabulary import SPECIALS
 
 CLIP_NORM = 2.0
 
@@ -52,7 +54,8 @@ class CampTraining(lightning.LightningModule):
             self.model.vision = data.vision.train().requires_grad_(config.tune_vision)
         if self.model.vision is not None:  # convolutions in this layout take two thirds of the time, on CPUs too
             self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it not
-        self.model.image_encoder.dropout.p = self.model.text_encoder.dropout.p = config.dropout
+        self.model.image_encoder.dropout.p = config.dropout
+        self.model.text_encoder.dropout.p = config.word_dropout
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=origin.model.global_vectors)
         self.origin, self.config, self.data, self.fusion_only = origin, config, data, fusion_only
         if fusion_only:
@@ -80,19 +83,26 @@ class CampTraining(lightning.LightningModule):
         """One step: hardest-negative loss on pairs and, where they have a weight, softmax loss on all pairs and contrastive
         loss on the global vectors."""
         image = self.model.encode_images(features_of(self.model, batch.images))
-        text = self.model.encode_texts(batch.tokens, batch.lengths)
+        text = self.model.encode_texts(forget_words(batch.tokens, self.config.unknown_words), batch.lengths)
         v, t = image.pop("image.global", None), text.pop("text.global", None)
-        candidates, scorer = self._candidates(len(batch.lengths)), self.model.scorer
-        logits = scorer(image, text) if self.config.softmax_weight else None  # [B, B]
-        pairs = pair_loss(scorer, image, text, batch.matches, candidates, self.config.negatives, logits)
-        losses = {"pair_loss": pairs}
-        if logits is not None:
-            losses["softmax_loss"] = softmax_loss(logits, batch.matches)
+        losses = self._pair_losses(image, text, batch.matches)
         if v is not None and t is not None:
             losses["global_loss"] = contrastive_loss(v, t, batch.matches, self.log_scale)
         self.log_dict(losses, prog_bar=True, batch_size=len(batch.lengths))
         weights = {"softmax_loss": self.config.softmax_weight, "global_loss": self.config.global_weight}
         return sum((weights.get(name, 1) * loss for name, loss in losses.items()), torch.zeros((), device=self.device))
+
+    def _pair_losses(self, image: Tensors, text: Tensors, matches: Tensor) -> dict[str, Tensor]:
+        """The losses of the network's own scores, on the first `pair_batch` of the batch: its order is random."""
+        scorer, count = self.model.scorer, self.config.pair_batch or len(matches)
+        image, text = ({name: tensor[:count] for name, tensor in side.items()} for side in (image, text))
+        matches = matches[:count, :count]
+        logits = scorer(image, text) if self.config.softmax_weight else None  # [count, count]
+        candidates = self._candidates(len(matches))
+        losses = {"pair_loss": pair_loss(scorer, image, text, matches, candidates, self.config.negatives, logits)}
+        if logits is not None:
+            losses["softmax_loss"] = softmax_loss(logits, matches)
+        return losses
 
     def _candidates(self, batch_size: int) -> int:
         """How many of the hardest negatives to choose among: all of the batch at first, one (or as many as are wanted) after
@@ -129,6 +139,15 @@ class CampTraining(lightning.LightningModule):
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         training = self.origin.training | {"epoch": self.current_epoch, "dev": metrics}
         checkpoint[KEY] = replace(self.origin, training=training).as_dict()
+
+
+def forget_words(tokens: Tensor, part: float) -> Tensor:
+    """Tokens [T, N] of which a part of the words, drawn anew for each step, is `<unk>`: a word that training never saw is
+    then not new to the network. Markers and padding stay."""
+    if not part:
+        return tokens
+    drawn = torch.rand(tokens.shape, device=tokens.device) < part
+    return tokens.masked_fill(drawn & (tokens >= len(SPECIALS)), SPECIALS.index("<unk>"))
 
 
 class RunCheckpoint(ModelCheckpoint):

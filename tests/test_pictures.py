@@ -453,3 +453,10 @@ def test_find_pictures_in_an_empty_folder(tmp_path: Path) -> None:
 def test_find_pictures_in_no_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gone is not a folder"):
         find_pictures(tmp_path / "gone")
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "picture.eps")
+    for picture in (tmp_path / "picture.eps", (tmp_path / "picture.eps").read_bytes()):
+        with pytest.raises(InputError, match="it is in no format that Pillow knows"):
+            read_picture(picture, 4, 4, "it")

@@ -26,7 +26,7 @@ from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import VisionNet
 from camp_sdk.export.stages import prepare, run_training
 from camp_sdk.export.train import TrainConfig
-from camp_sdk.export.training import CampTraining
+from camp_sdk.export.training import CampTraining, forget_words
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 2
@@ -665,3 +665,63 @@ def test_every_option_is_in_the_help_of_the_script() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
     missing = [f.name for f in fields(TrainConfig) if f"--{f.name.replace('_', '-')}" not in done.stdout]
     assert not missing
+
+
+# Small data sets
+
+
+def test_forgotten_words_are_unknown_and_markers_stay() -> None:
+    tokens = torch.tensor([[1, 7, 8, 3, 9, 2, 0]] * 400)
+    torch.manual_seed(0)
+    forgotten = forget_words(tokens, 0.25)
+    kept = forgotten == tokens
+    assert kept[:, [0, 3, 5, 6]].all()
+    assert (forgotten[~kept] == 3).all()
+    assert 0.2 < (~kept)[:, [1, 2, 4]].float().mean() < 0.3  # 1,200 draws: a deviation of 0.0125
+    assert forget_words(tokens, 0.0) is tokens
+
+
+def test_pairs_of_a_part_of_the_batch_are_the_loss_of_that_part(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    config = tiny_config(precomputed, tmp_path / "run", batch_size=12, pair_batch=5, softmax_weight=1.0, negatives=1)
+    config = config.with_defaults(pictures=False)
+    data, origin = prepare(config, load_split(precomputed, "train"), load_split(precomputed, "dev"), cache)
+    module = CampTraining(origin, config, data)
+    module._candidates = lambda size: 1  # type: ignore[method-assign]  # there is no trainer to tell the step
+    batch = data.train.collate([data.train[index] for index in range(0, 60, 5)])
+    image, text = module.model.encode_images(batch.images), module.model.encode_texts(batch.tokens, batch.lengths)
+    for side in (image, text):
+        side.pop(f"{next(iter(side)).split('.')[0]}.global")
+    part = [{name: tensor[:5] for name, tensor in side.items()} for side in (image, text)]
+    expected = {
+        "pair_loss": training_module.pair_loss(module.model.scorer, *part, batch.matches[:5, :5]),
+        "softmax_loss": training_module.softmax_loss(module.model.scorer(*part), batch.matches[:5, :5]),
+    }
+    torch.testing.assert_close(module._pair_losses(image, text, batch.matches), expected)
+
+
+def test_dropout_is_for_training_alone(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    config = tiny_config(precomputed, tmp_path / "run", dropout=0.5, word_dropout=0.5).with_defaults(pictures=False)
+    data, origin = prepare(config, load_split(precomputed, "train"), load_split(precomputed, "dev"), cache)
+    model = CampTraining(origin, config, data).model
+    features = torch.ones(2, 3, 6)
+    assert not torch.equal(model.encode_images(features)["image.V"][0], model.encode_images(features)["image.V"][1])
+    model.eval()
+    torch.testing.assert_close(model.encode_images(features)["image.V"][0], model.encode_images(features)["image.V"][1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout": 1.0}, "--dropout 1.0: expected 0 to 1, below 1"),
+        ({"word_dropout": -0.1}, "--word-dropout -0.1: expected"),
+        ({"unknown_words": math.nan}, "--unknown-words nan: expected"),
+        ({"pair_batch": 1}, "--pair-batch 1: negatives come from the batch"),
+        ({"pair_batch": -1}, "--pair-batch -1: expected 0 or more"),
+        ({"softmax_weight": -1.0}, "--softmax-weight -1.0: expected 0 or more"),
+    ],
+)
+def test_parts_and_weights_no_run_can_have(
+    precomputed: Path, tmp_path: Path, cache: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run_training(tiny_config(precomputed, tmp_path / "run", **options), cache)

@@ -313,6 +313,42 @@ def test_a_picture_size_the_network_cannot_have() -> None:
         EfficientNetLite(100)
 
 
+@needs_backbone
+def test_a_tuned_network_learns_but_keeps_its_statistics(scenes: Path, tmp_path: Path) -> None:
+    options = {"vision": "efficientnet-lite0", "picture_size": 32, "tune_vision": True, "fit": "crop"}
+    tuned = load_checkpoint(run_training(tiny_config(scenes, tmp_path / "run", **options), tmp_path))[0].vision
+    published = EfficientNetLite(32)
+    published.load_pretrained()
+    assert isinstance(tuned, EfficientNetLite)
+    before, after = published.state_dict(), tuned.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not [name for name in changed if "running" in name or "num_batches" in name]
+    assert {name for name, _ in tuned.named_parameters()} == changed
+
+
+@needs_backbone
+def test_a_frozen_network_is_that_of_the_package_and_of_the_bundle(scenes: Path, tmp_path: Path) -> None:
+    options = {"vision": "efficientnet-lite0", "picture_size": 64, "pair_batch": 6, "softmax_weight": 1.0}
+    checkpoint = run_training(tiny_config(scenes, tmp_path / "run", **options), tmp_path)
+    published = EfficientNetLite(64).eval()
+    published.load_pretrained()
+    split = load_split(scenes, "test")
+    bundle = export_bundle(checkpoint, tmp_path / "bundle")
+    spec = bundle.manifest.pixels
+    assert spec is not None
+    assert (spec.fit, spec.grid) == ("letterbox", (2, 2))
+    pixels = np.stack([read_picture(path, 64, 64, str(path), "letterbox") for path in split.images])
+    with torch.no_grad():
+        features = published(torch.from_numpy(normalise(pixels, spec))).numpy()
+    with Retriever(bundle, "onnxruntime") as retriever:
+        found = retriever.score_matrix(split.images, split.captions[:5], logits=True)
+        expected = retriever.score_matrix(retriever.encode_images(features), split.captions[:5], logits=True)
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=1e-4
+    )  # what the export demands: forty layers of float32 sums
+
+
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(MissingExtraError, match=r"camp-sdk\[pictures\]"):

@@ -37,17 +37,19 @@ from camp_sdk.terminal import run_command, show_step, stderr
 
 # Options of export/train.py. Two neighbours: twins meet in a batch, each the other's hardest negative.
 RECIPE: dict[str, Any] = {
-    "width": 128,
+    "width": 192,
     "word_width": 128,
     "vision": "efficientnet-lite0",
-    "epochs": 3,
-    "batch_size": 48,
+    "epochs": 8,
+    "batch_size": 128,
+    "pair_batch": 48,
     "neighbours": 2,
     "negatives": 3,
-    "learning_rate": 1e-3,
+    "learning_rate": 1.5e-3,
     "softmax_weight": 1.0,
     "weight_decay": 0.01,
     "dropout": 0.1,
+    "word_dropout": 0.1,
 }
 OF_LEARNED_WORDS = ("word_width",)  # a sentence encoder brings its own
 SENTENCES = "all-minilm-l6-v2"

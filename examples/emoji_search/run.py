@@ -40,22 +40,25 @@ from camp_sdk.terminal import progress, run_command, show_step, stderr
 
 # Options of export/train.py.
 RECIPE: dict[str, Any] = {
-    "width": 128,
-    "word_width": 128,
+    "width": 192,
+    "word_width": 300,
     "vision": "efficientnet-lite0",
-    "epochs": 3,
-    "batch_size": 48,
+    "epochs": 12,
+    "batch_size": 128,
+    "pair_batch": 48,
     "neighbours": 1,
     "negatives": 8,
-    "learning_rate": 1e-3,
+    "learning_rate": 1.5e-3,
     "softmax_weight": 1.0,
     "weight_decay": 0.05,
-    "dropout": 0.2,
-    "min_count": 6,
+    "dropout": 0.4,
+    "word_dropout": 0.2,
+    "unknown_words": 0.2,
+    "min_count": 9,
 }
-OF_LEARNED_WORDS = ("word_width", "min_count")  # a sentence encoder brings its own
+OF_LEARNED_WORDS = ("word_width", "unknown_words", "min_count")  # a sentence encoder brings its own
 SENTENCES = "all-minilm-l6-v2"
-MODELS = [(variant, words) for words in (LEARNED, SENTENCES) for variant in ("paper", "scalar")]
+MODELS = [(variant, words) for words in (LEARNED, SENTENCES) for variant in ("scalar", "paper")]
 COUNTS = {"test": 300, "dev": 100}
 QUERIES = 8
 FREE_QUERIES = ("something to keep the rain off", "a hot drink in the morning", "an animal that hops")
