@@ -55,10 +55,11 @@ format: $(INSTALLED)
 accuracy: $(INSTALLED)
 	$(BIN)/python benchmarks/accuracy.py --output build/accuracy
 
-# Pair scoring, first answers, memory and training steps: about ten minutes on two idle cores. Results and plot are written
+# Pair scoring, pictures, first answers, memory and training steps: about ten minutes on two idle cores. Results and plot are written
 # to benchmarks/results/.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/pairs.py --output build/bench
+	$(BIN)/python benchmarks/pictures.py --output build/bench
 	$(BIN)/python benchmarks/training_step.py
 
 # Pair scoring on an NVIDIA GPU, in minutes; nothing is downloaded. Runs in .venv if there is one, otherwise with what PYTHON

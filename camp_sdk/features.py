@@ -128,7 +128,7 @@ class FeatureReader:
 
     def _feature_batches(self, items: Iterator[_Item], regions: int) -> Batches:
         while batch := list(itertools.islice(items, ENCODE_IMAGES)):
-            rows = np.empty((len(batch), regions, self.feature_width), np.float32)
+            rows = np.empty((len(batch), regions, self.feature_width), np.float32)  # [b, R, D]
             for row, item in zip(rows, batch, strict=True):
                 self._check_features(item, regions)
                 with np.errstate(over="ignore"):

@@ -22,10 +22,23 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_MEGAPIXELS = 80.0  # below Pillow's own limits, of which one only warns
-ORIENTATION = 0x0112  # the EXIF tag; of its values, those that ...
-TURNED = (5, 6, 7, 8)  # ... store the picture's rows as columns,
+ORIENTATION = 0x0112  # the EXIF tag, and what makes each of its values upright, by Pillow's names.
+# Pillow's exif_transpose also writes the EXIF anew, and fails where other tags are odd.
+UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+TURNED = (5, 6, 7, 8)  # Of its values, those that ... store the picture's rows as columns,
 FROM_RIGHT = (2, 3, 6, 7)  # ... begin at its right side,
 FROM_BOTTOM = (3, 4, 7, 8)  # ... begin at its bottom
+
+
+EXIF_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow keeps what it has not read yet
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -66,11 +79,11 @@ def read_picture(
             if opened.width * opened.height > max_megapixels * 1e6:
                 raise InputError(
                     f"{name} has {opened.width} x {opened.height} pixels: at most {max_megapixels:g} megapixels are "
-                    "decoded; raise max_megapixels to read it"
+                    "decoded; encode_images and camp rank take max_megapixels"
                 )
             upright, box = _decode(opened, (width, height), fit, opened is not picture)
             return np.asarray(_fitted(upright, box, (width, height), fit))
-    except InputError:
+    except (InputError, MemoryError):  # too little memory is not the picture's fault: never left out
         raise
     except Exception as error:  # decoders raise a dozen types for a broken file
         raise InputError(f"{name} cannot be read as a picture: {_reason(error)}") from None
@@ -98,12 +111,13 @@ def is_lazy(picture: Any) -> bool:
     """Whether a picture must be read before the caller goes on: a PIL image that was opened from a file.
 
     It decodes itself when first used, which is not safe in two threads, and its file may be closed, or another frame be
-    current, a moment later. Pillow builds palettes when first used, too.
+    current, a moment later. Pillow builds palettes and reads EXIF when first used, too.
     """
     from PIL import Image, ImageFile
 
     return isinstance(picture, ImageFile.ImageFile) or (
-        isinstance(picture, Image.Image) and picture.mode in ("P", "PA")
+        isinstance(picture, Image.Image)
+        and (picture.mode in ("P", "PA") or not picture.info.keys().isdisjoint(EXIF_KEYS))
     )
 
 
@@ -132,13 +146,14 @@ def _decode(opened: Image.Image, size: Size, fit: str, own: bool) -> tuple[Image
 
     At a reduced scale the last row and column may be there only in part: the box tells.
     """
-    from PIL import ImageOps
+    from PIL import Image
 
-    orientation = opened.getexif().get(ORIENTATION, 1)
+    orientation = _orientation(opened)
     turned = orientation in TURNED
     drafted = opened.draft(None, _least_size(opened.size, size[::-1] if turned else size, fit)) if own else None
     opened.load()  # some formats tell their mode only now
-    upright = _flatten(opened if orientation == 1 else ImageOps.exif_transpose(opened))
+    turn = UPRIGHT.get(_orientation(opened))  # again: TIFFs are upright once they are loaded
+    upright = _flatten(opened.transpose(Image.Transpose[turn]) if turn else opened)
     if drafted is None:
         return upright, (0, 0, *upright.size)
     _, (_, _, across, down) = drafted
@@ -146,6 +161,14 @@ def _decode(opened: Image.Image, size: Size, fit: str, own: bool) -> tuple[Image
     left = upright.width - across if orientation in FROM_RIGHT else 0
     top = upright.height - down if orientation in FROM_BOTTOM else 0
     return upright, (left, top, left + across, top + down)
+
+
+def _orientation(opened: Image.Image) -> Any:
+    """The EXIF tag; 1, upright, where there is none that can be read: a picture is not broken for its EXIF."""
+    try:
+        return opened.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow raises whatever its parser meets
+        return 1
 
 
 def _least_size(picture: Size, size: Size, fit: str) -> Size:

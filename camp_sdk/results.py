@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class Explanation:
         seen = None
         if picture is not None and spec is not None:  # twice as sharp as the network saw it
             name = str(picture) if isinstance(picture, (str, Path)) else "the picture"
-            seen = read_picture(picture, 2 * spec.height, 2 * spec.width, name, spec.fit)
+            seen = read_picture(picture, 2 * spec.height, 2 * spec.width, name, spec.fit, math.inf)
         shown = range(1, len(self.words) - 1)  # without the markers
         figure = Figure(figsize=(1.5 * len(shown), 1.9), layout="constrained")
         for k, axes in zip(shown, np.atleast_1d(figure.subplots(1, len(shown))), strict=True):

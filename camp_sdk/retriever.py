@@ -41,10 +41,10 @@ class Retriever:
     "float16" (all but OpenVINO) or "bfloat16" (OpenVINO, on processors that compute in it; encoders stay float32), where the
     bundle was exported with its graphs.
     threads: for the CPU, and to decode pictures; None takes every core. memory_budget_bytes: what a call may hold beside
-    what it is given and returns; None is as much as is fast. Graphs open when first needed. Use as a context manager, or
-    call `close`, to free the engines. On a GPU, the first retriever of a bundle runs its golden self-test; the result is
-    remembered. Raises BundleError if the bundle is broken, BackendError if the backend is not there or failed the
-    self-test.
+    what it is given and returns, and beside pictures being decoded; None is as much as is fast. Graphs open when first
+    needed. Use as a context manager, or call `close`, to free the engines. On a GPU, the first retriever of a bundle runs its
+    golden self-test; the result is remembered. Raises BundleError if the bundle is broken, BackendError if the backend is not
+    there or failed the self-test.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ from typing import Any, cast
 import onnx
 import onnx_ir
 import torch
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 from torch import Tensor, nn
 
 from camp_sdk.runtime.errors import BundleError, CampError, InputError, MissingExtraError
@@ -60,8 +61,8 @@ class EfficientNetLite(nn.Module):
 
 def _boxes(grid: int) -> Tensor:
     """The box of each cell of a grid, row by row: [1, grid * grid, 4], left, top, right, bottom in 0..1."""
-    edge = torch.arange(grid) / grid
-    corner = torch.cartesian_prod(edge, edge).flip(1)  # left, top
+    edge = torch.arange(grid) / grid  # [grid]
+    corner = torch.cartesian_prod(edge, edge).flip(1)  # [grid * grid, 2], left and top
     return torch.cat([corner, corner + 1 / grid], dim=1)[None]
 
 
@@ -94,8 +95,17 @@ class OnnxVision(nn.Module):
         return torch.frombuffer(bytearray(self.graph), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the graph of a checkpoint."""
-        self.graph, self._engine = state.numpy().tobytes(), None
+        """Take the graph of a checkpoint; ValueError if training did not write it."""
+        graph = state.numpy().tobytes()
+        try:
+            parsed = onnx.load_from_string(graph).graph
+        except Exception as error:  # of protobuf, which has types of its own
+            raise ValueError(f"its vision graph is none: {error}") from None
+        if [len(parsed.input), len(parsed.output)] != [1, 1] or any(
+            weight.external_data for weight in parsed.initializer
+        ):
+            raise ValueError("its vision graph is not one that training wrote")
+        self.graph, self._engine = graph, None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_engine": None}  # sessions cannot be copied
@@ -122,6 +132,7 @@ def read_vision(path: Path) -> OnnxVision:
     """
     try:
         model = onnx_ir.from_proto(onnx.load(path))  # with its weights, should they lie in a file beside it
+        RemoveInitializersFromInputsPass()(model)  # old files list them there
     except Exception as error:  # protobuf and onnx raise types of their own
         raise BundleError(f"{path} cannot be read as an ONNX graph: {' '.join(str(error).split())}") from None
     inputs, outputs = model.graph.inputs, model.graph.outputs
@@ -130,9 +141,15 @@ def read_vision(path: Path) -> OnnxVision:
         raise BundleError(
             f"{path} is {' -> '.join(sides)}: expected float32 [B, 3, H, W] -> float32 [B, R, D], with B alone free"
         )
+    for value in [*model.graph.initializers.values(), *(v for node in model.graph.all_nodes() for v in node.outputs)]:
+        if value.name in ("pixels", "features"):
+            value.name = f"inner.{value.name}"
     for value, name in ((inputs[0], "pixels"), (outputs[0], "features")):
         value.name, value.shape = name, onnx_ir.Shape(["B", *list(value.shape or ())[1:]])
-    vision = OnnxVision(onnx_ir.to_proto(model).SerializeToString())
+    try:
+        vision = OnnxVision(onnx_ir.to_proto(model).SerializeToString())
+    except Exception as error:  # protobuf holds 2 GB at most
+        raise BundleError(f"{path} cannot be kept in a checkpoint: {' '.join(str(error).split())[:300]}") from None
     _try(vision, path)
     return vision
 

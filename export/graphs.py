@@ -259,7 +259,10 @@ def check_graph(path: Path, graph: Graph) -> tuple[list[TensorSpec], list[Tensor
     """Read an exported file back and compare it with what was meant; names its axes after the contract's letters."""
     model = onnx.load(path)
     _name_axes(model, graph)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker and its shape inference have types of their own
+        raise ExportError(f"the {graph.name} graph is not valid: {' '.join(str(error).split())[:600]}") from None
     onnx.save(model, path)
     inputs = [spec_of(value) for value in model.graph.input]
     outputs = [spec_of(value) for value in model.graph.output]

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from camp_sdk.export.vision import Vision
 from camp_sdk.features import FeatureReader
 from camp_sdk.pictures import read_picture
 from camp_sdk.progress import progress_bar
+from camp_sdk.read_ahead import available_cores, map_ahead
 from camp_sdk.runtime.bundle import PixelSpec
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.terminal import progress
 
 EXAMPLES = 24
+AHEAD = 32  # pictures decoded before they are asked for
+READING = 1  # counted up whenever read_picture or normalise give other numbers: what is kept is then made again
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,14 @@ def decode_pictures(split: Split, spec: PixelSpec, file: Path) -> NDArray[np.uin
     """Decode a split's pictures once into a memory-mapped file: uint8 [I, H, W, 3], not yet normalised."""
     assert split.has_pictures
     pixels = open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(split.images), spec.height, spec.width, 3))
-    for row, path in zip(pixels, progress(split.images, f"decoding {split.name}"), strict=True):
-        row[:] = read_picture(path, spec.height, spec.width, str(path), spec.fit)
+    rows = iter(pixels)
+
+    def read(path: Path) -> NDArray[np.uint8]:
+        return read_picture(path, spec.height, spec.width, str(path), spec.fit)
+
+    with closing(map_ahead(read, split.images, available_cores(), AHEAD, lambda path: False)) as decoded:
+        for picture in progress(decoded, f"decoding {split.name}", len(split.images)):
+            next(rows)[:] = picture
     return pixels
 
 
@@ -72,11 +82,12 @@ def encode_pictures(split: Split, vision: Vision, folder: Path) -> NDArray[np.fl
     They are kept in ``folder``, and made again only if the network, its preprocessing or the pictures have changed.
     """
     file = folder / f"features-{_key(split, vision)}.npy"
-    if not file.is_file():
+    try:
+        return open_memmap(file, mode="r")
+    except (OSError, ValueError):  # there is none, or it was cut
         with write_aside(file) as aside:
             _encode(split, vision, aside)
-    features: NDArray[np.float32] = open_memmap(file, mode="r")
-    return features
+    return open_memmap(file, mode="r")
 
 
 def _encode(split: Split, vision: Vision, file: Path) -> None:
@@ -88,7 +99,7 @@ def _encode(split: Split, vision: Vision, file: Path) -> None:
         advance = stack.enter_context(progress_bar(f"encoding {split.name}", len(split.images)))
         reader = FeatureReader(vision.pixels, vision.width, lambda pixels: engine.run({"pixels": pixels})["features"])
         batches = stack.enter_context(closing(reader.batches(split.images, None, advance, [], [])))
-        rows, start = None, 0
+        rows, start = None, 0  # [I, R, D], once R is known
         for batch in batches:
             if rows is None:
                 rows = open_memmap(file, "w+", np.float32, (len(split.images), *batch.shape[1:]))
@@ -99,7 +110,8 @@ def _encode(split: Split, vision: Vision, file: Path) -> None:
 def _key(split: Split, vision: Vision) -> str:
     """Changes with the network's weights, its pixels, and the names, sizes and times of the pictures."""
     assert vision.network is not None
-    digest = hashlib.sha256(repr((vision.name, asdict(vision.pixels))).encode())
+    how = READING, version("pillow"), vision.name, asdict(vision.pixels)
+    digest = hashlib.sha256(repr(how).encode())
     for name, weight in vision.network.state_dict().items():
         digest.update(name.encode())
         digest.update(weight.cpu().numpy().tobytes())

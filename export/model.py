@@ -25,7 +25,8 @@ from camp_sdk.export.networks import (
     word_mask,
 )
 from camp_sdk.export.released import RELEASED, ReleasedScorer
-from camp_sdk.export.sentences import LEARNED, SentenceConfig, SentenceEncoder
+from camp_sdk.export.sentences import SentenceConfig, SentenceEncoder
+from camp_sdk.export.vocabulary import LEARNED
 from camp_sdk.runtime.errors import InputError
 
 

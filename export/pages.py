@@ -7,7 +7,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from camp_sdk.pictures import read_picture
@@ -16,6 +15,8 @@ from camp_sdk.runtime.files import write_aside
 
 def write_page(path: Path, template: Path, page: dict[str, Any]) -> None:
     """Fill a template; it may extend others that lie in its folder or in the one above."""
+    import jinja2  # here: where it is missing, commands say so in a line
+
     folders = jinja2.FileSystemLoader([template.parent, template.parent.parent])
     environment = jinja2.Environment(loader=folders, autoescape=True, undefined=jinja2.StrictUndefined)
     with write_aside(path) as aside:

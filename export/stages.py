@@ -9,13 +9,14 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
+from torch import nn
 
 from camp_sdk.data import Split, load_split
 from camp_sdk.export.batches import CaptionDataset
 from camp_sdk.export.checkpoint import Origin, load_checkpoint, open_tokenizer
 from camp_sdk.export.images import EXAMPLES, prepare_images
 from camp_sdk.export.model import Camp, ModelConfig
-from camp_sdk.export.sentences import LEARNED, SentenceConfig, load_pretrained, read_config, read_tokenizer
+from camp_sdk.export.sentences import SentenceConfig, load_pretrained, read_config, read_tokenizer
 from camp_sdk.export.train import CROSS_ATTENTION, TrainConfig
 from camp_sdk.export.training import (
     CampTraining,
@@ -26,7 +27,7 @@ from camp_sdk.export.training import (
     quiet_lightning,
 )
 from camp_sdk.export.vision import open_vision
-from camp_sdk.export.vocabulary import build_tokenizer
+from camp_sdk.export.vocabulary import LEARNED, build_tokenizer
 from camp_sdk.runtime.errors import InputError
 
 
@@ -132,8 +133,8 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
     module = CampTraining(replace(origin, model=model, training=config.as_dict()), config, data, stage.fusion_only)
     last = config.output / "last.ckpt"
     resume = config.resume and last.is_file()
-    if resume and ((found := load_checkpoint(last)[1]).model, found.tokenizer) != (model, origin.tokenizer):
-        raise InputError(f"--resume: {last} holds {found.model} and its words; these data make {model}, or other words")
+    if resume:
+        check_resumed(last, model, origin.tokenizer, None if config.tune_vision else data.vision)
     if start and not resume:
         start_from(module.model, start)
     elif model.sentence and not resume:
@@ -145,6 +146,17 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
         trainer = build_trainer(config, [best, every, RichProgressBar(refresh_rate=10, leave=True)])
         trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     return config.output / "best.ckpt"
+
+
+def check_resumed(last: Path, model: ModelConfig, tokenizer: str, frozen: nn.Module | None) -> None:
+    """Raise InputError if a run cannot go on with this network, these words, or this frozen vision network."""
+    before, found = load_checkpoint(last)
+    if (found.model, found.tokenizer) != (model, tokenizer):
+        raise InputError(f"--resume: {last} holds {found.model} and its words; these data make {model}, or other words")
+    if frozen is not None and before.vision is not None:
+        own, now = before.vision.state_dict(), frozen.state_dict()
+        if own.keys() != now.keys() or not all(torch.equal(own[name], now[name]) for name in own):
+            raise InputError(f"--resume: {last} was trained with another --vision network: give the one it began with")
 
 
 def start_from(model: Camp, checkpoint: Path) -> None:
@@ -173,7 +185,7 @@ def _with(config: TrainConfig, own: dict[str, Any], source: object) -> TrainConf
     for name, value in own.items():
         asked = getattr(config, name)
         if asked not in (value, TrainConfig.__dataclass_fields__[name].default):
-            raise InputError(f"--{name.replace('_', '-')} {asked}: {source} has {value}")
+            raise InputError(f"--{name.replace('_', '-')} {asked}: {source} has {value}, and brings it: leave it out")
     return replace(config, **own)
 
 

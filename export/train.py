@@ -55,7 +55,7 @@ class TrainConfig:
     words: Annotated[str, typer.Option(help="learned, or a pretrained encoder, frozen: all-minilm-l6-v2.")] = "learned"
     vision: Annotated[str, typer.Option(help=VISION)] = "small"
     tune_vision: Annotated[bool, typer.Option("--tune-vision", help="Train a pretrained vision network, too.")] = False
-    picture_size: Annotated[int, typer.Option(help="Pixels, a multiple of 96. 0: 96, or what --vision takes.")] = 0
+    picture_size: Annotated[int, typer.Option(help="Pixels, a multiple of 96, of 32 for efficientnet. 0: 96, 192.")] = 0
     fit: Annotated[str, typer.Option(help=FIT)] = ""
     pixel_mean: Annotated[str, typer.Option(help="Three numbers of 0..1; default: what --vision was made with.")] = ""
     pixel_std: Annotated[str, typer.Option(help="As --pixel-mean.")] = ""

@@ -76,8 +76,8 @@ class CampTraining(lightning.LightningModule):
         return self.data.train.loader(config.batch_size, sampler, config.workers)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the choice of negatives by step, for the same reason: by epoch is not enough, a resumed run draws more."""
-        torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)
+        """Seed what a step draws by step and device, for the same reason: by epoch is not enough, a resumed run draws more."""
+        torch.manual_seed(self.config.seed * 1_000_003 + self.global_step + 7_919_000_003 * self.global_rank)
 
     def training_step(self, batch: Batch) -> Tensor:
         """One step: hardest-negative loss on pairs and, where they have a weight, softmax loss on all pairs and contrastive

@@ -15,7 +15,7 @@ from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import VisionNet
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.pictures import read_picture
-from camp_sdk.runtime.bundle import PixelSpec
+from camp_sdk.runtime.bundle import MOST_PIXELS, PixelSpec
 from camp_sdk.runtime.errors import InputError
 
 Channels = tuple[float, float, float]
@@ -41,6 +41,7 @@ def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] 
 
     Raises InputError for options that do not fit it, BundleError for a broken ONNX file, MissingExtraError.
     """
+    _check_use(config, train.has_pictures)
     if not train.has_pictures:
         return None
     if started and started[1].pixels:
@@ -54,6 +55,17 @@ def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] 
     raise InputError(f"--vision {config.vision}: expected small, efficientnet-lite0, or a file that ends in .onnx")
 
 
+def _check_use(config: TrainConfig, pictures: bool) -> None:
+    """Raise InputError for options that would be silently of no use."""
+    fixed = config.start or ("--vision small" if config.vision == "small" else None)
+    if not pictures and (config.vision != "small" or config.fit or config.pixel_mean or config.pixel_std):
+        raise InputError(
+            f"--vision, --fit, --pixel-mean and --pixel-std are for pictures: {config.data} holds features"
+        )
+    if fixed and (config.pixel_mean or config.pixel_std):
+        raise InputError(f"--pixel-mean, --pixel-std: {fixed} brings its own")
+
+
 def _of_checkpoint(model: Camp, origin: Origin) -> Vision:
     assert origin.pixels is not None
     network = None if isinstance(model.vision, VisionNet) else model.vision
@@ -62,6 +74,8 @@ def _of_checkpoint(model: Camp, origin: Origin) -> Vision:
 
 def _open_small(config: TrainConfig, train: Split) -> Vision:
     size = config.picture_size
+    VisionNet(1, size)  # refuses a size before any picture is read
+    _check_size(size, size)
     open_ = PixelSpec(size, size, (0, 0, 0), (1, 1, 1), (VisionNet.GRID, VisionNet.GRID), config.fit or "stretch")
     mean, std = measure_pixels(train, open_)
     return Vision("small", replace(open_, mean=mean, std=std), config.width)
@@ -95,9 +109,15 @@ def _open_onnx(config: TrainConfig) -> Vision:
 
 
 def _pixels(config: TrainConfig, height: int, width: int, made_with: tuple[Channels, Channels], grid: int) -> PixelSpec:
+    _check_size(height, width)
     mean = channels("--pixel-mean", config.pixel_mean) or made_with[0]
     std = channels("--pixel-std", config.pixel_std) or made_with[1]
     return PixelSpec(height, width, mean, std, (grid, grid), config.fit or "letterbox")
+
+
+def _check_size(height: int, width: int) -> None:
+    if not (0 < height <= MOST_PIXELS and 0 < width <= MOST_PIXELS):
+        raise InputError(f"--vision of {height} x {width} pixels: expected 1 to {MOST_PIXELS} each way")
 
 
 def channels(option: str, text: str) -> Channels | None:

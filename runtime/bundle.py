@@ -17,8 +17,8 @@ from camp_sdk.runtime.errors import BundleError
 
 SCHEMA_VERSION = 1
 MANIFEST_BYTES_LIMIT = 16 << 20
+MOST_PIXELS = 1024  # each way, of what a vision graph reads
 ACTIVATIONS = ("sigmoid", "none")
-FITS = ("stretch", "letterbox", "crop")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
 OPTIONAL_GRAPHS = ("explainer", "vision", "widen-float16", "widen-int8")
 FITS = ("stretch", "letterbox", "crop")
@@ -254,7 +254,9 @@ def parse_pixels(raw: dict[str, Any]) -> PixelSpec:
     rows, columns = (int(v) for v in raw["grid"])
     height, width = int(raw["height"]), int(raw["width"])
     finite = all(math.isfinite(value) for value in mean + std)
-    if not (len(mean) == len(std) == 3 and finite and 0 < height <= 1024 and 0 < width <= 1024 and all(std)):
+    if not (
+        len(mean) == len(std) == 3 and finite and 0 < height <= MOST_PIXELS and 0 < width <= MOST_PIXELS and all(std)
+    ):
         raise ValueError(f"pixels {raw}")
     if (fit := raw.get("fit", "stretch")) not in FITS:
         raise ValueError(f"fit {fit!r}, expected one of {FITS}")

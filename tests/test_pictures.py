@@ -303,6 +303,28 @@ def test_a_jpeg_decoded_small_is_the_same_picture(
     assert decoded[0] == (76, 50)  # an eighth, and a part of a pixel at the end of both sides
 
 
+def test_hard_edges_decoded_small_differ_by_what_the_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = np.kron(np.indices((60, 80)).sum(0) % 2 * 255, np.ones((10, 10))).astype(np.uint8)
+    data = encoded(Image.fromarray(blocks), "JPEG", quality=90)
+    small = read_picture(data, 45, 45, "it", "letterbox").astype(int)
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda self, mode, size: None)
+    difference = np.abs(small - read_picture(data, 45, 45, "it", "letterbox"))
+    assert (difference.max() <= 14, difference.mean() <= 3) == (True, True)
+
+
+@pytest.mark.parametrize("tag", [0x010E, 0x9003, 0x0132])
+def test_odd_exif_does_not_matter(tag: int) -> None:
+    exif = orientated(6)
+    exif[tag] = "text"
+    data = bytearray(encoded(Image.fromarray(turned(drawn(), 6)), "PNG", exif=exif))
+    expected = read_picture(bytes(data), 6, 9, "it")
+    block = exif.tobytes()
+    for place in range(8, len(block)):  # one byte of the block at a time
+        broken = block[:place] + bytes([block[place] ^ 0xFF]) + block[place + 1 :]
+        picture = encoded(Image.fromarray(turned(drawn(), 6)), "PNG", exif=broken)
+        assert read_picture(picture, 6, 9, "it").shape == expected.shape
+
+
 def test_the_callers_own_jpeg_is_not_decoded_small() -> None:
     data = encoded(smooth(400, 300), "JPEG")
     opened = Image.open(io.BytesIO(data))

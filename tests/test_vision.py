@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from camp_sdk import BundleError, InputError, MissingExtraError, Retriever, load_split
+from camp_sdk import Bundle, BundleError, InputError, MissingExtraError, Retriever, load_split
 from camp_sdk.export import images as images_module
 from camp_sdk.export.backbones import EfficientNetLite, OnnxVision, read_vision
 from camp_sdk.export.batches import CaptionDataset
@@ -28,7 +28,10 @@ from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.vision import IMAGENET, channels, open_vision
 from camp_sdk.export.vocabulary import build_tokenizer
 from camp_sdk.pictures import normalise, read_picture
+from camp_sdk.runtime.build import EngineOrder, build_engine
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.profiles import Limits
+from camp_sdk.runtime.tensorrt_library import here_of
 
 SIZE, WIDTH, REGIONS = (24, 32), 5, 12  # height and width in pixels; regions of 8 x 8 pixels
 needs_backbone = pytest.mark.skipif(
@@ -56,12 +59,14 @@ def write_graph(
     dtype: int = TensorProto.FLOAT,
     reshape: tuple[int, ...] = (0, WIDTH, -1),
     external: bool = False,
+    seed: int = 0,
+    inner: str = "map",
 ) -> Path:
     """A convolution of 8 x 8 pixels with a stride of eight, laid out as regions; its tensors have names of their own."""
-    weights = np.random.default_rng(0).standard_normal((WIDTH, 3, 8, 8)).astype(np.float32)
+    weights = np.random.default_rng(seed).standard_normal((WIDTH, 3, 8, 8)).astype(np.float32)
     nodes = [
-        helper.make_node("Conv", ["picture", "kernel"], ["map"], strides=[8, 8]),
-        helper.make_node("Reshape", ["map", "shape"], ["columns"]),
+        helper.make_node("Conv", ["picture", "kernel"], [inner], strides=[8, 8]),
+        helper.make_node("Reshape", [inner, "shape"], ["columns"]),
         helper.make_node("Transpose", ["columns"], ["regions"], perm=[0, 2, 1]),
     ]
     graph = helper.make_graph(
@@ -101,6 +106,12 @@ def test_a_graph_computes_what_its_file_computes(graph: Path) -> None:
     with OnnxRuntimeEngine(graph) as engine:
         expected = engine.run({"picture": pixels})["regions"]
     np.testing.assert_array_equal(read_vision(graph)(torch.from_numpy(pixels)).numpy(), expected)
+
+
+@pytest.mark.parametrize("inner", ["pixels", "features"])
+def test_tensors_inside_a_graph_may_have_the_names_of_the_contract(graph: Path, tmp_path: Path, inner: str) -> None:
+    other, pixels = write_graph(tmp_path / "vision.onnx", inner=inner), torch.ones(2, 3, *SIZE)
+    torch.testing.assert_close(read_vision(other)(pixels), read_vision(graph)(pixels), rtol=0, atol=0)
 
 
 def test_weights_in_a_file_beside_the_graph_come_along(graph: Path, tmp_path: Path) -> None:
@@ -202,8 +213,21 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_graph(run: TrainConfig, scenes
 def test_a_killed_run_goes_on_with_its_graph(run: TrainConfig, tmp_path: Path) -> None:
     config = replace(run, output=tmp_path / "run")
     run_training(config, tmp_path)
-    resumed = run_training(replace(config, resume=True), tmp_path)
-    assert load_checkpoint(resumed)[1].training == load_checkpoint(run.output / "best.ckpt")[1].training
+    (config.output / "finished").unlink()  # killed just before its end
+    resumed, _ = load_checkpoint(run_training(replace(config, resume=True), tmp_path))
+    before, _ = load_checkpoint(run.output / "best.ckpt")
+    assert isinstance(resumed.vision, OnnxVision)
+    assert isinstance(before.vision, OnnxVision)
+    assert resumed.vision.graph == before.vision.graph
+
+
+def test_a_run_does_not_go_on_with_another_graph(run: TrainConfig, tmp_path: Path) -> None:
+    other = write_graph(tmp_path / "other.onnx", seed=1)
+    config = replace(run, output=tmp_path / "run")
+    run_training(config, tmp_path)
+    (config.output / "finished").unlink()
+    with pytest.raises(InputError, match="was trained with another --vision network"):
+        run_training(replace(config, resume=True, vision=str(other)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +237,8 @@ def test_a_killed_run_goes_on_with_its_graph(run: TrainConfig, tmp_path: Path) -
         ({"vision": "ONNX", "tune_vision": True}, "--tune-vision: .* is never trained"),
         ({"tune_vision": True}, "--tune-vision: small is always trained"),
         ({"vision": "ONNX", "picture_size": 96}, "--picture-size 96: .*vision.onnx takes 24 x 32 pixels"),
+        ({"picture_size": 1056}, "--vision of 1056 x 1056 pixels: expected 1 to 1024"),
+        ({"pixel_mean": "0,0,0"}, "--vision small brings its own"),
         ({"fit": "squeeze"}, "--fit squeeze: expected one of stretch, letterbox, crop"),
         ({"vision": "ONNX", "pixel_std": "1,1"}, "--pixel-std '1,1': expected three numbers"),
         ({"vision": "ONNX", "pixel_std": "1,1,0"}, "--pixel-std '1,1,0': expected finite numbers"),
@@ -327,26 +353,40 @@ def test_a_tuned_network_learns_but_keeps_its_statistics(scenes: Path, tmp_path:
     assert {name for name, _ in tuned.named_parameters()} == changed
 
 
-@needs_backbone
-def test_a_frozen_network_is_that_of_the_package_and_of_the_bundle(scenes: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def backbone_bundle(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with the pretrained network, frozen, at 64 pixels, in float32 and float16. Read only."""
+    folder = tmp_path_factory.mktemp("backbone")
     options = {"vision": "efficientnet-lite0", "picture_size": 64, "pair_batch": 6, "softmax_weight": 1.0}
-    checkpoint = run_training(tiny_config(scenes, tmp_path / "run", **options), tmp_path)
+    checkpoint = run_training(tiny_config(scenes, folder / "run", **options), folder)
+    return export_bundle(checkpoint, folder / "bundle", ["float16"])
+
+
+@needs_backbone
+def test_a_frozen_network_is_that_of_the_package_and_of_the_bundle(scenes: Path, backbone_bundle: Bundle) -> None:
     published = EfficientNetLite(64).eval()
     published.load_pretrained()
-    split = load_split(scenes, "test")
-    bundle = export_bundle(checkpoint, tmp_path / "bundle")
-    spec = bundle.manifest.pixels
+    split, spec = load_split(scenes, "test"), backbone_bundle.manifest.pixels
     assert spec is not None
     assert (spec.fit, spec.grid) == ("letterbox", (2, 2))
     pixels = np.stack([read_picture(path, 64, 64, str(path), "letterbox") for path in split.images])
     with torch.no_grad():
         features = published(torch.from_numpy(normalise(pixels, spec))).numpy()
-    with Retriever(bundle, "onnxruntime") as retriever:
+    with Retriever(backbone_bundle, "onnxruntime") as retriever:
         found = retriever.score_matrix(split.images, split.captions[:5], logits=True)
         expected = retriever.score_matrix(retriever.encode_images(features), split.captions[:5], logits=True)
     np.testing.assert_allclose(
         found, expected, rtol=0, atol=1e-4
-    )  # what the export demands: forty layers of float32 sums
+    )  # what the export demands: fifty layers of float32 sums
+
+
+@needs_backbone
+@pytest.mark.skipif(sys.platform == "darwin", reason="TensorRT-RTX has no release for macOS")
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_vision_graph_builds(backbone_bundle: Bundle, precision: str) -> None:
+    here = replace(here_of("tensorrt-rtx"), compute_capability=None)
+    record = build_engine(EngineOrder(backbone_bundle, "vision", precision, here, Limits()))
+    assert (record.half_share >= 0.5) == (precision == "float16")
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,9 @@ from camp_sdk import Evaluation, Retriever, Split, evaluate_matrix, load_split
 from camp_sdk.cli import evaluation_table
 from camp_sdk.evaluation import ENCODING, SCORING, similarity_matrices, work_of
 from camp_sdk.export.pages import small_picture, write_page
-from camp_sdk.export.runs import install_line, measured_run, runnable, write_json
-from camp_sdk.export.sentences import LEARNED
+from camp_sdk.export.runs import install_line, measured_run, runnable, title_of, write_json
 from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.vocabulary import LEARNED
 from camp_sdk.progress import progress_bars
 from camp_sdk.terminal import run_command, show_step, stderr
 
@@ -170,11 +170,6 @@ def page_parts(results: dict[str, Any], data: Path) -> dict[str, Any]:
     notice = (data / "notices" / "NOTICE.md").read_text(encoding="utf-8")
     words = {"titles": TITLES, "explained": EXPLAINED, "changes": CHANGES}
     return {"tables": tables, "pictures": pictures, "notice": notice, **words}
-
-
-def title_of(model: dict[str, Any]) -> str:
-    """A model's name on the page."""
-    return f"{model['variant']}, {'learned words' if model['words'] == LEARNED else model['words']}"
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def _is_there(folder: Path, package: Package) -> bool:
 
 def _pack(npm: str, package: Package, target: Path) -> None:
     specification = f"{package.name}@{package.version}"
-    command = [npm, "pack", specification, "--silent", "--pack-destination", str(target.parent)]
+    command = [npm, "pack", specification, "--loglevel=error", "--pack-destination", str(target.parent)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
