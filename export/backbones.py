@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from camp_sdk.runtime.errors import BundleError, CampError, InputError, MissingExtraError
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
 
+BOX = 10.0  # the right and lower end of a picture, in coordinates of boxes; the other end is -BOX
 STRIDE = 32  # pixels that one region of an EfficientNet covers, each way
 
 
 class EfficientNetLite(nn.Module):
     """EfficientNet-Lite0 without its classifier: pixels [B, 3, S, S] -> features [B, (S / 32)^2, 1280 + 4].
 
-    A region's features end with its box in the picture: left, top, right and bottom in 0..1. Without `load_pretrained` its
+    A region's features end with its box in the picture, left, top, right and bottom in -10..10: as large as that, position
+    weighs about as much as content in a new network, and "left of" is found; in 0..1 it was not. Without `load_pretrained` its
     weights are random. Raises MissingExtraError if the package of the network is not installed.
     """
 
@@ -60,10 +62,10 @@ class EfficientNetLite(nn.Module):
 
 
 def _boxes(grid: int) -> Tensor:
-    """The box of each cell of a grid, row by row: [1, grid * grid, 4], left, top, right, bottom in 0..1."""
-    edge = torch.arange(grid) / grid  # [grid]
+    """The box of each cell of a grid, row by row: [1, grid * grid, 4], left, top, right, bottom."""
+    edge = BOX * (2 * torch.arange(grid) / grid - 1)  # [grid]
     corner = torch.cartesian_prod(edge, edge).flip(1)  # [grid * grid, 2], left and top
-    return torch.cat([corner, corner + 1 / grid], dim=1)[None]
+    return torch.cat([corner, corner + 2 * BOX / grid], dim=1)[None]
 
 
 class OnnxVision(nn.Module):

@@ -327,7 +327,7 @@ def test_the_pretrained_network_gives_regions_with_their_boxes() -> None:
     with torch.no_grad():
         features = vision(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert features.shape == (2, 4, EfficientNetLite.WIDTH)
-    boxes = [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]]  # row by row
+    boxes = [[-10, -10, 0, 0], [0, -10, 10, 0], [-10, 0, 0, 10], [0, 0, 10, 10]]  # row by row
     assert features[:, :, -4:].tolist() == [boxes, boxes]
     assert features[:, :, :-4].min() >= 0  # a ReLU6
     assert not torch.equal(features[0, :, :-4], features[1, :, :-4])
