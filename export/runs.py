@@ -43,19 +43,20 @@ def title_of(model: Results) -> str:
     return f"{model['variant']}, {'learned words' if model['words'] == LEARNED else model['words']}"
 
 
-def measured_run(config: TrainConfig, measure: Callable[[Path], Results]) -> Results:
+def measured_run(config: TrainConfig, measure: Callable[[Path], Results], checkpoint: str = "best.ckpt") -> Results:
     """Train, export and measure one model, as far as that is not done: its part of a results file.
 
-    measure: gives the results of a bundle; they are kept in the run's folder. Raises what `finish_run` does.
+    measure: gives the results of a bundle; they are kept in the run's folder. checkpoint: the one to export. Raises what
+    `finish_run` does.
     """
     stderr.rule(f"{config.variant}, words: {config.words}", align="left")
-    bundle = finish_run(config)
+    bundle = finish_run(config, checkpoint)
     measured = kept_json(config.output / "measured.json", lambda: measure(bundle))
     minutes = kept_json(config.output / "minutes.json", lambda: None)
     return {"variant": config.variant, "words": config.words, "training_minutes": minutes, **measured}
 
 
-def finish_run(config: TrainConfig) -> Path:
+def finish_run(config: TrainConfig, checkpoint: str = "best.ckpt") -> Path:
     """Train and export, as far as that is not done; returns the bundle, ``bundle`` in the run's folder.
 
     minutes.json beside it tells what training took; null if it was stopped and went on, since the time before is lost.
@@ -72,7 +73,7 @@ def finish_run(config: TrainConfig) -> Path:
     bundle = config.output / "bundle"
     if not bundle.exists():
         (config.output / "measured.json").unlink(missing_ok=True)  # of a bundle that is gone
-        export_bundle(config.output / "best.ckpt", bundle)
+        export_bundle(config.output / checkpoint, bundle)
     return bundle
 
 

@@ -58,7 +58,8 @@ def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] 
 def _check_use(config: TrainConfig, pictures: bool) -> None:
     """Raise InputError for options that would be silently of no use."""
     fixed = config.start or ("--vision small" if config.vision == "small" else None)
-    if not pictures and (config.vision != "small" or config.fit or config.pixel_mean or config.pixel_std):
+    asked = config.start is None  # otherwise it is the checkpoint that brings them, and is checked elsewhere
+    if not pictures and asked and (config.vision != "small" or config.fit or config.pixel_mean or config.pixel_std):
         raise InputError(
             f"--vision, --fit, --pixel-mean and --pixel-std are for pictures: {config.data} holds features"
         )
