@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from camp_sdk.export.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.batches import Batch, CaptionDataset, NeighbourSampler
 from camp_sdk.export.checkpoint import KEY, Origin
-from camp_sdk.export.losses import contrastive_loss, pair_loss, softmax_loss
+from camp_sdk.export.losses import CLAMP, contrastive_loss, pair_loss, softmax_loss
 from camp_sdk.export.measure import features_of, measure_network
 from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import Tensors
@@ -101,7 +101,8 @@ class CampTraining(lightning.LightningModule):
         candidates = self._candidates(len(matches))
         losses = {"pair_loss": pair_loss(scorer, image, text, matches, candidates, self.config.negatives, logits)}
         if logits is not None:
-            losses["softmax_loss"] = softmax_loss(logits, matches)
+            # Clamped as the other is: easy negatives would be pushed on and on, to where float32's noise shows in logits.
+            losses["softmax_loss"] = softmax_loss(logits.clamp(-CLAMP, CLAMP), matches)
         return losses
 
     def _candidates(self, batch_size: int) -> int:

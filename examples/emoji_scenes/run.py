@@ -40,15 +40,15 @@ RECIPE: dict[str, Any] = {
     "width": 128,
     "word_width": 128,
     "vision": "efficientnet-lite0",
-    "epochs": 8,
+    "epochs": 12,
     "batch_size": 64,
     "pair_batch": 24,
     "neighbours": 2,
     "negatives": 3,
     "learning_rate": 1e-3,
     "softmax_weight": 1.0,
-    "weight_decay": 0.1,
-    "dropout": 0.15,
+    "weight_decay": 0.05,
+    "dropout": 0.05,
 }
 CHECKPOINT = "last.ckpt"  # dev shows other things than train, and says little of which epoch binds best
 OF_LEARNED_WORDS = ("word_width",)  # a sentence encoder brings its own
