@@ -118,8 +118,8 @@ class OnnxVision(nn.Module):
                 path = Path(folder) / "vision.onnx"
                 path.write_bytes(self.graph)
                 self._engine = OnnxRuntimeEngine(path)
-        features = self._engine.run({"pixels": pixels.cpu().numpy()})["features"]
-        return torch.from_numpy(features).to(pixels.device)
+        features = self._engine.run({"pixels": pixels.cpu().float().numpy()})["features"]
+        return torch.from_numpy(features).to(pixels)
 
 
 def _sizes(value: Any) -> list[int]:
