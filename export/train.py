@@ -119,8 +119,9 @@ class TrainConfig:
         self._check_parts()
         if self.devices != "auto" and not (self.devices.isdecimal() and int(self.devices)):
             raise InputError(f"--devices {self.devices}: expected auto, or how many, 1 or more")
-        if 1 in (self.batch_size, self.pair_batch):
-            raise InputError("--batch-size or --pair-batch 1: negatives come from the batch, expected 2 or more")
+        for name, size in (("batch-size", self.batch_size), ("pair-batch", self.pair_batch)):
+            if size == 1:
+                raise InputError(f"--{name} 1: negatives come from the batch, expected 2 or more")
         if self.precision not in PRECISIONS:
             raise InputError(f"--precision {self.precision}: expected one of {', '.join(PRECISIONS)}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

@@ -96,6 +96,7 @@ def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
     missing = sorted({config.words for config in wanted} - {config.words for config in runs})
     results = {
         "recipe": recipe,
+        "recipe_of_sentences": OF_SENTENCES,
         "data": describe_data(data),
         "unseen": unseen_words(data),
         "models": models,
