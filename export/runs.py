@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,26 @@ from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import stderr
 
 Results = dict[str, Any]  # plain values
+
+
+def configs_of(
+    models: Iterable[tuple[str, str]],
+    data: Path,
+    output: Path,
+    recipe: Results,
+    of_learned: Container[str],
+    of_sentences: Results,
+) -> Iterator[TrainConfig]:
+    """The run of each model, (variant, words), in a folder of its own; frozen features are shared.
+
+    recipe: options of export/train.py. With a sentence encoder, those ``of_learned`` words are left out, and ``of_sentences``
+    take the place of others.
+    """
+    for variant, words in models:
+        options = recipe
+        if words != LEARNED:
+            options = {name: value for name, value in recipe.items() if name not in of_learned} | of_sentences
+        yield TrainConfig(data, output / f"{variant}-{words}", variant, words=words, cache=output / "cache", **options)
 
 
 def runnable(configs: Iterable[TrainConfig]) -> list[TrainConfig]:

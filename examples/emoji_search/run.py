@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,8 +31,7 @@ from camp_sdk import Gallery, Retriever, Split, evaluate, load_split
 from camp_sdk.cli import evaluation_table
 from camp_sdk.evaluation import work_of
 from camp_sdk.export.pages import small_picture, write_page
-from camp_sdk.export.runs import install_line, measured_run, runnable, title_of, write_json
-from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.runs import configs_of, install_line, measured_run, runnable, title_of, write_json
 from camp_sdk.export.vocabulary import LEARNED
 from camp_sdk.progress import progress_bar, progress_bars
 from camp_sdk.runtime.errors import InputError
@@ -89,7 +87,7 @@ def main(
 
 def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
     """Train and measure every model whose packages are here, and write results.json and the page, which shows them."""
-    wanted = list(configs(data, output, recipe))
+    wanted = list(configs_of(MODELS, data, output, recipe, OF_LEARNED_WORDS, OF_SENTENCES))
     runs = runnable(wanted)
     models = [measured_run(config, lambda bundle: measure(bundle, data)) for config in runs]
     best = max(range(len(models)), key=lambda number: models[number]["dev"]["rsum"])
@@ -109,15 +107,6 @@ def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
     write_json(output / "results.json", results)
     write_page(output / "index.html", TEMPLATE, results | page_parts(results, data))
     stderr.print(f"wrote {output / 'results.json'} and {output / 'index.html'}", highlight=False, soft_wrap=True)
-
-
-def configs(data: Path, output: Path, recipe: dict[str, Any]) -> Iterator[TrainConfig]:
-    """The run of every model."""
-    for variant, words in MODELS:
-        options = dict(recipe)
-        if words != LEARNED:
-            options = {name: value for name, value in recipe.items() if name not in OF_LEARNED_WORDS} | OF_SENTENCES
-        yield TrainConfig(data, output / f"{variant}-{words}", variant, words=words, cache=output / "cache", **options)
 
 
 def measure(bundle: Path, data: Path) -> dict[str, Any]:
