@@ -15,23 +15,27 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from camp_sdk.runtime.errors import BundleError, CampError, InputError, MissingExtraError
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
 
 BOX = 10.0  # the right and lower end of a picture, in coordinates of boxes; the other end is -BOX
 STRIDE = 32  # pixels that one region of an EfficientNet covers, each way
+DEPTHS = {4: 40, 10: 112}  # blocks whose outputs are kept, and their channels: 8 and 16 pixels a cell
+SHARE = 0.2  # what these are multiplied with: they vary about five times as much as the last layer's
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0 without its classifier: pixels [B, 3, S, S] -> features [B, (S / 32)^2, 1280 + 4].
+    """EfficientNet-Lite0 without its classifier: pixels [B, 3, S, S] -> features [B, (S / 32)^2, 1280 + 40 + 112 + 4].
 
-    A region's features end with its box in the picture, left, top, right and bottom in -10..10: as large as that, position
-    weighs about as much as content in a new network, and "left of" is found; in 0..1 it was not. Without `load_pretrained` its
-    weights are random. Raises MissingExtraError if the package of the network is not installed.
+    A region's features are the last layer's; those of two earlier depths, averaged over the region, which keep the colours and
+    patterns that ImageNet's classes have no need of; and its box in the picture, left, top, right and bottom in -10..10: as
+    large as that, position weighs about as much as content in a new network, and "left of" is found; in 0..1 it was not.
+    Without `load_pretrained` its weights are random. Raises MissingExtraError if the package of the network is not installed.
     """
 
-    WIDTH = 1280 + 4
+    WIDTH = 1280 + sum(DEPTHS.values()) + 4
 
     def __init__(self, picture_size: int) -> None:
         super().__init__()
@@ -56,9 +60,16 @@ class EfficientNetLite(nn.Module):
         self.network.load_state_dict({name: w for name, w in weights.items() if not name.startswith("_fc.")})
 
     def forward(self, pixels: Tensor) -> Tensor:
-        regions = self.network.extract_features(pixels).flatten(2).transpose(1, 2)  # [B, R, 1280]
+        network, kept = self.network, []
+        x = network._swish(network._bn0(network._conv_stem(pixels)))  # its ReLU6
+        for depth, block in enumerate(network._blocks):
+            x = block(x)
+            if depth in DEPTHS:
+                kept.append(SHARE * F.avg_pool2d(x, x.shape[-1] // self.grid))
+        last = network._swish(network._bn1(network._conv_head(x)))  # [B, 1280, grid, grid]
+        regions = torch.cat([last, *kept], dim=1).flatten(2).transpose(1, 2)  # [B, R, 1432]
         boxes = cast(Tensor, self.boxes).expand(len(pixels), -1, -1)
-        return torch.cat([regions, boxes], dim=2)  # [B, R, 1284]
+        return torch.cat([regions, boxes], dim=2)  # [B, R, 1436]
 
 
 def _boxes(grid: int) -> Tensor:

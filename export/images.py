@@ -28,7 +28,9 @@ from camp_sdk.terminal import progress
 
 EXAMPLES = 24
 AHEAD = 32  # pictures decoded before they are asked for
-READING = 1  # counted up whenever read_picture or normalise give other numbers: what is kept is then made again
+READING = (
+    2  # counted up whenever read_picture, normalise or a network gives other numbers: features are then made again
+)
 
 
 @dataclass(frozen=True)

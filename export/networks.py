@@ -24,6 +24,8 @@ from camp_sdk.runtime.errors import InputError
 
 Tensors = dict[str, Tensor]
 
+DISTANCE = 40.0  # d * c of `CampScorer.begin_as_distance`: logits of a new network then differ by a few units
+
 
 class VisionNet(nn.Module):
     """A small convolutional network: pixels [B, 3, S, S], normalised, -> features [B, 36, D] of a 6 x 6 grid.
@@ -193,6 +195,22 @@ class CampScorer(Scorer):
         self.pool_v = nn.Linear(width, 1, bias=False)
         self.pool_t = nn.Linear(width, 1, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    @torch.no_grad()
+    def begin_as_distance(self) -> None:
+        """Weights to begin a training with: logits 2 - c * sum_j |q_j . (v* + t*)|, q_j orthonormal, of hardly fused sides.
+
+        That is how far v* is from -t*, along d / 2 directions. The MLP sees the sides' sum alone; a random one has to find out
+        first how to compare them by it, which takes it epochs.
+        """
+        first, last = cast(nn.Linear, self.mlp[0]), cast(nn.Linear, self.mlp[2])
+        directions = nn.init.orthogonal_(first.weight.new_empty((self.width + 1) // 2, self.width))
+        first.weight.copy_(torch.cat([directions, -directions])[: self.width])
+        first.bias.zero_()
+        last.weight.fill_(-DISTANCE / self.width)
+        last.bias.fill_(2.0)
+        self.F_v.weight.mul_(0.1)
+        self.F_t.weight.mul_(0.1)
 
     def image_side(self, V: Tensor) -> Tensors:
         """All that a pair needs from its image, V [I, R, d] -> named tensors, each [I, ...]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -16,6 +16,7 @@ from camp_sdk.export.batches import CaptionDataset
 from camp_sdk.export.checkpoint import Origin, load_checkpoint, open_tokenizer
 from camp_sdk.export.images import EXAMPLES, prepare_images
 from camp_sdk.export.model import Camp, ModelConfig
+from camp_sdk.export.networks import CampScorer
 from camp_sdk.export.sentences import SentenceConfig, load_pretrained, read_config, read_tokenizer
 from camp_sdk.export.train import CROSS_ATTENTION, TrainConfig
 from camp_sdk.export.training import (
@@ -137,8 +138,8 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
         check_resumed(last, model, origin.tokenizer, None if config.tune_vision else data.vision)
     if start and not resume:
         start_from(module.model, start)
-    elif model.sentence and not resume:
-        load_pretrained(module.model.text_encoder.embed, model.words)
+    elif not resume:
+        _begin(module.model, config)
     best = RunCheckpoint(config.output, "best", monitor="rsum", mode="max", enable_version_counter=False)
     # Not save_last of the other one: that is written only when the best one is.
     every = RunCheckpoint(config.output, "last", enable_version_counter=False)
@@ -146,6 +147,14 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
         trainer = build_trainer(config, [best, every, RichProgressBar(refresh_rate=10, leave=True)])
         trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     return config.output / "best.ckpt"
+
+
+def _begin(model: Camp, config: TrainConfig) -> None:
+    """The weights a new network begins with, where they are not random."""
+    if model.config.sentence:
+        load_pretrained(model.text_encoder.embed, model.config.words)
+    if config.begin_as_distance:
+        cast(CampScorer, model.scorer).begin_as_distance()
 
 
 def check_resumed(last: Path, model: ModelConfig, tokenizer: str, frozen: nn.Module | None) -> None:

@@ -29,6 +29,7 @@ from camp_sdk.terminal import run_command
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # what each starts from
+DISTANCE_VARIANTS = ("paper", "scalar")  # their MLP sees the sum of both sides
 UNTOLD = ("data", "output", "start", "resume", "devices", "workers", "cache")  # where things lay on this machine
 LEAST = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
 LEAST |= dict.fromkeys(("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed"), 0)
@@ -74,6 +75,9 @@ class TrainConfig:
     dropout: Annotated[float, typer.Option(help="Part of the region features that a step leaves out.")] = 0.0
     word_dropout: Annotated[float, typer.Option(help="The same of the word vectors.")] = 0.0
     unknown_words: Annotated[float, typer.Option(help="Part of the words that a step reads as <unk>.")] = 0.0
+    begin_as_distance: Annotated[
+        bool, typer.Option("--begin-as-distance", help="Begin with scores that fall with a distance of the two sides.")
+    ] = False
     warm_part: Annotated[float, typer.Option(help="Part of the run that narrows to the hardest negatives.")] = 0.1
     softmax_weight: Annotated[
         float, typer.Option(help="Weight of a softmax loss on all pairs of a batch; 0: none.")
@@ -136,6 +140,9 @@ class TrainConfig:
             )
 
     def _check_parts(self) -> None:
+        if self.begin_as_distance and (self.start or self.variant not in DISTANCE_VARIANTS):
+            what = f"a run with --start {self.start}" if self.start else self.variant
+            raise InputError(f"--begin-as-distance: {what} begins otherwise")
         if not 0 <= self.warm_part <= 1:
             raise InputError(f"--warm-part {self.warm_part}: expected 0 to 1")
         for name in ("dropout", "word_dropout", "unknown_words"):

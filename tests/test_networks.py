@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from camp_sdk.export.model import Camp, ModelConfig
-from camp_sdk.export.networks import VisionNet, word_mask
+from camp_sdk.export.networks import DISTANCE, CampScorer, VisionNet, word_mask
 from camp_sdk.runtime.errors import InputError
 from tests.reference import Fusion, encode_image, encode_text, fuse_pair, weights_of
 from tests.tiny import FEATURE_WIDTH, tiny_model
@@ -171,3 +171,17 @@ def test_vision_net_refuses_a_size_that_is_no_multiple_of_96() -> None:
 def test_an_unknown_variant_is_named_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="variant 'papr': expected one of paper, scalar"):
         Camp(ModelConfig(10, "papr"))
+
+
+@both_variants
+@torch.no_grad()
+def test_a_training_begins_with_the_distance_of_the_two_sides(variant: str) -> None:
+    torch.manual_seed(0)
+    scorer = Camp(ModelConfig(10, variant, width=6)).double().scorer
+    assert isinstance(scorer, CampScorer)
+    scorer.begin_as_distance()
+    directions = scorer.mlp[0].weight[:3]
+    torch.testing.assert_close(directions @ directions.T, torch.eye(3, dtype=torch.float64))
+    sums = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 6)))  # v* + t*
+    distance = (sums @ directions.T).abs().sum(1)
+    torch.testing.assert_close(scorer.mlp(sums).squeeze(1), 2 - DISTANCE / 6 * distance)

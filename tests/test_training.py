@@ -717,6 +717,7 @@ def test_dropout_is_for_training_alone(precomputed: Path, tmp_path: Path, cache:
     [
         ({"dropout": 1.0}, "--dropout 1.0: expected 0 to 1, below 1"),
         ({"word_dropout": -0.1}, "--word-dropout -0.1: expected"),
+        ({"begin_as_distance": True, "variant": "gate_fusion"}, "--begin-as-distance: gate_fusion begins otherwise"),
         ({"unknown_words": math.nan}, "--unknown-words nan: expected"),
         ({"pair_batch": 1}, "--pair-batch 1: negatives come from the batch"),
         ({"pair_batch": -1}, "--pair-batch -1: expected 0 or more"),

@@ -15,10 +15,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from torch import Tensor
 
 from camp_sdk import Bundle, BundleError, InputError, MissingExtraError, Retriever, load_split
 from camp_sdk.export import images as images_module
-from camp_sdk.export.backbones import EfficientNetLite, OnnxVision, read_vision
+from camp_sdk.export.backbones import DEPTHS, SHARE, EfficientNetLite, OnnxVision, read_vision
 from camp_sdk.export.batches import CaptionDataset
 from camp_sdk.export.checkpoint import load_checkpoint, open_tokenizer
 from camp_sdk.export.images import encode_pictures
@@ -321,16 +322,27 @@ def test_pictures_of_one_sentence_are_no_negatives_of_each_other(tmp_path: Path)
 
 
 @needs_backbone
-def test_the_pretrained_network_gives_regions_with_their_boxes() -> None:
+def test_the_pretrained_network_gives_regions_of_three_depths_with_their_boxes() -> None:
     vision = EfficientNetLite(64).eval()
     vision.load_pretrained()
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    blocks = list(vision.network._blocks)  # type: ignore[arg-type]  # torch types modules loosely
+    kept: dict[int, Tensor] = {}
+    for depth in DEPTHS:
+        blocks[depth].register_forward_hook(lambda module, given, output, depth=depth: kept.update({depth: output}))
     with torch.no_grad():
-        features = vision(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        features, last = vision(pixels), vision.network.extract_features(pixels)
     assert features.shape == (2, 4, EfficientNetLite.WIDTH)
     boxes = [[-10, -10, 0, 0], [0, -10, 10, 0], [-10, 0, 0, 10], [0, 0, 10, 10]]  # row by row
     assert features[:, :, -4:].tolist() == [boxes, boxes]
-    assert features[:, :, :-4].min() >= 0  # a ReLU6
-    assert not torch.equal(features[0, :, :-4], features[1, :, :-4])
+    assert torch.equal(features[:, :, :1280], last.flatten(2).transpose(1, 2))
+    start = 1280
+    for depth, count in DEPTHS.items():
+        quarter = kept[depth].shape[-1] // 2
+        corner = kept[depth][:, :, :quarter, quarter:].mean((2, 3))  # the upper right region, which is the second
+        found = features[:, 1, start : (start := start + count)]
+        torch.testing.assert_close(found, SHARE * corner)  # float32's own: the same means, summed in another order
+    assert start + 4 == EfficientNetLite.WIDTH
 
 
 @needs_backbone

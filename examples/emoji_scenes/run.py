@@ -40,7 +40,7 @@ RECIPE: dict[str, Any] = {
     "vision": "efficientnet-lite0",
     "epochs": 12,
     "batch_size": 64,
-    "pair_batch": 24,
+    "pair_batch": 32,
     "neighbours": 2,
     "negatives": 3,
     "learning_rate": 1e-3,
