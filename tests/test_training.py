@@ -24,7 +24,7 @@ from camp_sdk.export.images import decode_pictures
 from camp_sdk.export.losses import CLAMP
 from camp_sdk.export.measure import measure_network
 from camp_sdk.export.model import Camp
-from camp_sdk.export.networks import VisionNet
+from camp_sdk.export.networks import DISTANCE, VisionNet
 from camp_sdk.export.stages import prepare, run_training
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.training import CampTraining, forget_words
@@ -710,6 +710,17 @@ def test_dropout_is_for_training_alone(precomputed: Path, tmp_path: Path, cache:
     assert not torch.equal(model.encode_images(features)["image.V"][0], model.encode_images(features)["image.V"][1])
     model.eval()
     torch.testing.assert_close(model.encode_images(features)["image.V"][0], model.encode_images(features)["image.V"][1])
+
+
+def test_a_run_may_begin_with_a_distance(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    begun = {}
+    for distance in (False, True):
+        config = tiny_config(precomputed, tmp_path / f"{distance}", begin_as_distance=distance, learning_rate=1e-9)
+        scorer = load_checkpoint(run_training(config, cache))[0].scorer
+        begun[distance] = scorer.mlp[2].weight.flatten()
+    expected = torch.full_like(begun[True], -DISTANCE / len(begun[True]))
+    torch.testing.assert_close(begun[True], expected)  # steps of 1e-9 leave it there
+    assert begun[False].std() > 0.01
 
 
 @pytest.mark.parametrize(
