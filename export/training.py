@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from camp_sdk.export.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.batches import Batch, CaptionDataset, NeighbourSampler
 from camp_sdk.export.checkpoint import KEY, Origin
-from camp_sdk.export.losses import CLAMP, contrastive_loss, pair_loss, softmax_loss
+from camp_sdk.export.losses import CLAMP, contrastive_loss, pair_loss, score_blocks, softmax_loss
 from camp_sdk.export.measure import features_of, measure_network
 from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import Tensors
@@ -97,7 +97,7 @@ class CampTraining(lightning.LightningModule):
         scorer, count = self.model.scorer, self.config.pair_batch or len(matches)
         image, text = ({name: tensor[:count] for name, tensor in side.items()} for side in (image, text))
         matches = matches[:count, :count]
-        logits = scorer(image, text) if self.config.softmax_weight else None  # [count, count]
+        logits = score_blocks(scorer, image, text) if self.config.softmax_weight else None  # [count, count]
         candidates = self._candidates(len(matches))
         losses = {"pair_loss": pair_loss(scorer, image, text, matches, candidates, self.config.negatives, logits)}
         if logits is not None:

@@ -216,8 +216,20 @@ def test_aligned_scores_are_the_diagonal_of_the_cross_product(variant: str) -> N
 def test_blocks_of_images_equal_the_whole(variant: str) -> None:
     model = tiny_model(variant).double()
     image, text = encoded_batch(model, torch.float64)
-    # Float64, the same sums in blocks of four images and two.
+    # Float64, the same sums in blocks.
     torch.testing.assert_close(score_blocks(model.scorer, image, text), model.scorer(image, text), rtol=0, atol=1e-12)
+
+
+@every_variant
+def test_blocks_of_images_give_the_gradient_of_the_whole(variant: str) -> None:
+    model = tiny_model(variant).double()
+    gradients = []
+    for score in (score_blocks, lambda scorer, image, text: scorer(image, text)):
+        image, text = encoded_batch(model, torch.float64)
+        model.zero_grad()
+        score(model.scorer, image, text).square().sum().backward()
+        gradients.append({name: w.grad.clone() for name, w in model.named_parameters() if w.grad is not None})
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9)  # float64: the order of sums
 
 
 def kept_bytes(model: Camp, batch: int, loss_of: Callable[..., Tensor]) -> int:
