@@ -3,10 +3,10 @@
     python examples/emoji_search/run.py --output build/emoji
     python examples/emoji_scenes/run.py --pictures build/emoji/data --output build/emoji_scenes
 
-takes the pictures of the first example. `paper` is trained on words it learns itself, and on a frozen sentence encoder. Each is
-measured on scenes of things it has never seen (`test`) and on new pairs of things it was trained on (`seen`), as CAMP and by its
-global vectors alone: recall, and how often a caption's own picture scores above its twin. The output folder receives results.json and
-index.html.
+takes the pictures of the first example. `paper` is trained on words it learns itself, and on a frozen sentence encoder. Each
+is measured on scenes of things it has never seen (`test`) and on new pairs of things it was trained on (`seen`), as CAMP and by
+its global vectors alone: recall, and how often a caption's own picture scores above its twin. The output folder receives
+results.json and index.html.
 
 What is done is kept: data set, trainings and measurements. To begin anew, remove the folder.
 """
