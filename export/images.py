@@ -28,9 +28,7 @@ from camp_sdk.terminal import progress
 
 EXAMPLES = 24
 AHEAD = 32  # pictures decoded before they are asked for
-READING = (
-    2  # counted up whenever read_picture, normalise or a network gives other numbers: features are then made again
-)
+READING = 2  # counted up whenever reading, normalising or a network gives other numbers: features are then made again
 
 
 @dataclass(frozen=True)
