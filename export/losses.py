@@ -4,6 +4,7 @@ contrastive on global vectors."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from camp_sdk.export.networks import Scorer, Tensors
 
 CLAMP = math.log((1 - 1e-6) / 1e-6)  # the logit whose score is 1 - 1e-6: scores are clamped before the logarithm
-BLOCK_IMAGES = 4  # measured with 48 texts, d = 128, intermediates of 5 MB: four times this size took half as long again
+BLOCK_IMAGES = BLOCK_TEXTS = 16  # measured with d = 192, R = 36, captions of 3 to 23 words: intermediates of 7 MB
 
 
 def matching_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
@@ -46,16 +47,23 @@ def score_pairs(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
 
 
 def score_blocks(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
-    """Logits [I, T] of all pairs, a few images at a time, whose intermediates are not kept: memory stays small.
+    """Logits [I, T] of all pairs, some images and some texts at a time, whose intermediates are not kept: memory stays small.
 
-    With gradients, each block is computed once more on the way back. That costs less than it saves, since a block stays near
-    the processor: 64 x 64 pairs took a half (`scalar`) to two thirds (`paper`) of the time of all at once.
+    Texts of about one length are scored together, without the padding that the longest of the batch asks for. With gradients,
+    each block is computed once more on the way back, which costs less than it saves, since a block stays near the processor.
     """
-    blocks = (_take(image, slice(k, k + BLOCK_IMAGES)) for k in range(0, len(image["image.V"]), BLOCK_IMAGES))
-    if not torch.is_grad_enabled():
-        return torch.cat([scorer(block, text) for block in blocks])
-    again = partial(checkpoint, scorer, use_reentrant=False, preserve_rng_state=False)  # a scorer draws nothing
-    return torch.cat([cast(Tensor, again(block, text)) for block in blocks])
+    lengths = text["text.mask"].sum(1)
+    order = lengths.argsort()
+    texts = [
+        {name: tensor[chosen, : int(lengths[chosen[-1]])] for name, tensor in text.items()}
+        for chosen in torch.split(order, BLOCK_TEXTS)  # the method is untyped
+    ]
+    images = [_take(image, slice(k, k + BLOCK_IMAGES)) for k in range(0, len(image["image.V"]), BLOCK_IMAGES)]
+    score = cast("Callable[[Tensors, Tensors], Tensor]", scorer)
+    if torch.is_grad_enabled():
+        score = partial(checkpoint, scorer, use_reentrant=False, preserve_rng_state=False)  # a scorer draws nothing
+    rows = [torch.cat([score(some, words) for words in texts], 1) for some in images]
+    return torch.cat(rows)[:, order.argsort()]
 
 
 def choose_negatives(logits: Tensor, candidates: int, count: int = 1) -> Tensor:

@@ -57,9 +57,9 @@ def measure_network(
     for start in range(0, len(order), TEXTS_AT_ONCE):
         chosen = order[start : start + TEXTS_AT_ONCE]
         text = _encode_texts(model, data, chosen, device)
-        logits[:, chosen] = score_blocks(model.scorer, image, text).float().cpu().numpy()
         if vectors is not None:
-            vectors[:, chosen] = (image["image.global"] @ text["text.global"].T).float().cpu().numpy()
+            vectors[:, chosen] = (image["image.global"] @ text.pop("text.global").T).float().cpu().numpy()
+        logits[:, chosen] = score_blocks(model.scorer, image, text).float().cpu().numpy()
         on_progress(logits.shape[0] * len(chosen))
     model.train(was_training)
     return evaluate_matrix(logits, data.owner), None if vectors is None else evaluate_matrix(vectors, data.owner)

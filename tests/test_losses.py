@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from camp_sdk.export import losses
 from camp_sdk.export.losses import (
     choose_negatives,
     contrastive_loss,
@@ -48,7 +49,7 @@ class Bilinear:
 
     def tensors(self) -> tuple[Tensors, Tensors]:
         one_hot = torch.eye(len(self.table), dtype=self.table.dtype)
-        return {"image.V": one_hot}, {"text.T": one_hot}
+        return {"image.V": one_hot}, {"text.T": one_hot, "text.mask": torch.ones_like(one_hot, dtype=torch.bool)}
 
 
 def encoded_batch(model: Camp, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
@@ -211,9 +212,16 @@ def test_aligned_scores_are_the_diagonal_of_the_cross_product(variant: str) -> N
     torch.testing.assert_close(score_pairs(model.scorer, image, text), diagonal, rtol=0, atol=1e-12)
 
 
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 2 images and 4 texts: the batch of six has several of each, the last smaller."""
+    monkeypatch.setattr(losses, "BLOCK_IMAGES", 2)
+    monkeypatch.setattr(losses, "BLOCK_TEXTS", 4)
+
+
 @every_variant
 @torch.no_grad()
-def test_blocks_of_images_equal_the_whole(variant: str) -> None:
+def test_blocks_equal_the_whole(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
     model = tiny_model(variant).double()
     image, text = encoded_batch(model, torch.float64)
     # Float64, the same sums in blocks.
@@ -221,7 +229,8 @@ def test_blocks_of_images_equal_the_whole(variant: str) -> None:
 
 
 @every_variant
-def test_blocks_of_images_give_the_gradient_of_the_whole(variant: str) -> None:
+def test_blocks_give_the_gradient_of_the_whole(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
     model = tiny_model(variant).double()
     gradients = []
     for score in (score_blocks, lambda scorer, image, text: scorer(image, text)):

@@ -44,10 +44,10 @@ RECIPE: dict[str, Any] = {
     "vision": "efficientnet-lite0",
     "epochs": 12,
     "batch_size": 128,
-    "pair_batch": 48,
     "neighbours": 1,
     "negatives": 4,
     "learning_rate": 1.5e-3,
+    "precision": "bf16-mixed",
     "softmax_weight": 1.0,
     "global_weight": 1.0,
     "begin_as_distance": True,
@@ -58,7 +58,7 @@ RECIPE: dict[str, Any] = {
     "min_count": 9,
 }
 OF_LEARNED_WORDS = ("word_width", "unknown_words", "min_count")  # a sentence encoder brings its own
-OF_SENTENCES = {"epochs": 8, "precision": "bf16-mixed"}  # it needs fewer, and most of the time
+OF_SENTENCES = {"epochs": 8}  # it needs fewer
 SENTENCES = "all-minilm-l6-v2"
 MODELS = (("scalar", LEARNED), ("scalar", SENTENCES), ("paper", SENTENCES))
 COUNTS = {"test": 300, "dev": 100}
