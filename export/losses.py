@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from camp_sdk.export.networks import Scorer, Tensors
 
 CLAMP = math.log((1 - 1e-6) / 1e-6)  # the logit whose score is 1 - 1e-6: scores are clamped before the logarithm
+DRIFT = 2 * CLAMP  # the logit beyond which `drift_loss` begins
 BLOCK_IMAGES = BLOCK_TEXTS = 16  # measured with d = 192, R = 36, captions of 3 to 23 words: intermediates of 7 MB
 
 
@@ -128,6 +129,12 @@ def softmax_loss(logits: Tensor, matches: Tensor) -> Tensor:
     logits = _full(logits).masked_fill(matches & ~own, -math.inf)
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def drift_loss(logits: Tensor) -> Tensor:
+    """Mean square of what logits [I, T] exceed `DRIFT` by. The other losses say nothing of clamped logits, and those of pairs
+    far apart drift away, to where float32's noise is larger than an export may differ by."""
+    return (_full(logits).abs() - DRIFT).clamp(min=0).square().mean()
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from camp_sdk.export.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.batches import Batch, CaptionDataset, NeighbourSampler
 from camp_sdk.export.checkpoint import KEY, Origin
-from camp_sdk.export.losses import CLAMP, contrastive_loss, pair_loss, score_blocks, softmax_loss
+from camp_sdk.export.losses import CLAMP, contrastive_loss, drift_loss, pair_loss, score_blocks, softmax_loss
 from camp_sdk.export.measure import features_of, measure_network
 from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import Tensors
@@ -32,6 +32,7 @@ from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.vocabulary import SPECIALS
 
 CLIP_NORM = 2.0
+DRIFT_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,11 @@ class CampTraining(lightning.LightningModule):
         if v is not None and t is not None:
             losses["global_loss"] = contrastive_loss(v, t, batch.matches, self.log_scale)
         self.log_dict(losses, prog_bar=True, batch_size=len(batch.lengths))
-        weights = {"softmax_loss": self.config.softmax_weight, "global_loss": self.config.global_weight}
+        weights = {
+            "softmax_loss": self.config.softmax_weight,
+            "drift_loss": DRIFT_WEIGHT,
+            "global_loss": self.config.global_weight,
+        }
         return sum((weights.get(name, 1) * loss for name, loss in losses.items()), torch.zeros((), device=self.device))
 
     def _pair_losses(self, image: Tensors, text: Tensors, matches: Tensor) -> dict[str, Tensor]:
@@ -101,8 +106,9 @@ class CampTraining(lightning.LightningModule):
         candidates = self._candidates(len(matches))
         losses = {"pair_loss": pair_loss(scorer, image, text, matches, candidates, self.config.negatives, logits)}
         if logits is not None:
-            # Clamped as the other is: easy negatives would be pushed on and on, to where float32's noise shows in logits.
+            # Clamped as the other is: easy negatives would be pushed on and on.
             losses["softmax_loss"] = softmax_loss(logits.clamp(-CLAMP, CLAMP), matches)
+            losses["drift_loss"] = drift_loss(logits)
         return losses
 
     def _candidates(self, batch_size: int) -> int:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from camp_sdk.export import losses
 from camp_sdk.export.losses import (
+    DRIFT,
     choose_negatives,
     contrastive_loss,
+    drift_loss,
     margin_ranking,
     matching_bce,
     pair_loss,
@@ -323,3 +325,14 @@ def test_softmax_loss_is_info_nce_written_out_without_other_matches() -> None:
             rivals = [table[k, j].exp() for j in range(BATCH) if j == k or not matches[k, j]]
             expected += -math.log(table[k, k].exp() / sum(rivals)) / (2 * BATCH)
     assert softmax_loss(logits, MATCHES).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_drift_loss_pulls_back_what_is_beyond_its_bound_alone() -> None:
+    logits = torch.tensor(
+        [[0.0, DRIFT, -DRIFT], [DRIFT + 3, -DRIFT - 1, -1.0]], dtype=torch.float64, requires_grad=True
+    )
+    loss = drift_loss(logits)
+    loss.backward()
+    assert loss.item() == pytest.approx((3**2 + 1**2) / 6)
+    expected = torch.tensor([[0, 0, 0], [1, -1 / 3, 0]], dtype=torch.float64)  # 2 * excess / 6
+    torch.testing.assert_close(logits.grad, expected)

@@ -693,11 +693,11 @@ def test_pairs_of_a_part_of_the_batch_are_the_loss_of_that_part(precomputed: Pat
     for side in (image, text):
         side.pop(f"{next(iter(side)).split('.')[0]}.global")
     part = [{name: tensor[:5] for name, tensor in side.items()} for side in (image, text)]
+    logits = module.model.scorer(*part)
     expected = {
         "pair_loss": training_module.pair_loss(module.model.scorer, *part, batch.matches[:5, :5]),
-        "softmax_loss": training_module.softmax_loss(
-            module.model.scorer(*part).clamp(-CLAMP, CLAMP), batch.matches[:5, :5]
-        ),
+        "softmax_loss": training_module.softmax_loss(logits.clamp(-CLAMP, CLAMP), batch.matches[:5, :5]),
+        "drift_loss": training_module.drift_loss(logits),
     }
     torch.testing.assert_close(module._pair_losses(image, text, batch.matches), expected)
 
