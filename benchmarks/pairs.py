@@ -44,6 +44,7 @@ IMAGES, TEXTS = 128, 64
 REFERENCE_PAIRS = (16, 8)  # of the same images and texts: plain PyTorch takes long
 EXACT_PAIRS = (100, 8)
 BLOCKS = ((1, 1), (4, 1), (16, 1), (64, 1), (4, 4), (8, 4), (16, 4), (32, 4), (16, 16), (1, 32))
+ROUND_BLOCKS = 6  # of a shape, timed together: an engine may score several at once
 # Backend, precision of the scorer, precision of the gallery.
 WAYS = (
     ("onnxruntime", "float32", "float32"),
@@ -211,7 +212,7 @@ def interleave(ways: dict[str, Callable[[], object]], rounds: int, title: str) -
 
 
 def sweep_blocks(bundle: Path, backend: str, precision: str, inputs: Inputs) -> dict[str, Any]:
-    """Pairs a second of one call of the scorer at many block shapes, and what the rule of `plan_blocks` reaches of the best."""
+    """Pairs a second of a few like blocks at many shapes, and what the rule of `plan_blocks` reaches of the best."""
     with Retriever(bundle, backend, precision) as retriever:
         images = retriever._images_of(retriever.encode_images(inputs.features))
         texts = retriever._texts_of(retriever.encode_texts(inputs.captions))
@@ -220,10 +221,12 @@ def sweep_blocks(bundle: Path, backend: str, precision: str, inputs: Inputs) -> 
 
         def rate(shape: tuple[int, int]) -> float:
             block, own = images.take(slice(0, shape[0])), texts.take(middle[: shape[1]])
-            return shape[0] * shape[1] / median_s(lambda: scorer.run(block, own), 15)
+            blocks = [(None, block, own)] * ROUND_BLOCKS
+            return ROUND_BLOCKS * shape[0] * shape[1] / median_s(lambda: list(scorer.run_each(blocks)), 7)
 
-        planned = plan_blocks(images, texts.select(middle))
-        single = plan_blocks(images, texts.select(middle[:1]))
+        streams = scorer.engine.streams
+        planned = plan_blocks(images, texts.select(middle), streams=streams)
+        single = plan_blocks(images, texts.select(middle[:1]), streams=streams)
         rates = {f"{i} x {t}": rate((i, t)) for i, t in BLOCKS}
         rule = {"many texts": (planned.images, planned.texts), "one text": (single.images, 1)}
         best = {"many texts": max(rates.values()), "one text": max(v for k, v in rates.items() if k.endswith("x 1"))}

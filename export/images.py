@@ -20,10 +20,10 @@ from camp_sdk.export.vision import Vision
 from camp_sdk.features import FeatureReader
 from camp_sdk.pictures import read_picture
 from camp_sdk.progress import progress_bar
-from camp_sdk.read_ahead import available_cores, map_ahead
 from camp_sdk.runtime.bundle import PixelSpec
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.read_ahead import available_cores, map_ahead
 from camp_sdk.terminal import progress
 
 EXAMPLES = 24

@@ -20,11 +20,13 @@ class Engine(ABC):
     """What every backend offers: named numpy arrays in, named numpy arrays out; a context manager that closes it.
 
     blocks: how many images and texts it likes to score in one call; None is what fits a processor's caches.
+    streams: how many runs of one caller it computes side by side; a single run then takes a part of the cores only.
     residents: of an engine with device memory, what it holds there of images, by the images on the host; forgotten when
     those are, or when it is closed.
     """
 
     blocks: tuple[int, int] | None = None
+    streams: int = 1
     residents: WeakKeyDictionary[Any, Any]
 
     @abstractmethod

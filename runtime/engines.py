@@ -14,10 +14,14 @@ from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine, import_onnxru
 from camp_sdk.runtime.openvino_engine import OpenVinoEngine, import_openvino, require_bfloat16
 from camp_sdk.runtime.plans import LIBRARIES, graph_of, read_records, was_built, was_built_here
 from camp_sdk.runtime.profiles import Limits, profile_of
+from camp_sdk.runtime.read_ahead import available_cores
 from camp_sdk.runtime.splitting import SplittingEngine
 from camp_sdk.runtime.tensorrt_engine import TensorRtEngine, plan_here
 from camp_sdk.runtime.tensorrt_library import open_library
 
+# Of the scorer on a processor. Two of one core each scored 4 to 7% more pairs a second than one of two cores: neither waits
+# for the other after every product. More streams mean more intermediates at once.
+STREAMS = 2
 LOG = logging.getLogger("camp_sdk")
 DEVICES = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}
 BACKENDS = (*DEVICES, "openvino", *LIBRARIES)
@@ -135,7 +139,8 @@ def open_engine(
         plan, record = plan_here(bundle, graph, precision, backend)
         engine = SplittingEngine(TensorRtEngine(plan, backend), spec, record.profile)
     elif backend == "openvino":
-        engine = OpenVinoEngine(bundle.path(spec.file), threads)
+        streams = min(STREAMS, threads or available_cores()) if graph == "scorer" else 1
+        engine = OpenVinoEngine(bundle.path(spec.file), threads, streams)
     else:
         engine = _open_graph(bundle, spec, DEVICES[backend], threads, spin=graph == "scorer")
     try:

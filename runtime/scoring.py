@@ -6,8 +6,9 @@ Nothing here knows what the tensors mean: names, dtypes and shapes come from the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,13 @@ from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, words_axis
 from camp_sdk.runtime.engine import Arrays, Engine
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import forget_pages
+from camp_sdk.runtime.read_ahead import map_ahead
 from camp_sdk.runtime.residency import resident_parts
 from camp_sdk.runtime.tokenizer import Tokens
 
 Logits = NDArray[np.float32]
 Indices = NDArray[np.intp]
+Key = TypeVar("Key")
 
 # Intermediates of a block are a few arrays as large as its pairs' own vectors. About this many bytes of each stay near the
 # processor's caches; of the shapes that fit, these were the best or near it (benchmarks/results/pairs.json).
@@ -50,6 +53,17 @@ class PairScorer:
     def run(self, images: Mapping[str, Any], text: Mapping[str, Any]) -> Logits:
         """Logits [i, t] of a block; image tensors as `widened` gives them."""
         return self.engine.run(feeds_of(self.inputs, {**images, **text}))["logits"]
+
+    def run_each(
+        self, meetings: Iterable[tuple[Key, Mapping[str, Any], Mapping[str, Any]]]
+    ) -> Iterator[tuple[Key, Logits]]:
+        """`run` of every (key, images, text), in order, as many at once as the engine has streams; each with its key."""
+        at_once = blocks_at_once(self.engine.streams)
+        if at_once == 1:
+            yield from ((key, self.run(images, text)) for key, images, text in meetings)
+            return
+        with closing(map_ahead(lambda m: (m[0], self.run(m[1], m[2])), meetings, at_once, at_once - 1)) as found:
+            yield from found
 
     def widened(self, images: Arrays) -> Arrays:
         """Image tensors of a block as the scorer reads them."""
@@ -85,8 +99,10 @@ def plan_blocks(
     texts: EncodedTexts,
     memory_budget_bytes: int | None = None,
     preferred: tuple[int, int] | None = None,
+    streams: int = 1,
 ) -> Blocks:
-    """Blocks that fit the budget, and the cache or what the engine prefers: (images, texts).
+    """Blocks that fit the budget, and the cache or what the engine prefers: (images, texts). Few images are shared among its
+    streams.
 
     Raises InputError if not even one pair fits the budget.
     """
@@ -96,16 +112,23 @@ def plan_blocks(
     pairs = most_images * most_texts if preferred else BLOCK_BYTES // pair_bytes
     group = max(GROUP_TEXTS, most_texts)
     if memory_budget_bytes is not None:
-        pairs = min(pairs, memory_budget_bytes // (2 * WORKING_COPIES * pair_bytes))
+        block_bytes = 2 * WORKING_COPIES * pair_bytes * blocks_at_once(streams)
+        pairs = min(pairs, memory_budget_bytes // block_bytes)
         group = min(group, memory_budget_bytes // (4 * len(texts.tensors) * text_bytes))
         if pairs < 1 or group < 1:
-            needed = max(2 * WORKING_COPIES * pair_bytes, 4 * len(texts.tensors) * text_bytes)
+            needed = max(block_bytes, 4 * len(texts.tensors) * text_bytes)
             raise InputError(f"memory_budget_bytes is {memory_budget_bytes}: a single pair needs {needed}")
     pairs = max(1, pairs)
     if preferred is None:
         most_texts = max(most_texts, pairs // len(images))  # few images meet more texts at once instead
     block_texts = min(most_texts, len(texts), group, pairs)
-    return Blocks(min(most_images, max(1, pairs // block_texts)), block_texts, max(group, block_texts))
+    block_images = min(most_images, max(1, pairs // block_texts), -(-len(images) // streams))
+    return Blocks(block_images, block_texts, max(group, block_texts))
+
+
+def blocks_at_once(streams: int) -> int:
+    """How many blocks an engine of so many streams is given: one more, so that a stream that is done finds the next."""
+    return 1 if streams == 1 else streams + 1
 
 
 def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts:
@@ -162,14 +185,14 @@ def iter_logits(
     from the first to the last. Working memory depends on the blocks, not on how many images or texts there are.
     """
     engine = scorer.engine
-    blocks = plan_blocks(images, texts, scorer.memory_budget_bytes, engine.blocks)
+    blocks = plan_blocks(images, texts, scorer.memory_budget_bytes, engine.blocks, engine.streams)
     order = np.argsort(texts.lengths, kind="stable")
     for first, there in scorer.parts(images):
         parts = [slice(k, min(k + blocks.images, len(there))) for k in range(0, len(there), blocks.images)]
         for group in batches(order, blocks.group):
             ready = [(chosen, engine.hold(texts.take(chosen))) for chosen in batches(group, blocks.texts)]
-            for part, tensors, chosen, text_tensors in _meetings(scorer, there, parts, ready):
-                yield slice(first + part.start, first + part.stop), chosen, scorer.run(tensors, text_tensors)
+            for (part, chosen), logits in scorer.run_each(_meetings(scorer, there, parts, ready)):
+                yield slice(first + part.start, first + part.stop), chosen, logits
                 if scorer.memory_budget_bytes is not None:
                     for array in images.tensors.values():
                         forget_pages(array)
@@ -177,17 +200,17 @@ def iter_logits(
 
 def _meetings(
     scorer: PairScorer, images: EncodedImages, parts: list[slice], ready: list[tuple[Indices, Mapping[str, Any]]]
-) -> Iterator[tuple[slice, Mapping[str, Any], Indices, Mapping[str, Any]]]:
-    """Every part of the images with every batch of a group's texts, in the order that costs least."""
+) -> Iterator[tuple[tuple[slice, Indices], Mapping[str, Any], Mapping[str, Any]]]:
+    """Every part of the images with every batch of a group's texts, in the order that costs least: which, and tensors."""
     if scorer.widen is None:
         for chosen, text_tensors in ready:  # block after block of one shape: engines prepare anew for another
             for part in parts:
-                yield part, images.take(part), chosen, text_tensors
+                yield (part, chosen), images.take(part), text_tensors
         return
     for part in parts:
         tensors = scorer.engine.hold(scorer.widened(images.take(part)))  # once for all texts of the group
         for chosen, text_tensors in ready:
-            yield part, tensors, chosen, text_tensors
+            yield (part, chosen), tensors, text_tensors
 
 
 def logit_matrix(
@@ -256,14 +279,21 @@ def nearest(queries: Logits, items: Logits, count: int) -> Indices:
 def pair_logits(scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, pairs: Indices) -> Logits:
     """Logits [P] of chosen pairs, rows (image index, text index) of ``pairs`` [P, 2]; each text meets its images at once."""
     logits = np.empty(len(pairs), np.float32)
+    for where, block in scorer.run_each(_chosen_meetings(scorer, images, texts, pairs)):
+        logits[where] = block[:, 0]
+    return logits
+
+
+def _chosen_meetings(
+    scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, pairs: Indices
+) -> Iterator[tuple[Indices, Mapping[str, Any], Mapping[str, Any]]]:
     for text in np.unique(pairs[:, 1]):
         own = texts.select([int(text)])
-        limit = plan_blocks(images, own, scorer.memory_budget_bytes, scorer.engine.blocks).images
+        engine = scorer.engine
+        limit = plan_blocks(images, own, scorer.memory_budget_bytes, engine.blocks, engine.streams).images
         text_tensors = own.take([0])
         for where in batches(np.flatnonzero(pairs[:, 1] == text), limit):
-            block = scorer.run(scorer.widened(images.take(pairs[where, 0])), text_tensors)
-            logits[where] = block[:, 0]
-    return logits
+            yield where, scorer.widened(images.take(pairs[where, 0])), text_tensors
 
 
 def activate(logits: Logits, activation: str) -> Logits:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from camp_sdk import BackendError, BundleError, Gallery, InputError, Retriever
+from camp_sdk import BackendError, Bundle, BundleError, Gallery, InputError, Retriever
 from camp_sdk.runtime import scoring
+from camp_sdk.runtime.bundle import TensorSpec
 from camp_sdk.runtime.encoded import EncodedImages, narrow
+from camp_sdk.runtime.engine import Arrays, Engine, Interface
 from camp_sdk.runtime.engines import open_engine
-from camp_sdk.runtime.scoring import best_images, nearest, plan_blocks
+from camp_sdk.runtime.scoring import PairScorer, best_images, nearest, plan_blocks
 from tests.conftest import needs_bfloat16
 from tests.test_bundle import drop, rewrite
 from tests.tiny import CAPTIONS, FEATURE_WIDTH
@@ -116,13 +119,61 @@ def test_blocks_stay_within_bytes_and_counts(feature_retriever: Retriever) -> No
     assert plan_blocks(images_of(1000), texts, 1 << 40) == blocks
 
 
-@pytest.mark.parametrize("budget", [5_000_000, 20_000_000, 100_000_000])
-def test_blocks_stay_within_a_budget(feature_retriever: Retriever, budget: int) -> None:
+@pytest.mark.parametrize(
+    ("budget", "streams", "at_once"),
+    [(5_000_000, 1, 1), (20_000_000, 1, 1), (20_000_000, 2, 3), (100_000_000, 1, 1), (100_000_000, 2, 3)],
+)
+def test_blocks_stay_within_a_budget(feature_retriever: Retriever, budget: int, streams: int, at_once: int) -> None:
     texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
-    blocks = plan_blocks(images_of(1000), texts, budget)
+    blocks = plan_blocks(images_of(1000), texts, budget, streams=streams)
     pair_bytes = images_of(1).item_bytes + texts.item_bytes
-    assert blocks.images * blocks.texts * pair_bytes * scoring.WORKING_COPIES <= budget / 2
+    assert at_once * blocks.images * blocks.texts * pair_bytes * scoring.WORKING_COPIES <= budget / 2
     assert blocks.group * texts.item_bytes * len(texts.tensors) <= budget / 4
+
+
+def test_few_images_are_shared_among_streams(feature_retriever: Retriever) -> None:
+    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
+    assert [plan_blocks(images_of(count), texts, streams=2).images for count in (1, 2, 9)] == [1, 1, 5]
+
+
+class SideBySide(Engine):
+    """An engine of two streams that answers only once two runs have come."""
+
+    streams = 2
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2, timeout=30)
+
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        self.both.wait()
+        return {"logits": feeds["x"] * 2}
+
+    def close(self) -> None: ...
+
+    def interface(self) -> tuple[Interface, Interface]:
+        raise NotImplementedError
+
+
+def test_blocks_are_scored_side_by_side_and_come_in_order() -> None:
+    scorer = PairScorer(SideBySide(), (TensorSpec("x", "float32", ("I",)),))
+    meetings = [(key, {"x": np.full(1, key, np.float32)}, {}) for key in range(4)]
+    assert [(key, float(logits[0])) for key, logits in scorer.run_each(meetings)] == [(0, 0), (1, 2), (2, 4), (3, 6)]
+
+
+def test_a_block_that_fails_leaves_no_thread() -> None:
+    scorer = PairScorer(SideBySide(), (TensorSpec("x", "float32", ("I",)),))
+    good: dict[str, Any] = {"x": np.zeros(1, np.float32)}
+    before = threading.active_count()
+    with pytest.raises(KeyError):
+        list(scorer.run_each([(0, good, {}), (1, {}, {}), (2, good, {})]))
+    assert threading.active_count() == before
+
+
+def test_only_the_scorer_runs_in_streams_and_not_of_a_single_core(feature_bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    bundle = Bundle(feature_bundle)
+    graphs = (("scorer", 2), ("scorer", 1), ("text", 2))
+    assert [open_engine(bundle, graph, "openvino", threads).streams for graph, threads in graphs] == [2, 1, 1]
 
 
 def test_a_budget_below_a_pair_is_refused_with_what_it_needs(feature_bundle: Path, many: NDArray[np.float32]) -> None:

@@ -1,4 +1,5 @@
-"""Work that runs ahead of who needs its results, in threads: pictures are decoded while the network runs."""
+"""Work that runs ahead of who needs its results, in threads: pictures are decoded while the network runs, blocks of pairs
+are scored side by side."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def map_ahead(
     items: Iterable[Item],
     threads: int,
     ahead: int,
-    alone: Callable[[Item], bool],
+    alone: Callable[[Item], bool] = lambda item: False,
 ) -> Generator[Result, None, None]:
     """``function`` of every item, in order, computed in threads; at most ``ahead`` items beyond the one that is asked for.
 
