@@ -228,7 +228,7 @@ def main(
     pictures: Annotated[Path, typer.Option(help="Data set of examples/emoji_search.")] = Path("build/emoji/data"),
     output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("build/emoji_scenes/data"),
     train: Annotated[int, typer.Option(help="Scenes to train on.", min=1)] = 6000,
-    dev: Annotated[int, typer.Option(help="Scenes to choose the best epoch by.", min=1)] = 200,
+    dev: Annotated[int, typer.Option(help="Scenes of dev, to choose a recipe by.", min=1)] = 200,
     test: Annotated[int, typer.Option(help="Scenes of held-out things.", min=1)] = 300,
     seen: Annotated[int, typer.Option(help="Held-out scenes of the things of train.", min=1)] = 300,
     seed: Annotated[int, typer.Option(help="Another seed, another data set.")] = 0,

@@ -212,7 +212,7 @@ def build(packages: Path, output: Path, counts: dict[str, int], seed: int = 0) -
 def main(
     packages: Annotated[Path, typer.Option(help="Folder of the fetched tarballs.")] = Path("build/emoji/packages"),
     output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("build/emoji/data"),
-    dev: Annotated[int, typer.Option(help="Concepts to choose the best epoch by.", min=1)] = 100,
+    dev: Annotated[int, typer.Option(help="Concepts of dev, to choose a recipe by.", min=1)] = 100,
     test: Annotated[int, typer.Option(help="Held-out concepts.", min=1)] = 300,
     seed: Annotated[int, typer.Option(help="Another seed, other families are held out.")] = 0,
 ) -> None:
