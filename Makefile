@@ -56,7 +56,7 @@ format: $(INSTALLED)
 accuracy: $(INSTALLED)
 	$(BIN)/python benchmarks/accuracy.py --output build/accuracy
 
-# Pair scoring, pictures, first answers, memory and training steps: about ten minutes on two idle cores. Results and plot are written
+# Pair scoring, pictures, first answers, memory and training steps: about twenty minutes on two idle cores. Results and plot are written
 # to benchmarks/results/.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/pairs.py --output build/bench
