@@ -219,14 +219,16 @@ def sweep_blocks(bundle: Path, backend: str, precision: str, inputs: Inputs) -> 
         scorer = retriever._scorer("float32")
         middle = np.argsort(texts.lengths)[len(texts) // 2 - 16 :]  # texts of about the median length
 
+        planned = plan_blocks(images, texts.select(middle), scorer.engine)
+        single = plan_blocks(images, texts.select(middle[:1]), scorer.engine)
+
         def rate(shape: tuple[int, int]) -> float:
             block, own = images.take(slice(0, shape[0])), texts.take(middle[: shape[1]])
             blocks = [(None, block, own)] * ROUND_BLOCKS
-            return ROUND_BLOCKS * shape[0] * shape[1] / median_s(lambda: list(scorer.run_each(blocks)), 7)
+            return (
+                ROUND_BLOCKS * shape[0] * shape[1] / median_s(lambda: list(scorer.run_each(blocks, planned.at_once)), 7)
+            )
 
-        streams = scorer.engine.streams
-        planned = plan_blocks(images, texts.select(middle), streams=streams)
-        single = plan_blocks(images, texts.select(middle[:1]), streams=streams)
         rates = {f"{i} x {t}": rate((i, t)) for i, t in BLOCKS}
         rule = {"many texts": (planned.images, planned.texts), "one text": (single.images, 1)}
         best = {"many texts": max(rates.values()), "one text": max(v for k, v in rates.items() if k.endswith("x 1"))}

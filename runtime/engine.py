@@ -20,13 +20,18 @@ class Engine(ABC):
     """What every backend offers: named numpy arrays in, named numpy arrays out; a context manager that closes it.
 
     blocks: how many images and texts it likes to score in one call; None is what fits a processor's caches.
+    block_bytes: where `blocks` is None, how large the float32 vectors of a call's pairs may be. Intermediates are a few arrays
+    as large: smaller ones stay nearer to the processor, larger ones read the weights less often.
     streams: how many runs of one caller it computes side by side; a single run then takes a part of the cores only.
+    callers: how many threads should call `run` to keep the streams busy.
     residents: of an engine with device memory, what it holds there of images, by the images on the host; forgotten when
     those are, or when it is closed.
     """
 
     blocks: tuple[int, int] | None = None
+    block_bytes: int = 8 << 20
     streams: int = 1
+    callers: int = 1
     residents: WeakKeyDictionary[Any, Any]
 
     @abstractmethod

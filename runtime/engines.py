@@ -14,7 +14,7 @@ from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine, import_onnxru
 from camp_sdk.runtime.openvino_engine import OpenVinoEngine, import_openvino, require_bfloat16
 from camp_sdk.runtime.plans import LIBRARIES, graph_of, read_records, was_built, was_built_here
 from camp_sdk.runtime.profiles import Limits, profile_of
-from camp_sdk.runtime.read_ahead import available_cores
+from camp_sdk.runtime.read_ahead import physical_cores
 from camp_sdk.runtime.splitting import SplittingEngine
 from camp_sdk.runtime.tensorrt_engine import TensorRtEngine, plan_here
 from camp_sdk.runtime.tensorrt_library import open_library
@@ -134,15 +134,16 @@ def open_engine(
     if backend in LIBRARIES and graph != "scorer" and not was_built(bundle, graph, precision, backend):
         backend = "onnxruntime"  # a graph that nobody built an engine of: camp build may be told to leave it, and does widen-*
         _check_backend(backend, precision)
+    alone = graph != "scorer" or backend not in ("onnxruntime", "openvino")
+    streams = 1 if alone else min(STREAMS, threads or physical_cores())
     engine: Engine
     if backend in LIBRARIES:
         plan, record = plan_here(bundle, graph, precision, backend)
         engine = SplittingEngine(TensorRtEngine(plan, backend), spec, record.profile)
     elif backend == "openvino":
-        streams = min(STREAMS, threads or available_cores()) if graph == "scorer" else 1
         engine = OpenVinoEngine(bundle.path(spec.file), threads, streams)
     else:
-        engine = _open_graph(bundle, spec, DEVICES[backend], threads, spin=graph == "scorer")
+        engine = _open_graph(bundle, spec, DEVICES[backend], threads, graph == "scorer", streams)
     try:
         check_contract(engine, spec)
     except BundleError:
@@ -151,10 +152,10 @@ def open_engine(
     return engine
 
 
-def _open_graph(bundle: Bundle, spec: GraphSpec, device: str, threads: int | None, spin: bool) -> Engine:
+def _open_graph(bundle: Bundle, spec: GraphSpec, device: str, threads: int | None, spin: bool, streams: int) -> Engine:
     path = bundle.path(spec.file)
     if device != "tensorrt":
-        return OnnxRuntimeEngine(path, device, threads, spin)
+        return OnnxRuntimeEngine(path, device, threads, spin, streams=streams)
     profile = profile_of(spec, bundle.manifest, Limits())
     options = tensorrt_options(bundle.manifest.files[spec.file].sha256, profile)
     return SplittingEngine(OnnxRuntimeEngine(path, device, threads, spin, options), spec, profile)

@@ -21,6 +21,7 @@ from camp_sdk.runtime.engine import Arrays, Engine, Interface
 from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError
 from camp_sdk.runtime.files import cache_folder
 from camp_sdk.runtime.profiles import Profile
+from camp_sdk.runtime.read_ahead import physical_cores
 
 # ONNX Runtime's names of the types a contract may hold.
 ONNX_TYPES = {
@@ -39,9 +40,11 @@ GPU_BLOCKS = (64, 16)
 class OnnxRuntimeEngine(Engine):
     """ONNX Runtime on one graph file. ``device`` is "cpu", "cuda" or "tensorrt"; ``threads`` None takes every core.
 
-    spin: whether its idle threads wait for the next run by spinning, which is for a graph that runs again at once: elsewhere
-    they take the cores from the other graphs. options: of the provider. Sessions are thread-safe. Raises BackendError if the
-    provider asked for is not the one really in use, naming the library that failed to load, or a run fails.
+    streams: how many runs share these threads, each in the thread that calls for it and with the help of the others' pool:
+    more pairs a second, and a longer wait for a single run. spin: whether idle threads of that pool wait for the next run by
+    spinning, which is for a graph that runs again at once: elsewhere they take the cores from the other graphs. options: of
+    the provider. Sessions are thread-safe. Raises BackendError if the provider asked for is not the one really in use, naming
+    the library that failed to load, or a run fails.
     """
 
     def __init__(
@@ -51,11 +54,14 @@ class OnnxRuntimeEngine(Engine):
         threads: int | None = None,
         spin: bool = True,
         options: Mapping[str, Any] | None = None,
+        streams: int = 1,
     ) -> None:
         ort, provider = import_onnxruntime(device)
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+        if streams > 1:
+            threads = (threads or physical_cores()) - (streams - 1)  # it counts a single caller
         if threads is not None:
             settings.intra_op_num_threads = threads
         providers = [(provider, CUDA_OPTIONS if device == "cuda" else dict(options or {}))]
@@ -70,7 +76,8 @@ class OnnxRuntimeEngine(Engine):
         if (used := self._session.get_providers()[0]) != provider:
             reason = _load_error(ort, device) or _device_error()
             raise BackendError(f"{provider} was asked for, but ONNX Runtime uses {used}: {reason}")
-        self._path, self._device = path, device
+        self._path, self._device, self.streams = path, device, streams
+        self.callers = streams  # a third would take a core from one of two
         self._inputs = {v.name: np.dtype(ONNX_TYPES.get(v.type, "O")) for v in self._session.get_inputs()}
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.blocks = None if device == "cpu" else GPU_BLOCKS

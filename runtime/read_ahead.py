@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 from typing import TypeVar
 
+CPUS = Path("/sys/devices/system/cpu")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -15,6 +17,14 @@ Result = TypeVar("Result")
 def available_cores() -> int:
     """The processor's cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def physical_cores() -> int:
+    """`available_cores`, and what shares one core's arithmetic counted once where the system tells (Linux)."""
+    if not hasattr(os, "sched_getaffinity"):
+        return available_cores()
+    files = [CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list" for cpu in os.sched_getaffinity(0)]
+    return len({file.read_text(encoding="ascii") if file.is_file() else str(file) for file in files})
 
 
 def map_ahead(

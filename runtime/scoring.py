@@ -26,9 +26,8 @@ Logits = NDArray[np.float32]
 Indices = NDArray[np.intp]
 Key = TypeVar("Key")
 
-# Intermediates of a block are a few arrays as large as its pairs' own vectors. About this many bytes of each stay near the
-# processor's caches; of the shapes that fit, these were the best or near it (benchmarks/results/pairs.json).
-BLOCK_BYTES = 8 << 20
+# Of the shapes of a block that fit the bytes of `Engine.block_bytes`, these were the best or near it
+# (benchmarks/results/pairs.json).
 BLOCK_TEXTS = 4
 BLOCK_IMAGES = 16
 GROUP_TEXTS = 64
@@ -55,14 +54,14 @@ class PairScorer:
         return self.engine.run(feeds_of(self.inputs, {**images, **text}))["logits"]
 
     def run_each(
-        self, meetings: Iterable[tuple[Key, Mapping[str, Any], Mapping[str, Any]]]
+        self, meetings: Iterable[tuple[Key, Mapping[str, Any], Mapping[str, Any]]], at_once: int
     ) -> Iterator[tuple[Key, Logits]]:
-        """`run` of every (key, images, text), in order, as many at once as the engine has streams; each with its key."""
-        at_once = blocks_at_once(self.engine.streams)
-        if at_once == 1:
+        """`run` of every (key, images, text), in order, each with its key; ``at_once`` of them are on their way."""
+        callers = min(self.engine.callers, at_once)
+        if callers == 1:
             yield from ((key, self.run(images, text)) for key, images, text in meetings)
             return
-        with closing(map_ahead(lambda m: (m[0], self.run(m[1], m[2])), meetings, at_once, at_once - 1)) as found:
+        with closing(map_ahead(lambda m: (m[0], self.run(m[1], m[2])), meetings, callers, at_once - 1)) as found:
             yield from found
 
     def widened(self, images: Arrays) -> Arrays:
@@ -87,48 +86,45 @@ def feeds_of(specs: Iterable[TensorSpec], tensors: Mapping[str, Any]) -> Arrays:
 
 @dataclass(frozen=True)
 class Blocks:
-    """How many images and texts are scored in one call of the engine, and how many texts are kept ready at once."""
+    """How many images and texts are scored in one call of the engine, how many texts are kept ready, and how many calls are
+    on their way: one more than the engine has streams, so that a stream that is done finds the next."""
 
     images: int
     texts: int
     group: int
+    at_once: int
 
 
 def plan_blocks(
-    images: EncodedImages,
-    texts: EncodedTexts,
-    memory_budget_bytes: int | None = None,
-    preferred: tuple[int, int] | None = None,
-    streams: int = 1,
+    images: EncodedImages, texts: EncodedTexts, engine: Engine, memory_budget_bytes: int | None = None
 ) -> Blocks:
-    """Blocks that fit the budget, and the cache or what the engine prefers: (images, texts). Few images are shared among its
-    streams.
+    """Blocks that fit the budget and are what the engine likes. Few images are shared among its streams, or the texts of
+    fewer.
 
     Raises InputError if not even one pair fits the budget.
     """
     text_bytes = texts.item_bytes
     pair_bytes = images.item_bytes + text_bytes
-    most_images, most_texts = preferred or (BLOCK_IMAGES, BLOCK_TEXTS)
-    pairs = most_images * most_texts if preferred else BLOCK_BYTES // pair_bytes
+    most_images, most_texts = engine.blocks or (BLOCK_IMAGES, BLOCK_TEXTS)
+    pairs = most_images * most_texts if engine.blocks else engine.block_bytes // pair_bytes
     group = max(GROUP_TEXTS, most_texts)
+    streams = engine.streams
+    at_once = 1 if streams == 1 else streams + 1
     if memory_budget_bytes is not None:
-        block_bytes = 2 * WORKING_COPIES * pair_bytes * blocks_at_once(streams)
-        pairs = min(pairs, memory_budget_bytes // block_bytes)
+        working_bytes = 2 * WORKING_COPIES * pair_bytes
+        at_once = max(1, min(at_once, memory_budget_bytes // working_bytes))
+        pairs = min(pairs, memory_budget_bytes // (working_bytes * at_once))
         group = min(group, memory_budget_bytes // (4 * len(texts.tensors) * text_bytes))
         if pairs < 1 or group < 1:
-            needed = max(block_bytes, 4 * len(texts.tensors) * text_bytes)
+            needed = max(working_bytes, 4 * len(texts.tensors) * text_bytes)
             raise InputError(f"memory_budget_bytes is {memory_budget_bytes}: a single pair needs {needed}")
     pairs = max(1, pairs)
-    if preferred is None:
+    if engine.blocks is None:
         most_texts = max(most_texts, pairs // len(images))  # few images meet more texts at once instead
-    block_texts = min(most_texts, len(texts), group, pairs)
+    share_texts = 1 if len(images) >= streams else streams
+    block_texts = min(most_texts, -(-len(texts) // share_texts), group, pairs)
     block_images = min(most_images, max(1, pairs // block_texts), -(-len(images) // streams))
-    return Blocks(block_images, block_texts, max(group, block_texts))
-
-
-def blocks_at_once(streams: int) -> int:
-    """How many blocks an engine of so many streams is given: one more, so that a stream that is done finds the next."""
-    return 1 if streams == 1 else streams + 1
+    return Blocks(block_images, block_texts, max(group, block_texts), at_once)
 
 
 def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts:
@@ -185,13 +181,13 @@ def iter_logits(
     from the first to the last. Working memory depends on the blocks, not on how many images or texts there are.
     """
     engine = scorer.engine
-    blocks = plan_blocks(images, texts, scorer.memory_budget_bytes, engine.blocks, engine.streams)
+    blocks = plan_blocks(images, texts, engine, scorer.memory_budget_bytes)
     order = np.argsort(texts.lengths, kind="stable")
     for first, there in scorer.parts(images):
         parts = [slice(k, min(k + blocks.images, len(there))) for k in range(0, len(there), blocks.images)]
         for group in batches(order, blocks.group):
             ready = [(chosen, engine.hold(texts.take(chosen))) for chosen in batches(group, blocks.texts)]
-            for (part, chosen), logits in scorer.run_each(_meetings(scorer, there, parts, ready)):
+            for (part, chosen), logits in scorer.run_each(_meetings(scorer, there, parts, ready), blocks.at_once):
                 yield slice(first + part.start, first + part.stop), chosen, logits
                 if scorer.memory_budget_bytes is not None:
                     for array in images.tensors.values():
@@ -279,20 +275,20 @@ def nearest(queries: Logits, items: Logits, count: int) -> Indices:
 def pair_logits(scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, pairs: Indices) -> Logits:
     """Logits [P] of chosen pairs, rows (image index, text index) of ``pairs`` [P, 2]; each text meets its images at once."""
     logits = np.empty(len(pairs), np.float32)
-    for where, block in scorer.run_each(_chosen_meetings(scorer, images, texts, pairs)):
+    longest = texts.select([int(texts.lengths.argmax())])
+    blocks = plan_blocks(images, longest, scorer.engine, scorer.memory_budget_bytes)
+    for where, block in scorer.run_each(_chosen_meetings(scorer, images, texts, pairs, blocks.images), blocks.at_once):
         logits[where] = block[:, 0]
     return logits
 
 
 def _chosen_meetings(
-    scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, pairs: Indices
+    scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, pairs: Indices, most_images: int
 ) -> Iterator[tuple[Indices, Mapping[str, Any], Mapping[str, Any]]]:
     for text in np.unique(pairs[:, 1]):
-        own = texts.select([int(text)])
-        engine = scorer.engine
-        limit = plan_blocks(images, own, scorer.memory_budget_bytes, engine.blocks, engine.streams).images
-        text_tensors = own.take([0])
-        for where in batches(np.flatnonzero(pairs[:, 1] == text), limit):
+        text_tensors = texts.take([int(text)])
+        chosen = np.flatnonzero(pairs[:, 1] == text)
+        for where in batches(chosen, min(most_images, -(-len(chosen) // scorer.engine.streams))):
             yield where, scorer.widened(images.take(pairs[where, 0])), text_tensors
 
 

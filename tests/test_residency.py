@@ -119,7 +119,7 @@ def test_no_room_for_a_single_image(setup: Setup) -> None:
 
 
 def test_blocks_are_what_the_engine_prefers(setup: Setup) -> None:
-    blocks = plan_blocks(setup.images, setup.texts, None, setup.scorer.engine.blocks)
+    blocks = plan_blocks(setup.images, setup.texts, setup.scorer.engine)
     assert (blocks.images, blocks.texts) == (8, 4)
 
 

@@ -28,6 +28,7 @@ from camp_sdk import (
     load_split,
 )
 from camp_sdk.runtime import scoring
+from camp_sdk.runtime.engine import Engine
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.scoring import activate
 from tests.conftest import needs_bfloat16
@@ -102,7 +103,7 @@ def test_any_blocks(
     block_texts: int,
     encode_texts: int,
 ) -> None:
-    monkeypatch.setattr(scoring, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(Engine, "block_bytes", block_bytes)
     monkeypatch.setattr(scoring, "BLOCK_TEXTS", block_texts)
     monkeypatch.setattr(scoring, "ENCODE_TEXTS", encode_texts)
     matrix = feature_retriever.score_matrix(gallery, CAPTIONS, logits=True)
@@ -112,7 +113,7 @@ def test_any_blocks(
 def test_blocks_hear_every_pair_once(
     feature_retriever: Retriever, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(Engine, "block_bytes", 20_000)
     heard: list[int] = []
     feature_retriever.score_matrix(gallery, CAPTIONS, on_progress=heard.append)
     assert sum(heard) == 10 * 6
@@ -198,7 +199,7 @@ def test_score_of_pairs_in_small_blocks(
 ) -> None:
     pairs = [(image, text) for image in features for text in CAPTIONS]
     whole = feature_retriever.score(pairs)
-    monkeypatch.setattr(scoring, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(Engine, "block_bytes", 1)
     np.testing.assert_allclose(feature_retriever.score(pairs), whole, atol=LOGIT_ATOL)
 
 
@@ -297,7 +298,7 @@ def test_saturated_scores_are_ranked_by_logit(
     feature_retriever: Retriever, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rising = np.arange(50, 60, dtype=np.float32)[:, None]
-    monkeypatch.setattr(scoring.PairScorer, "run", lambda self, images, text: rising)
+    monkeypatch.setattr(scoring, "iter_logits", lambda *given: [(slice(0, 10), np.array([0]), rising)])
     matches = feature_retriever.rank(QUERY, gallery, 3)
     assert [(match.corpus_id, match.score) for match in matches] == [(9, 1.0), (8, 1.0), (7, 1.0)]
 

@@ -20,6 +20,8 @@ from camp_sdk.runtime.bundle import TensorSpec
 from camp_sdk.runtime.encoded import EncodedImages, narrow
 from camp_sdk.runtime.engine import Arrays, Engine, Interface
 from camp_sdk.runtime.engines import open_engine
+from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.read_ahead import physical_cores
 from camp_sdk.runtime.scoring import PairScorer, best_images, nearest, plan_blocks
 from tests.conftest import needs_bfloat16
 from tests.test_bundle import drop, rewrite
@@ -106,46 +108,15 @@ def test_bfloat16_is_refused_by_other_processors(feature_bundle: Path, monkeypat
 # Blocks
 
 
-def images_of(count: int, width: int = 1024) -> EncodedImages:
-    return EncodedImages({"image.V": np.broadcast_to(np.float32(0), (count, 36, width))})
-
-
-def test_blocks_stay_within_bytes_and_counts(feature_retriever: Retriever) -> None:
-    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
-    blocks = plan_blocks(images_of(1000), texts)
-    assert blocks.texts == scoring.BLOCK_TEXTS
-    pair_bytes = images_of(1).item_bytes + texts.item_bytes
-    assert blocks.images * blocks.texts * pair_bytes <= scoring.BLOCK_BYTES
-    assert plan_blocks(images_of(1000), texts, 1 << 40) == blocks
-
-
-@pytest.mark.parametrize(
-    ("budget", "streams", "at_once"),
-    [(5_000_000, 1, 1), (20_000_000, 1, 1), (20_000_000, 2, 3), (100_000_000, 1, 1), (100_000_000, 2, 3)],
-)
-def test_blocks_stay_within_a_budget(feature_retriever: Retriever, budget: int, streams: int, at_once: int) -> None:
-    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
-    blocks = plan_blocks(images_of(1000), texts, budget, streams=streams)
-    pair_bytes = images_of(1).item_bytes + texts.item_bytes
-    assert at_once * blocks.images * blocks.texts * pair_bytes * scoring.WORKING_COPIES <= budget / 2
-    assert blocks.group * texts.item_bytes * len(texts.tensors) <= budget / 4
-
-
-def test_few_images_are_shared_among_streams(feature_retriever: Retriever) -> None:
-    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
-    assert [plan_blocks(images_of(count), texts, streams=2).images for count in (1, 2, 9)] == [1, 1, 5]
-
-
 class SideBySide(Engine):
-    """An engine of two streams that answers only once two runs have come."""
+    """An engine of streams that answers only once as many runs have come."""
 
-    streams = 2
-
-    def __init__(self) -> None:
-        self.both = threading.Barrier(2, timeout=30)
+    def __init__(self, streams: int = 2) -> None:
+        self.streams = self.callers = streams
+        self.all = threading.Barrier(streams, timeout=30)
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
-        self.both.wait()
+        self.all.wait()
         return {"logits": feeds["x"] * 2}
 
     def close(self) -> None: ...
@@ -154,10 +125,53 @@ class SideBySide(Engine):
         raise NotImplementedError
 
 
+ALONE = SideBySide(1)
+
+
+def images_of(count: int, width: int = 1024) -> EncodedImages:
+    return EncodedImages({"image.V": np.broadcast_to(np.float32(0), (count, 36, width))})
+
+
+def test_blocks_stay_within_bytes_and_counts(feature_retriever: Retriever) -> None:
+    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
+    blocks = plan_blocks(images_of(1000), texts, ALONE)
+    assert blocks.texts == scoring.BLOCK_TEXTS
+    pair_bytes = images_of(1).item_bytes + texts.item_bytes
+    assert blocks.images * blocks.texts * pair_bytes <= Engine.block_bytes
+    assert plan_blocks(images_of(1000), texts, ALONE, 1 << 40) == blocks
+
+
+@pytest.mark.parametrize(
+    ("budget", "streams", "at_once"),
+    [
+        (5_000_000, 1, 1),
+        (5_000_000, 2, 1),
+        (10_000_000, 2, 2),
+        (20_000_000, 1, 1),
+        (20_000_000, 2, 3),
+        (100_000_000, 2, 3),
+    ],
+)
+def test_blocks_stay_within_a_budget(feature_retriever: Retriever, budget: int, streams: int, at_once: int) -> None:
+    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
+    blocks = plan_blocks(images_of(1000), texts, SideBySide(streams), budget)
+    pair_bytes = images_of(1).item_bytes + texts.item_bytes
+    assert blocks.at_once == at_once
+    assert at_once * blocks.images * blocks.texts * pair_bytes * scoring.WORKING_COPIES <= budget / 2
+    assert blocks.group * texts.item_bytes * len(texts.tensors) <= budget / 4
+
+
+def test_few_images_or_texts_are_shared_among_streams(feature_retriever: Retriever) -> None:
+    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
+    assert [plan_blocks(images_of(count), texts, SideBySide()).images for count in (1, 2, 9)] == [1, 1, 5]
+    few = texts.select(range(7))
+    assert [plan_blocks(images_of(count), few, SideBySide()).texts for count in (1, 2)] == [4, 7]
+
+
 def test_blocks_are_scored_side_by_side_and_come_in_order() -> None:
     scorer = PairScorer(SideBySide(), (TensorSpec("x", "float32", ("I",)),))
     meetings = [(key, {"x": np.full(1, key, np.float32)}, {}) for key in range(4)]
-    assert [(key, float(logits[0])) for key, logits in scorer.run_each(meetings)] == [(0, 0), (1, 2), (2, 4), (3, 6)]
+    assert [(key, float(logits[0])) for key, logits in scorer.run_each(meetings, 3)] == [(0, 0), (1, 2), (2, 4), (3, 6)]
 
 
 def test_a_block_that_fails_leaves_no_thread() -> None:
@@ -165,15 +179,46 @@ def test_a_block_that_fails_leaves_no_thread() -> None:
     good: dict[str, Any] = {"x": np.zeros(1, np.float32)}
     before = threading.active_count()
     with pytest.raises(KeyError):
-        list(scorer.run_each([(0, good, {}), (1, {}, {}), (2, good, {})]))
+        list(scorer.run_each([(0, good, {}), (1, {}, {}), (2, good, {})], 3))
     assert threading.active_count() == before
 
 
-def test_only_the_scorer_runs_in_streams_and_not_of_a_single_core(feature_bundle: Path) -> None:
-    pytest.importorskip("openvino")
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_only_the_scorer_runs_in_streams_and_not_of_a_single_core(feature_bundle: Path, backend: str) -> None:
+    pytest.importorskip(backend)
     bundle = Bundle(feature_bundle)
     graphs = (("scorer", 2), ("scorer", 1), ("text", 2))
-    assert [open_engine(bundle, graph, "openvino", threads).streams for graph, threads in graphs] == [2, 1, 1]
+    assert [open_engine(bundle, graph, backend, threads).streams for graph, threads in graphs] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(("threads", "pool"), [(None, 3), (4, 3), (2, 1)])
+def test_streams_share_the_threads_they_are_given(
+    feature_bundle: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, pool: int
+) -> None:
+    """Two callers and ONNX Runtime's own threads, which are one fewer than it is told, make as many as asked for."""
+    ort = pytest.importorskip("onnxruntime")
+    opened = []
+
+    def session(path: str, settings: Any, **options: Any) -> Any:
+        opened.append(settings.intra_op_num_threads)
+        return made(path, settings, **options)
+
+    made = ort.InferenceSession
+    monkeypatch.setattr("onnxruntime.InferenceSession", session)
+    monkeypatch.setattr("camp_sdk.runtime.onnxruntime_engine.physical_cores", lambda: 4)
+    OnnxRuntimeEngine(feature_bundle / "scorer.onnx", threads=threads, streams=2).close()
+    assert opened == [pool]
+
+
+def test_hardware_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpu, siblings in enumerate(("0-1", "0-1", "2-3", "2-3")):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings + "\n", encoding="ascii")
+    monkeypatch.setattr("camp_sdk.runtime.read_ahead.CPUS", tmp_path)
+    for there, cores in (({0, 1, 2, 3}, 2), ({0, 1}, 1), ({0, 2}, 2), ({8, 9}, 2)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda process, there=there: there, raising=False)
+        assert physical_cores() == cores
 
 
 def test_a_budget_below_a_pair_is_refused_with_what_it_needs(feature_bundle: Path, many: NDArray[np.float32]) -> None:
@@ -188,7 +233,7 @@ def test_a_ranking_is_the_order_of_the_matrix(
     feature_bundle: Path, many: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch, budget: int | None, top_k: int
 ) -> None:
     monkeypatch.setattr(scoring, "MERGE_IMAGES", 16)
-    monkeypatch.setattr(scoring, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(Engine, "block_bytes", 20_000)
     with Retriever(feature_bundle, "onnxruntime", memory_budget_bytes=budget) as retriever:
         gallery = retriever.encode_images(many)
         matrix = retriever.score_matrix(gallery, CAPTIONS, logits=True)
@@ -201,7 +246,7 @@ def test_equal_logits_keep_the_gallerys_order_through_every_merge(
     feature_retriever: Retriever, many: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "MERGE_IMAGES", 16)
-    monkeypatch.setattr(scoring, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(Engine, "block_bytes", 20_000)
     run = scoring.PairScorer.run
     monkeypatch.setattr(scoring.PairScorer, "run", lambda *arguments: np.round(run(*arguments)))
     images = feature_retriever._images_of(feature_retriever.encode_images(many))
