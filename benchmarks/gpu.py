@@ -34,7 +34,7 @@ from gpu_ways import (
     require_torch_cuda,
 )
 from machine import copy_rate, describe, half_product_rate, median_s
-from pairs import REGIONS, WIDTH, make_bundle, make_inputs
+from pairs import EXACT_PAIRS, REGIONS, WIDTH, make_bundle, make_inputs
 from rich.console import Console
 
 from camp_sdk import Gallery, Retriever
@@ -64,7 +64,7 @@ HOW = {
     "which are on the device; compiled: torch.compile(dynamic=True); CUDA events around a call; logits stay on the device",
     "engines": "the clock around a synchronous run, both sides in device memory; logits come back to the host",
     "rank": "Retriever.rank of float16 graphs by the clock, texts encoded, gallery in device memory, best 10",
-    "exact": "the published order of operations in float64, on 100 images x 8 texts",
+    "exact": f"the published order of operations in float64, on {EXACT_PAIRS[0]} images x {EXACT_PAIRS[1]} texts",
 }
 
 

@@ -54,9 +54,10 @@ def encode(model: Camp, origin: Origin, features: NDArray[np.float32], captions:
     """Both sides by PyTorch's encoders, which are no part of what is compared."""
     tokens = origin.open_tokenizer().encode(captions)
     ids, lengths, pixels = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths), torch.from_numpy(features)
-    V, T = model.image_encoder(pixels[: EXACT_PAIRS[0]]), model.text_encoder(ids, lengths)
+    few, some = EXACT_PAIRS
+    V, T = model.image_encoder(pixels[:few]), model.text_encoder(ids, lengths)
     images, texts = model.encode_images(pixels), model.encode_texts(ids, lengths)
-    exact = exact_logits(origin.model.variant, model.scorer.state_dict(), V, T, lengths)
+    exact = exact_logits(origin.model.variant, model.scorer.state_dict(), V, T[:some], lengths[:some])
     return Case({n: t.numpy() for n, t in images.items()}, {n: t.numpy() for n, t in texts.items()}, exact)
 
 

@@ -42,7 +42,7 @@ VARIANTS = ("paper", "scalar", "gate_fusion_new")
 WIDTH, REGIONS = 1024, 36
 IMAGES, TEXTS = 128, 64
 REFERENCE_PAIRS = (16, 8)  # of the same images and texts: plain PyTorch takes long
-EXACT_PAIRS = (100, 8)
+EXACT_PAIRS = (100, TEXTS)  # what errors are of; among the ten best of a few texts, a single one would count for much
 BLOCKS = ((1, 1), (4, 1), (16, 1), (64, 1), (4, 4), (8, 4), (16, 4), (32, 4), (16, 16), (1, 32))
 ROUND_BLOCKS = 6  # of a shape, timed together: an engine may score several at once
 # Backend, precision of the scorer, precision of the gallery.
@@ -149,7 +149,8 @@ def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, 
         scores[name] = retriever.score_matrix(gallery, captions, logits=True)
         ways[name] = partial(retriever.score_matrix, gallery, captions)
         pairs[name] = IMAGES * TEXTS
-    exact = exact_logits(variant, weights, V, T, lengths)
+    few, some = EXACT_PAIRS
+    exact = exact_logits(variant, weights, V[:few], T[:some], lengths[:some])
     times = interleave(ways, rounds, variant)
     rows = {}
     for name, seconds in times.items():
@@ -179,10 +180,13 @@ def encode_by_torch(
 def exact_logits(
     variant: str, weights: dict[str, torch.Tensor], V: torch.Tensor, T: torch.Tensor, lengths: torch.Tensor
 ) -> np.ndarray:
-    """Logits of the reference in float64, for a part of the pairs."""
-    images, texts = EXACT_PAIRS
+    """Logits [I, T] of the reference in float64."""
     double = {name: tensor.double() for name, tensor in weights.items()}
-    return reference_logits(variant, double, V[:images].double(), T[:texts].double(), lengths[:texts]).numpy()
+    columns = [
+        reference_logits(variant, double, V.double(), T[k : k + 1].double(), lengths[k : k + 1])
+        for k in progress(range(len(T)), f"float64, {variant}")
+    ]
+    return torch.cat(columns, dim=1).numpy()
 
 
 def differences(logits: np.ndarray, exact: np.ndarray) -> dict[str, float]:
@@ -268,6 +272,11 @@ def measure_queries(bundles: dict[str, Path], inputs: Inputs) -> dict[str, dict[
     return found
 
 
+def best_rates(*measured: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The highest of each library's rates, by precision."""
+    return {p: {name: max(rates[p][name] for rates in measured) for name in measured[0][p]} for p in measured[0]}
+
+
 def floor_of(variant: str, precision: str, rates: dict[str, dict[str, float]], words: float) -> float:
     """Pairs a second if nothing but the network's products were done, at the machine's best rate."""
     return max(rates[precision].values()) * 1e9 / (2 * MULTIPLY_ADDS[variant](words))
@@ -280,11 +289,14 @@ def main(
     """Measure pair scoring, first answers, memory and imports."""
     output.mkdir(parents=True, exist_ok=True)
     inputs, tokenizer = make_inputs()
-    rates = matmul_rates(rows=32 * round(REGIONS + inputs.words), width=WIDTH)
+    measure_rates = partial(matmul_rates, 32 * round(REGIONS + inputs.words), WIDTH)
+    rates = measure_rates()
     variants = {variant: measure_variant(output, variant, inputs, tokenizer, rounds) for variant in VARIANTS}
     bundles = {variant: output / variant for variant in VARIANTS}
     features = output / "features.npy"
     np.save(features, inputs.features)
+    start = measure_start(bundles["paper"], features, inputs.captions[0])
+    rates = best_rates(rates, measure_rates())  # a busy moment must not lower the floor
     report = {
         **describe("camp-sdk", "numpy", "onnxruntime", "openvino", "torch"),
         "sizes": {"d": WIDTH, "regions": REGIONS, "mean_words": inputs.words, "images": IMAGES, "texts": TEXTS},
@@ -293,7 +305,7 @@ def main(
         "variants": variants,
         "memory": measure_memory({b: engines_of(b) for b in bundles.values()}, features, inputs.captions),
         "rank_ms": measure_queries(bundles, inputs),
-        "start": measure_start(bundles["paper"], features, inputs.captions[0]),
+        "start": start,
     }
     RESULTS.mkdir(exist_ok=True)
     with write_aside(RESULTS / "pairs.json") as aside:

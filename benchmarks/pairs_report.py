@@ -73,7 +73,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         places = [place for place, row in enumerate(rows) if name in row]
         values = [rows[place][name]["pairs_per_s"] for place in places]
         bars = axes.bar(np.array(places) + 0.2 * (k - 1.5), values, 0.19, label=label, color=colour)
-        axes.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=8)
+        axes.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=8, color="white", padding=-11)
     floors = [report["floor_pairs_per_s"][variant]["float32"] for variant in ("paper", "gate_fusion_new")]
     axes.hlines(
         floors, [-0.45, 1.55], [0.45, 2.45], color="black", linewidth=1, linestyle="dashed", label="float32 floor"
@@ -81,7 +81,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axes.set_yscale("log")
     axes.set_xticks(range(len(variants)), variants)
     axes.set_ylabel("pairs a second")
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.6)
+    axes.set_ylim(axes.get_ylim()[0] / 2, axes.get_ylim()[1] * 1.6)
     machine = f"{report['machine']['processor']}, {report['machine']['cores']} cores"
     axes.set_title(f"d = {sizes['d']}, {sizes['regions']} regions; {machine}", fontsize=10)
     axes.legend(fontsize=8, ncols=5, loc="upper left")
