@@ -20,8 +20,8 @@ from camp_sdk.runtime.tensorrt_engine import TensorRtEngine, plan_here
 from camp_sdk.runtime.tensorrt_library import open_library
 
 # Of the scorer on a processor. Two of one core each scored 4 to 7% more pairs a second than one of two cores with OpenVINO, 12%
-# more with ONNX Runtime, and half as many again where cores share no cache: neither waits for the other after every product,
-# nor for what it made. More streams mean more intermediates at once.
+# more with ONNX Runtime, and at times half as many again: neither waits for the other after every product, nor for what it
+# made. More streams mean more intermediates at once.
 STREAMS = 2
 LOG = logging.getLogger("camp_sdk")
 DEVICES = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}

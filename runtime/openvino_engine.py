@@ -35,9 +35,8 @@ class OpenVinoEngine(Engine):
         except Exception as error:  # openvino raises RuntimeError and its own types
             raise BundleError(f"OpenVINO cannot open {path}: {error}") from None
         self._path, self.streams = path, streams
-        self.callers = (
-            streams if streams == 1 else streams + 1
-        )  # its own threads compute: one that is done finds the next
+        # Its own threads compute: with a caller more, one that is done finds the next.
+        self.callers = 1 if streams == 1 else streams + 1
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
