@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from camp_sdk import Bundle, BundleError, export
+
 REPEATS = 10
 COPIED_BYTES = 256 << 20
 Timer = Callable[[Callable[[], object]], float]
@@ -33,6 +35,16 @@ def describe(*packages: str) -> dict[str, Any]:
         "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: version(name) for name in packages},
     }
+
+
+def is_current(bundle: Path, precisions: tuple[str, ...] = ()) -> bool:
+    """Whether a bundle of an earlier run can be measured: it opens, has the precisions, and is newer than all export code."""
+    try:
+        there = Bundle(bundle).manifest.lowered.keys()
+    except BundleError:
+        return False
+    code = max(path.stat().st_mtime for path in Path(export.__file__).parent.glob("*.py"))
+    return set(precisions) <= there and (bundle / "manifest.json").stat().st_mtime > code
 
 
 def median_s(call: Callable[[], object], repeats: int = 9) -> float:

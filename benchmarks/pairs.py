@@ -21,13 +21,13 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from machine import capabilities, describe, matmul_rates, median_s
+from machine import capabilities, describe, is_current, matmul_rates, median_s
 from pairs_report import draw, tables
 from processes import measure_memory, measure_start
 from reference import reference_logits
 from rich.console import Console
 
-from camp_sdk import Bundle, BundleError, Gallery, Retriever
+from camp_sdk import Bundle, Gallery, Retriever
 from camp_sdk.export.checkpoint import KEY, Origin, load_checkpoint
 from camp_sdk.export.model import Camp, ModelConfig
 from camp_sdk.export.to_onnx import export_bundle
@@ -51,6 +51,7 @@ WAYS = (
     ("onnxruntime", "float32", "float16"),
     ("onnxruntime", "float32", "int8"),
     ("openvino", "float32", "float32"),
+    ("openvino", "float32", "int8"),
     ("openvino", "bfloat16", "float32"),
     ("openvino", "bfloat16", "int8"),
 )
@@ -85,9 +86,9 @@ def make_inputs() -> tuple[Inputs, str]:
 def make_bundle(
     folder: Path, variant: str, inputs: Inputs, tokenizer: str, precisions: tuple[str, ...] = ()
 ) -> tuple[Path, Path]:
-    """A checkpoint of random weights and its bundle; kept from an earlier run of this benchmark if they are there."""
+    """A checkpoint of random weights and its bundle; kept from an earlier run if the code still makes such."""
     checkpoint, bundle = folder / f"{variant}.ckpt", folder / variant
-    if not _holds(bundle, precisions):
+    if not is_current(bundle, precisions):
         torch.manual_seed(0)
         config = ModelConfig(len(json.loads(tokenizer)["model"]["vocab"]), variant, WIDTH)
         model, examples = Camp(config), torch.from_numpy(inputs.features[:12])
@@ -99,17 +100,15 @@ def make_bundle(
     return checkpoint, bundle
 
 
-def _holds(bundle: Path, precisions: tuple[str, ...]) -> bool:
-    try:
-        return set(precisions) <= Bundle(bundle).manifest.lowered.keys()
-    except BundleError:  # none, or one of an older export
-        return False
+def ways_of(bundle: Path) -> list[tuple[str, str, str]]:
+    """Those of `WAYS` that a bundle can be scored with."""
+    there = {"float32", *Bundle(bundle).manifest.lowered}
+    return [(backend, precision, kept) for backend, precision, kept in WAYS if precision in there]
 
 
 def engines_of(bundle: Path) -> list[tuple[str, str]]:
-    """Backend and precision of every way to score with a bundle."""
-    there = {"float32", *Bundle(bundle).manifest.lowered}
-    return [(backend, precision) for backend, precision, kept in WAYS if kept == "float32" and precision in there]
+    """Backend and precision of each of them."""
+    return list(dict.fromkeys((backend, precision) for backend, precision, _ in ways_of(bundle)))
 
 
 @torch.no_grad()
@@ -136,9 +135,7 @@ def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, 
     images, texts = REFERENCE_PAIRS
     ways["pytorch"] = lambda: reference_logits(variant, weights, V[:images], T[:texts], lengths[:texts])
     pairs["pytorch"] = images * texts
-    for backend, precision, kept in WAYS:
-        if (backend, precision) not in engines_of(bundle):
-            continue
+    for backend, precision, kept in ways_of(bundle):
         name = f"{backend} {precision}, gallery {kept}"
         retriever = Retriever(bundle, backend, precision)
         retrievers.append(retriever)
@@ -257,15 +254,15 @@ def measure_queries(bundles: dict[str, Path], inputs: Inputs) -> dict[str, dict[
     """Milliseconds of `rank` as an app calls it: one query against 1,000 images, five against ten; text encoding included."""
     found: dict[str, dict[str, float]] = {}
     for variant, bundle in bundles.items():
-        for backend, precision in engines_of(bundle):
+        for backend, precision, kept in ways_of(bundle):
             with Retriever(bundle, backend, precision) as retriever:
-                images = retriever._images_of(retriever.encode_images(inputs.features))
+                images = retriever.encode_images(inputs.features, precision=kept).encoded
                 many = EncodedImages({n: np.concatenate([a] * 8)[:1000] for n, a in images.tensors.items()})
-                thousand = Gallery(many, [None] * 1000, retriever.bundle)
+                thousand = Gallery(many, [None] * 1000, retriever.bundle, kept)
                 ten, captions = thousand.select(slice(0, 10)), inputs.captions
                 one_query = partial(retriever.rank, captions[0], thousand)
                 five_queries = partial(retriever.rank, captions[:5], ten)
-                found[f"{variant}, {backend} {precision}"] = {
+                found[f"{variant}, {backend} {precision}, gallery {kept}"] = {
                     "1 x 1000": 1000 * median_s(one_query),
                     "5 x 10": 1000 * median_s(five_queries),
                 }

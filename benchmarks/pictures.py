@@ -19,12 +19,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from machine import describe
+from machine import describe, is_current
 from PIL import Image
 from rich.console import Console
 from rich.table import Column, Table
 
-from camp_sdk import Bundle, BundleError, Retriever
+from camp_sdk import Retriever
 from camp_sdk.export.backbones import EfficientNetLite
 from camp_sdk.export.checkpoint import KEY, Origin
 from camp_sdk.export.model import Camp, ModelConfig
@@ -46,12 +46,10 @@ BACKENDS = ("onnxruntime", "openvino")
 
 
 def make_bundle(folder: Path) -> Path:
-    """A bundle of the pretrained vision network and random weights behind it; kept from an earlier run if it is there."""
+    """A bundle of the pretrained vision network and random weights behind it; kept from an earlier run if still made so."""
     bundle = folder / "pictures"
-    try:
-        return Bundle(bundle).folder
-    except BundleError:
-        pass
+    if is_current(bundle):
+        return bundle
     torch.manual_seed(0)
     captions = [f"word{k} word{k + 1}" for k in range(24)]
     tokenizer = build_tokenizer(captions, 1)

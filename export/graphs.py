@@ -193,7 +193,9 @@ def write_widening(
 ) -> tuple[list[TensorSpec], list[TensorSpec]]:
     """Write the graph that makes float32 image tensors of a gallery's float16 or int8 ones, and return its contract.
 
-    It holds no weights; `camp_sdk.runtime.encoded.narrow` is its inverse.
+    It holds no weights; `camp_sdk.runtime.encoded.narrow` is its inverse. In int8 the rows of an image's tensor share a scale
+    for each column, [I, 1, d] for [I, R, d]: the largest of 36 regions stands out less than the largest of a region's 1,024
+    numbers, so steps are smaller. A tensor [I, d] has one for each row.
     """
     kept = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(precision))
     nodes, inputs, outputs = [], [], []
@@ -205,7 +207,8 @@ def write_widening(
         nodes.append(onnx.helper.make_node("Cast", [f"{spec.name}.{precision}"], [wide], to=onnx.TensorProto.FLOAT))
         if precision == "int8":
             scale = f"{spec.name}.scale"
-            inputs.append(onnx.helper.make_tensor_value_info(scale, onnx.TensorProto.FLOAT, [*shape[:-1], 1]))
+            shape[max(1, len(shape) - 2)] = 1
+            inputs.append(onnx.helper.make_tensor_value_info(scale, onnx.TensorProto.FLOAT, shape))
             nodes.append(onnx.helper.make_node("Mul", [wide, scale], [spec.name]))
     graph = onnx.helper.make_graph(nodes, f"widen-{precision}", inputs, outputs)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

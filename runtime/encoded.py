@@ -21,13 +21,14 @@ Indices = slice | Sequence[int] | NDArray[np.integer[Any]]
 GALLERY_PRECISIONS = ("float32", "float16", "int8")
 
 
-def narrow(tensors: Arrays, precision: str) -> Arrays:
+def narrow(tensors: Arrays, precision: str, specs: Sequence[TensorSpec] = ()) -> Arrays:
     """Image tensors in fewer bits, as the bundle's `widen-float16` and `widen-int8` graphs read them.
 
-    float16: name.float16, rounded. int8: name.int8, and name.scale with one float32 number a row (of the last axis): the
-    largest value of a row becomes 127. Vectors for a shortlist (name.global) stay as they are. Raises InputError for values
-    that float16 cannot hold.
+    float16: name.float16, rounded. int8: name.int8, and float32 name.scale, whose shape in ``specs`` (the inputs of
+    `widen-int8`) has a 1 for the axis that shares a scale: the largest value along it becomes 127. Vectors for a shortlist
+    (name.global) stay as they are. Raises InputError for values that float16 cannot hold.
     """
+    shapes = {spec.name: spec.shape for spec in specs}
     if precision == "float32":
         return {name: array.astype(np.float32, copy=False) for name, array in tensors.items()}
     narrowed: Arrays = {}
@@ -41,7 +42,8 @@ def narrow(tensors: Arrays, precision: str) -> Arrays:
                 raise InputError(f"{name} holds {np.abs(array).max():g}, more than float16 can: use float32 or int8")
             narrowed[f"{name}.float16"] = half
         else:
-            largest = np.abs(array).max(axis=-1, keepdims=True).astype(np.float32)
+            shared = tuple(axis for axis, size in enumerate(shapes[f"{name}.scale"]) if size == 1)
+            largest = np.abs(array).max(axis=shared, keepdims=True).astype(np.float32)
             scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
             narrowed[f"{name}.int8"] = np.rint(array / scale).astype(np.int8)
             narrowed[f"{name}.scale"] = scale

@@ -261,17 +261,22 @@ def test_equal_logits_keep_the_gallerys_order_through_every_merge(
 # Galleries in fewer bits
 
 
-def test_narrowing_is_rounding() -> None:
+@pytest.mark.parametrize("scales", [("I", 1, 16), ("I", "R", 1)], ids=["columns", "rows"])
+def test_narrowing_is_rounding(scales: tuple[int | str, ...]) -> None:
+    """In int8 along the axis that the bundle's graph has one scale for."""
     rng = np.random.default_rng(0)
     tensors = {
         "image.V": rng.standard_normal((4, 5, 16), dtype=np.float32),
         "image.global": np.ones((4, 16), np.float32),
     }
-    tensors["image.V"][1, 2] = 0
-    half, eighth = narrow(tensors, "float16"), narrow(tensors, "int8")
+    tensors["image.V"][1, 2] = tensors["image.V"][2, :, 3] = 0
+    half = narrow(tensors, "float16")
+    eighth = narrow(tensors, "int8", [TensorSpec("image.V.scale", "float32", scales)])
     np.testing.assert_array_equal(half["image.V.float16"], tensors["image.V"].astype(np.float16))
     assert eighth["image.V.int8"].dtype == np.int8
-    assert eighth["image.V.scale"].shape == (4, 5, 1)
+    assert eighth["image.V.scale"].shape == ((4, 1, 16) if scales[1] == 1 else (4, 5, 1))
+    largest = np.abs(eighth["image.V.int8"].astype(int)).max(axis=scales.index(1))
+    assert np.unique(largest).tolist() == [0, 127]  # 0 where all are
     error = np.abs(eighth["image.V.int8"] * eighth["image.V.scale"] - tensors["image.V"])
     assert (error <= eighth["image.V.scale"] * 0.5001).all()  # half a step, and float32's rounding
     assert half["image.global"] is eighth["image.global"] is tensors["image.global"]
@@ -293,7 +298,7 @@ def test_a_narrower_gallery_scores_nearly_the_same(
         kept = sum(array.nbytes for name, array in tensors.items() if name.endswith(precision))
         assert kept == whole.encoded.tensors["image.V"].nbytes * bytes_of
         exact, found = (retriever.score_matrix(gallery, CAPTIONS) for gallery in (whole, narrower))
-        # Int8 keeps a row within half a step of 127: four per mille of its largest value, through weights that are spread.
+        # Int8 keeps a column within half a step of 127: four per mille of its largest value, through weights that are spread.
         assert 0 < np.abs(found - exact).max() < {"float16": REDUCED, "int8": 0.1}[precision]
         narrower.save(tmp_path / "gallery")
         opened = retriever.open_gallery(tmp_path / "gallery")
@@ -321,7 +326,8 @@ def test_the_widening_graphs_undo_narrowing(feature_bundle: Path, feature_retrie
     V = np.random.default_rng(3).standard_normal((2, 5, 16), dtype=np.float32)
     for precision in ("float16", "int8"):
         with open_engine(feature_retriever.bundle, f"widen-{precision}", "onnxruntime") as engine:
-            narrowed = narrow({"image.V": V}, precision)
+            inputs = feature_retriever.bundle.manifest.graphs[f"widen-{precision}"].inputs
+            narrowed = narrow({"image.V": V}, precision, inputs)
             wide = engine.run(narrowed)["image.V"]
         expected = (
             narrowed["image.V.float16"].astype(np.float32)
