@@ -217,7 +217,7 @@ def sweep_blocks(bundle: Path, backend: str, precision: str, inputs: Inputs) -> 
     with Retriever(bundle, backend, precision) as retriever:
         images = retriever._images_of(retriever.encode_images(inputs.features))
         texts = retriever._texts_of(retriever.encode_texts(inputs.captions))
-        scorer = retriever._scorer("float32")
+        scorer = retriever._scorer()
         middle = np.argsort(texts.lengths)[len(texts) // 2 - 16 :]  # texts of about the median length
 
         planned = plan_blocks(images, texts.select(middle), scorer.engine)

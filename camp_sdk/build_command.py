@@ -62,9 +62,8 @@ def _orders(
     if precision not in BUILT_IN:
         raise InputError(f"--precision {precision}: engines are built in {' or '.join(BUILT_IN)}")
     here = here_of(backend)
-    # The widening graphs are casts, over before a copy to the GPU would be.
-    names = graphs or [name for name in bundle.manifest.graphs if not name.startswith("widen-")]
-    orders = [EngineOrder(bundle, name, precision, here, limits) for name in dict.fromkeys(names)]
+    names = dict.fromkeys(graphs or bundle.manifest.graphs)
+    orders = [EngineOrder(bundle, name, precision, here, limits) for name in names]
     for order in orders:
         _ = order.folder  # a wrong name or limit is told before the first build, which may take minutes
     return orders

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from camp_sdk.results import Skipped
-from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, Bundle, Manifest, TensorSpec
-from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, Indices, words_axis
+from camp_sdk.runtime.bundle import Bundle, Manifest, TensorSpec
+from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, Indices, narrow_specs, words_axis
 from camp_sdk.runtime.engine import Arrays
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import holds_only, write_aside
@@ -165,16 +165,9 @@ def _map_all(path: Path, specs: Sequence[TensorSpec]) -> Arrays:
 
 
 def _map_images(path: Path, manifest: Manifest, about: dict[str, Any]) -> EncodedImages:
-    specs = manifest.image_tensors
-    if about["precision"] != "float32":
-        if (graph := f"widen-{about['precision']}") not in manifest.graphs:
-            raise BundleError(
-                f"{path} is of precision {about['precision']}, which its bundle cannot read; encode it again"
-            )
-        specs = manifest.graphs[graph].inputs
-        specs = (*specs, *(s for s in manifest.image_tensors if s.name.endswith(GLOBAL_SUFFIX)))
+    specs = narrow_specs(manifest.image_tensors, about["precision"])
     arrays = _map_all(path, specs)
-    regions = {arrays[s.name].shape[1] for s in specs if "R" in s.shape}
+    regions = {n for s in specs for n, letter in zip(arrays[s.name].shape, s.shape, strict=True) if letter == "R"}
     if len({len(array) for array in arrays.values()}) != 1 or len(regions) > 1:
         raise BundleError(f"{path}: its tensors disagree on the number of images or regions; encode it again")
     return EncodedImages(arrays)

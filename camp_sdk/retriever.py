@@ -19,7 +19,7 @@ from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.results import Explanation, FloatArray, Match, Skipped
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow
+from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow, widen
 from camp_sdk.runtime.engine import Engine
 from camp_sdk.runtime.engines import open_engine
 from camp_sdk.runtime.errors import InputError
@@ -122,8 +122,7 @@ class Retriever:
             first = next(batches, None)
             if first is None:
                 raise InputError(_nothing_left(skipped))
-            specs = self._graphs[f"widen-{precision}"].inputs if precision == "int8" else ()
-            keep = partial(narrow, precision=precision, specs=specs)
+            keep = partial(narrow, precision=precision)
             encoded = scoring.encode_features(self._engine("image"), itertools.chain([first], batches), total, keep)
         given = len(encoded) + len(skipped)
         if names is not None and len(names) != given:
@@ -197,7 +196,7 @@ class Retriever:
         gallery = self.encode_images(images)
         encoded_texts = self._texts_of(self.encode_texts(texts))
         where = np.stack([image_ids, text_ids], axis=1)
-        scorer = self._scorer(gallery.precision)
+        scorer = self._scorer()
         return self._activate(scoring.pair_logits(scorer, self._images_of(gallery), encoded_texts, where))
 
     def score_matrix(
@@ -225,7 +224,7 @@ class Retriever:
         if len(gallery) != 1:
             raise InputError(f"explain takes one image, this gallery has {len(gallery)}: use gallery.select([index])")
         texts = self.encode_texts([text])
-        image = self._scorer(gallery.precision).widened(self._images_of(gallery).take(slice(0, 1)))
+        image = widen(self._images_of(gallery).take(slice(0, 1)))
         tensors = image | self._texts_of(texts).take(slice(0, 1))
         explainer = self._engine("explainer")
         out = explainer.run(scoring.feeds_of(self._graphs["explainer"].inputs, tensors))
@@ -252,8 +251,6 @@ class Retriever:
         precision = precision or ("float16" if self.precision == "float16" else "float32")
         if precision not in GALLERY_PRECISIONS:
             raise InputError(f"precision {precision!r}: expected one of {', '.join(GALLERY_PRECISIONS)}")
-        if precision not in ("float32", self.precision):
-            self._engine(f"widen-{precision}")  # a bundle that cannot read such a gallery is refused now
         return precision
 
     def _reader(self, skip_broken: bool, max_megapixels: float) -> FeatureReader:
@@ -267,21 +264,18 @@ class Retriever:
             max_megapixels,
         )
 
-    def _scorer(self, gallery_precision: str) -> scoring.PairScorer:
-        as_is = gallery_precision in ("float32", self.precision)
-        widen = None if as_is else self._engine(f"widen-{gallery_precision}")
-        inputs = self._graphs["scorer"].inputs
-        return scoring.PairScorer(self._engine("scorer"), inputs, widen, self._memory_budget_bytes)
+    def _scorer(self) -> scoring.PairScorer:
+        return scoring.PairScorer(self._engine("scorer"), self._graphs["scorer"].inputs, self._memory_budget_bytes)
 
     def _activate(self, logits: FloatArray) -> FloatArray:
         return scoring.activate(logits, self.bundle.manifest.activation)
 
     def _logits(self, images: Gallery, texts: Gallery, on_progress: Callable[[int], None] = _silent) -> FloatArray:
         encoded_images, encoded_texts = self._images_of(images), self._texts_of(texts)
-        return scoring.logit_matrix(self._scorer(images.precision), encoded_images, encoded_texts, on_progress)
+        return scoring.logit_matrix(self._scorer(), encoded_images, encoded_texts, on_progress)
 
     def _rank_images(self, queries: Gallery, images: Gallery, top_k: int, shortlist: int | None) -> list[list[Match]]:
-        scorer, encoded, texts = self._scorer(images.precision), self._images_of(images), self._texts_of(queries)
+        scorer, encoded, texts = self._scorer(), self._images_of(images), self._texts_of(queries)
         if shortlist is None or shortlist >= len(images):
             found = zip(*scoring.best_images(scorer, encoded, texts, top_k), strict=True)
             return [self._matches(numbers, logits, images) for numbers, logits in found]

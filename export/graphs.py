@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
@@ -27,7 +26,6 @@ from camp_sdk.runtime.bundle import TensorSpec
 from camp_sdk.runtime.errors import CampError
 
 OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses
-IR_VERSION = 10  # of the same time
 FOLD_LIMIT = 1 << 31  # elements
 
 
@@ -186,35 +184,6 @@ def _read_by_explainer(model: Camp, tensors: Tensors) -> Tensors:
     with torch.no_grad():
         model.scorer.explain(recorder, recorder)
     return {name: tensor for name, tensor in tensors.items() if name in recorder.read}
-
-
-def write_widening(
-    precision: str, specs: Sequence[TensorSpec], path: Path
-) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Write the graph that makes float32 image tensors of a gallery's float16 or int8 ones, and return its contract.
-
-    It holds no weights; `camp_sdk.runtime.encoded.narrow` is its inverse. In int8 the rows of an image's tensor share a scale
-    for each column, [I, 1, d] for [I, R, d]: the largest of 36 regions stands out less than the largest of a region's 1,024
-    numbers, so steps are smaller. A tensor [I, d] has one for each row.
-    """
-    kept = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(precision))
-    nodes, inputs, outputs = [], [], []
-    for spec in specs:
-        shape = list(spec.shape)
-        inputs.append(onnx.helper.make_tensor_value_info(f"{spec.name}.{precision}", kept, shape))
-        outputs.append(onnx.helper.make_tensor_value_info(spec.name, onnx.TensorProto.FLOAT, shape))
-        wide = spec.name if precision == "float16" else f"{spec.name}.wide"
-        nodes.append(onnx.helper.make_node("Cast", [f"{spec.name}.{precision}"], [wide], to=onnx.TensorProto.FLOAT))
-        if precision == "int8":
-            scale = f"{spec.name}.scale"
-            shape[max(1, len(shape) - 2)] = 1
-            inputs.append(onnx.helper.make_tensor_value_info(scale, onnx.TensorProto.FLOAT, shape))
-            nodes.append(onnx.helper.make_node("Mul", [wide, scale], [spec.name]))
-    graph = onnx.helper.make_graph(nodes, f"widen-{precision}", inputs, outputs)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
-    return [spec_of(value) for value in inputs], [spec_of(value) for value in outputs]
 
 
 DYNAMIC = frozenset({"I", "R", "T", "N", "B"})

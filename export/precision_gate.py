@@ -104,7 +104,7 @@ def precision_cases(model: Camp, origin: Origin) -> Iterator[Case]:
 def check_precision(model: Camp, origin: Origin, bundle: Bundle, precision: str) -> list[PrecisionCheck]:
     """Run every case both ways. bfloat16 is computed by OpenVINO; float16 emulated on the processor (`emulate_half`)."""
     backend = "openvino" if precision == "bfloat16" else "onnxruntime"
-    graphs = {n: g for n, g in bundle.manifest.graphs_in(precision).items() if not n.startswith("widen-")}
+    graphs = bundle.manifest.graphs_in(precision)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engines: dict[str, Engine] = {}

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from camp_sdk.runtime.bundle import GLOBAL_SUFFIX, PRECISION_FOLDERS, SCHEMA_VERSION, Bundle, sha256_of
+from camp_sdk.runtime.bundle import PRECISION_FOLDERS, SCHEMA_VERSION, Bundle, sha256_of
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import holds_only, write_aside
 from camp_sdk.runtime.onnxruntime_engine import import_onnxruntime
@@ -75,17 +75,12 @@ def export_bundle(checkpoint: Path, output: Path, precisions: Collection[str] = 
 
 def write_graphs(model: Any, folder: Path) -> dict[str, Any]:
     """Write every graph of a network into a folder; returns their contract, as the manifest holds it."""
-    from camp_sdk.export.graphs import export_graph, graphs_of, write_widening
+    from camp_sdk.export.graphs import export_graph, graphs_of
 
     contract = {}
     for graph in progress(graphs_of(model), "exporting graphs"):
         inputs, outputs = export_graph(graph, folder / f"{graph.name}.onnx")
         contract[graph.name] = _entry(f"{graph.name}.onnx", inputs, outputs)
-        if graph.name == "image":
-            kept = [spec for spec in outputs if not spec.name.endswith(GLOBAL_SUFFIX)]
-    for precision in ("float16", "int8"):
-        name = f"widen-{precision}"
-        contract[name] = _entry(f"{name}.onnx", *write_widening(precision, kept, folder / f"{name}.onnx"))
     return contract
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,19 +16,17 @@ from camp_sdk.runtime.errors import InputError
 
 FLOAT32_BYTES = 4
 Indices = slice | Sequence[int] | NDArray[np.integer[Any]]
-
-
 GALLERY_PRECISIONS = ("float32", "float16", "int8")
 
 
-def narrow(tensors: Arrays, precision: str, specs: Sequence[TensorSpec] = ()) -> Arrays:
-    """Image tensors in fewer bits, as the bundle's `widen-float16` and `widen-int8` graphs read them.
+def narrow(tensors: Arrays, precision: str) -> Arrays:
+    """Image tensors in fewer bits; `widen` undoes it, but for the rounding.
 
-    float16: name.float16, rounded. int8: name.int8, and float32 name.scale, whose shape in ``specs`` (the inputs of
-    `widen-int8`) has a 1 for the axis that shares a scale: the largest value along it becomes 127. Vectors for a shortlist
+    float16: name.float16. int8: name.int8 [I, R, d], and name.scale [I, 1, d] with one float32 number for each column of an
+    image, whose largest value becomes 127. (The largest of 36 regions stands out less than the largest of a region's 1,024
+    numbers: steps are smaller than with a scale for each region. A tensor [I, d] has that, [I, 1].) Vectors for a shortlist
     (name.global) stay as they are. Raises InputError for values that float16 cannot hold.
     """
-    shapes = {spec.name: spec.shape for spec in specs}
     if precision == "float32":
         return {name: array.astype(np.float32, copy=False) for name, array in tensors.items()}
     narrowed: Arrays = {}
@@ -42,12 +40,54 @@ def narrow(tensors: Arrays, precision: str, specs: Sequence[TensorSpec] = ()) ->
                 raise InputError(f"{name} holds {np.abs(array).max():g}, more than float16 can: use float32 or int8")
             narrowed[f"{name}.float16"] = half
         else:
-            shared = tuple(axis for axis, size in enumerate(shapes[f"{name}.scale"]) if size == 1)
-            largest = np.abs(array).max(axis=shared, keepdims=True).astype(np.float32)
+            largest = np.abs(array).max(axis=_one_scale(array.ndim), keepdims=True).astype(np.float32)
             scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
             narrowed[f"{name}.int8"] = np.rint(array / scale).astype(np.int8)
             narrowed[f"{name}.scale"] = scale
     return narrowed
+
+
+def narrow_specs(specs: Iterable[TensorSpec], precision: str) -> list[TensorSpec]:
+    """What `narrow` makes of image tensors as a contract has them."""
+    narrowed = []
+    for spec in specs:
+        if precision == "float32" or spec.name.endswith(GLOBAL_SUFFIX):
+            narrowed.append(spec)
+            continue
+        narrowed.append(TensorSpec(f"{spec.name}.{precision}", precision, spec.shape))
+        if precision == "int8":
+            axis = _one_scale(len(spec.shape))
+            narrowed.append(
+                TensorSpec(f"{spec.name}.scale", "float32", (*spec.shape[:axis], 1, *spec.shape[axis + 1 :]))
+            )
+    return narrowed
+
+
+def widen(tensors: Arrays) -> Arrays:
+    """Float32 image tensors of narrowed ones; others as they are."""
+    widened: Arrays = {}
+    for name, array in tensors.items():
+        if name.endswith(".float16"):
+            # numpy's own cast takes three times as long. Exponent and fraction go where float32 has them, copies of the sign
+            # go, and a power of two makes up for the other bias of the exponent: exact for every finite number.
+            bits = array.view(np.int16).astype(np.int32)
+            bits <<= 13
+            bits &= ~0x70000000
+            wide = bits.view(np.float32)
+            wide *= np.float32(2.0**112)
+            widened[name.removesuffix(".float16")] = wide
+        elif name.endswith(".int8"):
+            wide = array.astype(np.float32)
+            wide *= tensors[name.removesuffix(".int8") + ".scale"]
+            widened[name.removesuffix(".int8")] = wide
+        elif name.removesuffix(".scale") + ".int8" not in tensors:
+            widened[name] = array
+    return widened
+
+
+def _one_scale(axes: int) -> int:
+    """The axis whose numbers share a scale: the regions of [I, R, d], the columns of [I, d]."""
+    return max(1, axes - 2)
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: arrays have no equality of their own
@@ -74,6 +114,11 @@ class EncodedImages:
         Always the same object: engines know by it what they hold already.
         """
         return EncodedImages({name.removesuffix(".float16"): array for name, array in self.tensors.items()})
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether engines read them only widened."""
+        return any(name.endswith((".float16", ".int8")) for name in self.tensors)
 
     @property
     def item_bytes(self) -> int:

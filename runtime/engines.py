@@ -133,7 +133,7 @@ def open_engine(
         backend = choose_backend(bundle, backend, precision)
     _check_backend(backend, precision)
     if backend in LIBRARIES and graph != "scorer" and not was_built(bundle, graph, precision, backend):
-        backend = "onnxruntime"  # a graph that nobody built an engine of: camp build may be told to leave it, and does widen-*
+        backend = "onnxruntime"  # a graph that nobody built an engine of: camp build may be told to leave it
         _check_backend(backend, precision)
     alone = graph != "scorer" or backend not in ("onnxruntime", "openvino")
     streams = 1 if alone else min(STREAMS, threads or physical_cores())

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.runtime.bundle import Bundle, TensorSpec
-from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, words_axis
+from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, widen, words_axis
 from camp_sdk.runtime.engine import Arrays, Engine
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import forget_pages
@@ -40,17 +40,15 @@ MERGE_IMAGES = 1 << 14
 class PairScorer:
     """What scores pairs: the scorer's engine, the tensors it reads, and bounds.
 
-    widen: makes float32 image tensors of a gallery's narrower ones, if it has such. memory_budget_bytes: what a call may hold
-    beside the encoded images and texts themselves; None is no bound but the block's.
+    memory_budget_bytes: what a call may hold beside the encoded images and texts themselves; None is no bound but the block's.
     """
 
     engine: Engine
     inputs: tuple[TensorSpec, ...]
-    widen: Engine | None = None
     memory_budget_bytes: int | None = None
 
     def run(self, images: Mapping[str, Any], text: Mapping[str, Any]) -> Logits:
-        """Logits [i, t] of a block; image tensors as `widened` gives them."""
+        """Logits [i, t] of a block; image tensors as `widen` gives them."""
         return self.engine.run(feeds_of(self.inputs, {**images, **text}))["logits"]
 
     def run_each(
@@ -64,15 +62,9 @@ class PairScorer:
         with closing(map_ahead(lambda m: (m[0], self.run(m[1], m[2])), meetings, callers, at_once - 1)) as found:
             yield from found
 
-    def widened(self, images: Arrays) -> Arrays:
-        """Image tensors of a block as the scorer reads them."""
-        if self.widen is None:
-            return images
-        return self.widen.run({name: array for name, array in images.items() if not name.endswith(".global")})
-
     def parts(self, images: EncodedImages) -> Iterator[tuple[int, EncodedImages]]:
-        """Images where the engine wants them, a part at a time (`resident_parts`); narrower ones stay and are widened."""
-        if self.widen is not None:
+        """Images where the engine wants them, a part at a time (`resident_parts`); narrowed ones stay and are widened."""
+        if images.narrowed:
             return iter([(0, images)])
         names = [spec.name for spec in self.inputs]
         return resident_parts(self.engine, images, names, self.memory_budget_bytes)
@@ -198,13 +190,13 @@ def _meetings(
     scorer: PairScorer, images: EncodedImages, parts: list[slice], ready: list[tuple[Indices, Mapping[str, Any]]]
 ) -> Iterator[tuple[tuple[slice, Indices], Mapping[str, Any], Mapping[str, Any]]]:
     """Every part of the images with every batch of a group's texts, in the order that costs least: which, and tensors."""
-    if scorer.widen is None:
+    if not images.narrowed:
         for chosen, text_tensors in ready:  # block after block of one shape: engines prepare anew for another
             for part in parts:
                 yield (part, chosen), images.take(part), text_tensors
         return
     for part in parts:
-        tensors = scorer.engine.hold(scorer.widened(images.take(part)))  # once for all texts of the group
+        tensors = scorer.engine.hold(widen(images.take(part)))  # once for all texts of the group
         for chosen, text_tensors in ready:
             yield (part, chosen), tensors, text_tensors
 
@@ -289,7 +281,7 @@ def _chosen_meetings(
         text_tensors = texts.take([int(text)])
         chosen = np.flatnonzero(pairs[:, 1] == text)
         for where in batches(chosen, min(most_images, -(-len(chosen) // scorer.engine.streams))):
-            yield where, scorer.widened(images.take(pairs[where, 0])), text_tensors
+            yield where, widen(images.take(pairs[where, 0])), text_tensors
 
 
 def activate(logits: Logits, activation: str) -> Logits:

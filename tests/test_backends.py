@@ -65,7 +65,7 @@ def test_a_retriever_on_tensorrt_ranks_as_on_onnx_runtime(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    graphs = ("image", "text", "scorer", "explainer")  # not widen-int8, as camp build does not
+    graphs = ("image", "text", "scorer", "explainer")
     install_plans(monkeypatch, tmp_path, *graphs)
     with Retriever(feature_bundle) as retriever:
         assert retriever.backend == "tensorrt"

@@ -58,7 +58,7 @@ def order_of(
 
 @rtx
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-@pytest.mark.parametrize(("variant", "graph"), [*GRAPHS, ("scalar", "vision"), ("paper", "widen-int8")])
+@pytest.mark.parametrize(("variant", "graph"), [*GRAPHS, ("scalar", "vision")])
 def test_every_graph_builds(
     tmp_path: Path, variant: str, graph: str, precision: str, half_bundle: Callable[[str], Path]
 ) -> None:

@@ -57,7 +57,7 @@ def put(value: Any, *keys: str) -> Change:
 def test_a_whole_bundle_opens(feature_bundle: Path) -> None:
     manifest = Bundle(feature_bundle).manifest
     assert (manifest.variant, manifest.activation, manifest.feature_width) == ("paper", "sigmoid", 12)
-    assert set(manifest.graphs) == {"image", "text", "scorer", "explainer", "widen-float16", "widen-int8"}
+    assert set(manifest.graphs) == {"image", "text", "scorer", "explainer"}
     assert manifest.pixels is None
 
 

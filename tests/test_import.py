@@ -138,6 +138,17 @@ def test_gram_matrices_are_as_wide_as_there_are_regions(retriever: Retriever) ->
     assert square == expected.get(retriever.bundle.manifest.variant, set())
 
 
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_narrower_galleries_open_as_they_were_saved(retriever: Retriever, precision: str, tmp_path: Path) -> None:
+    """Those of gram matrices, too, whose two axes are of regions."""
+    features = np.random.default_rng(6).standard_normal((4, 5, 40), dtype=np.float32)
+    gallery = retriever.encode_images(features, precision=precision)
+    gallery.save(tmp_path / "gallery")
+    opened = retriever.open_gallery(tmp_path / "gallery")
+    texts = ["a dog runs", "two men"]
+    np.testing.assert_array_equal(retriever.score_matrix(opened, texts), retriever.score_matrix(gallery, texts))
+
+
 def test_nothing_made_of_weights_alone_is_made_at_run_time(retriever: Retriever) -> None:
     for name in ("image", "text", "scorer"):
         graph = graph_of(retriever, name)

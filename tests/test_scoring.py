@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from camp_sdk import BackendError, Bundle, BundleError, Gallery, InputError, Retriever
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import TensorSpec
-from camp_sdk.runtime.encoded import EncodedImages, narrow
+from camp_sdk.runtime.encoded import EncodedImages, narrow, narrow_specs, widen
 from camp_sdk.runtime.engine import Arrays, Engine, Interface
 from camp_sdk.runtime.engines import open_engine
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.read_ahead import physical_cores
 from camp_sdk.runtime.scoring import PairScorer, best_images, nearest, plan_blocks
 from tests.conftest import needs_bfloat16
-from tests.test_bundle import drop, rewrite
 from tests.tiny import CAPTIONS, FEATURE_WIDTH
 
 QUERY = "a small red circle"
@@ -251,7 +250,7 @@ def test_equal_logits_keep_the_gallerys_order_through_every_merge(
     monkeypatch.setattr(scoring.PairScorer, "run", lambda *arguments: np.round(run(*arguments)))
     images = feature_retriever._images_of(feature_retriever.encode_images(many))
     texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS))
-    scorer = feature_retriever._scorer("float32")
+    scorer = feature_retriever._scorer()
     found, _ = best_images(scorer, images, texts, 50)
     matrix = scoring.logit_matrix(scorer, images, texts)
     assert len(np.unique(matrix)) < 20
@@ -261,25 +260,49 @@ def test_equal_logits_keep_the_gallerys_order_through_every_merge(
 # Galleries in fewer bits
 
 
-@pytest.mark.parametrize("scales", [("I", 1, 16), ("I", "R", 1)], ids=["columns", "rows"])
-def test_narrowing_is_rounding(scales: tuple[int | str, ...]) -> None:
-    """In int8 along the axis that the bundle's graph has one scale for."""
+def test_narrowing_is_rounding_and_widening_undoes_it() -> None:
     rng = np.random.default_rng(0)
     tensors = {
         "image.V": rng.standard_normal((4, 5, 16), dtype=np.float32),
+        "image.flat": rng.standard_normal((4, 16), dtype=np.float32),
         "image.global": np.ones((4, 16), np.float32),
     }
-    tensors["image.V"][1, 2] = tensors["image.V"][2, :, 3] = 0
-    half = narrow(tensors, "float16")
-    eighth = narrow(tensors, "int8", [TensorSpec("image.V.scale", "float32", scales)])
+    tensors["image.V"][2, :, 3] = 0
+    half, eighth = narrow(tensors, "float16"), narrow(tensors, "int8")
     np.testing.assert_array_equal(half["image.V.float16"], tensors["image.V"].astype(np.float16))
-    assert eighth["image.V.int8"].dtype == np.int8
-    assert eighth["image.V.scale"].shape == ((4, 1, 16) if scales[1] == 1 else (4, 5, 1))
-    largest = np.abs(eighth["image.V.int8"].astype(int)).max(axis=scales.index(1))
-    assert np.unique(largest).tolist() == [0, 127]  # 0 where all are
-    error = np.abs(eighth["image.V.int8"] * eighth["image.V.scale"] - tensors["image.V"])
-    assert (error <= eighth["image.V.scale"] * 0.5001).all()  # half a step, and float32's rounding
-    assert half["image.global"] is eighth["image.global"] is tensors["image.global"]
+    assert eighth["image.V.scale"].shape == (4, 1, 16)
+    assert eighth["image.flat.scale"].shape == (4, 1)
+    assert np.abs(eighth["image.V.int8"].astype(int)).max(axis=1).ravel().tolist() == [127] * 35 + [0] + [127] * 28
+    wide = widen(eighth)
+    for name in ("image.V", "image.flat"):
+        assert eighth[f"{name}.int8"].dtype == np.int8
+        error = np.abs(wide[name] - tensors[name])
+        assert (error <= eighth[f"{name}.scale"] * 0.5001).all()  # half a step, and float32's rounding
+    for found in (half, eighth, wide, widen(half)):
+        assert found["image.global"] is tensors["image.global"]
+    assert wide.keys() == widen(half).keys() == tensors.keys()
+
+
+def test_widening_a_float16_is_exact() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    wide = widen({"x.float16": finite})["x"]
+    np.testing.assert_array_equal(wide.view(np.uint32), finite.astype(np.float32).view(np.uint32))  # zeros' signs, too
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_the_contract_of_narrowed_tensors(precision: str) -> None:
+    sizes = {"I": 4, "R": 5}
+    specs = [
+        TensorSpec("image.V", "float32", ("I", "R", 16)),
+        TensorSpec("image.G", "float32", ("I", "R", "R")),
+        TensorSpec("image.flat", "float32", ("I", 16)),
+        TensorSpec("image.global", "float32", ("I", 16)),
+    ]
+    tensors = {s.name: np.ones([sizes.get(str(n), n) for n in s.shape], np.float32) for s in specs}  # type: ignore[misc]
+    found = narrow(tensors, precision)
+    contract = {s.name: (s.dtype, tuple(sizes.get(str(n), n) for n in s.shape)) for s in narrow_specs(specs, precision)}
+    assert contract == {name: (array.dtype.name, array.shape) for name, array in found.items()}
 
 
 def test_what_float16_cannot_hold_is_refused() -> None:
@@ -314,27 +337,6 @@ def test_a_narrower_gallery_scores_nearly_the_same(
 def test_an_unknown_gallery_precision(feature_retriever: Retriever, many: NDArray[np.float32]) -> None:
     with pytest.raises(InputError, match="precision 'int4': expected one of float32, float16, int8"):
         feature_retriever.encode_images(many, precision="int4")
-
-
-def test_a_bundle_that_cannot_widen_refuses_at_once(bundle_copy: Path, many: NDArray[np.float32]) -> None:
-    retriever = Retriever(rewrite(bundle_copy, drop("graphs", "widen-int8")), "onnxruntime")
-    with pytest.raises(BundleError, match="has no widen-int8 graph"):
-        retriever.encode_images(many, precision="int8")
-
-
-def test_the_widening_graphs_undo_narrowing(feature_bundle: Path, feature_retriever: Retriever) -> None:
-    V = np.random.default_rng(3).standard_normal((2, 5, 16), dtype=np.float32)
-    for precision in ("float16", "int8"):
-        with open_engine(feature_retriever.bundle, f"widen-{precision}", "onnxruntime") as engine:
-            inputs = feature_retriever.bundle.manifest.graphs[f"widen-{precision}"].inputs
-            narrowed = narrow({"image.V": V}, precision, inputs)
-            wide = engine.run(narrowed)["image.V"]
-        expected = (
-            narrowed["image.V.float16"].astype(np.float32)
-            if precision == "float16"
-            else narrowed["image.V.int8"] * narrowed["image.V.scale"]
-        )
-        np.testing.assert_array_equal(wide, expected)
 
 
 # Shortlists
