@@ -23,6 +23,7 @@ import typer
 from gpu_measure import Block, attempt, floors_of, measure_case
 from gpu_report import add_shares, tables, targets_of
 from gpu_ways import (
+    GRAPHS,
     Case,
     Opened,
     encode,
@@ -62,7 +63,8 @@ HOW = {
     "blocks": "texts x images",
     "pytorch": "the scorer's module in float16 on the tensors that the encoders keep (maps folded into them included), "
     "which are on the device; compiled: torch.compile(dynamic=True); CUDA events around a call; logits stay on the device",
-    "engines": "the clock around a synchronous run, both sides in device memory; logits come back to the host",
+    "engines": "the clock around all blocks of the size an engine likes, two on their way with TensorRT, both sides in device "
+    "memory; logits come back to the host; CUDA graphs: runs of the same shapes are replayed",
     "rank": "Retriever.rank of float16 graphs by the clock, texts encoded, gallery in device memory, best 10",
     "exact": f"the published order of operations in float64, on {EXACT_PAIRS[0]} images x {EXACT_PAIRS[1]} texts",
 }
@@ -152,17 +154,19 @@ def measure_ranks(bundle: Bundle, backend: str, setup: Setup) -> dict[str, float
     for graph in ("image", "text") if backend in LIBRARIES else ():
         open_built(bundle, graph, backend, setup.limits).close()
     found = {}
-    with Retriever(bundle, backend, "float16") as retriever:
-        few = retriever.encode_images(setup.features)
-        captions = next(iter(setup.captions.values()))
-        for images in GALLERIES:
-            tensors = {
-                name: np.resize(array, (images, *array.shape[1:])) for name, array in few.encoded.tensors.items()
-            }
-            gallery = Gallery(EncodedImages(tensors), [None] * images, bundle, few.precision)
-            for count in QUERIES:
-                rank = partial(retriever.rank, captions[:count], gallery, 10)
-                found[f"{count} queries, {images} images"] = 1000 * median_s(rank, RANK_REPEATS)
+    captions = next(iter(setup.captions.values()))
+    for cuda_graphs in (False, True) if backend in LIBRARIES else (False,):
+        with Retriever(bundle, backend, "float16", cuda_graphs=cuda_graphs) as retriever:
+            few = retriever.encode_images(setup.features)
+            for images in GALLERIES:
+                tensors = {
+                    name: np.resize(array, (images, *array.shape[1:])) for name, array in few.encoded.tensors.items()
+                }
+                gallery = Gallery(EncodedImages(tensors), [None] * images, bundle, few.precision)
+                for count in QUERIES:
+                    title = f"{count} queries, {images} images{GRAPHS * cuda_graphs}"
+                    rank = partial(retriever.rank, captions[:count], gallery, 10)
+                    found[title] = 1000 * median_s(rank, RANK_REPEATS)
     return found
 
 

@@ -7,6 +7,7 @@ keep of each side, maps that are folded into them included. What a machine lacks
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,12 +28,12 @@ from camp_sdk.runtime.engine import Arrays, Engine
 from camp_sdk.runtime.engines import open_engine
 from camp_sdk.runtime.errors import BackendError
 from camp_sdk.runtime.plans import LIBRARIES
-from camp_sdk.runtime.profiles import Limits, profile_of
-from camp_sdk.runtime.scoring import feeds_of
-from camp_sdk.runtime.splitting import SplittingEngine
+from camp_sdk.runtime.profiles import Limits
+from camp_sdk.runtime.scoring import PairScorer, feeds_of
 from camp_sdk.runtime.tensorrt_library import here_of
 
 EAGER, COMPILED = "pytorch eager float16", "pytorch compiled float16"
+GRAPHS = ", CUDA graphs"
 LARGE_GPU_BYTES = 30 << 30
 
 
@@ -74,11 +75,11 @@ def openers_of(model: Camp, bundle: Bundle, limits: Limits, stack: ExitStack) ->
         COMPILED: lambda: partial(torch_way, torch.compile(on_gpu(scorer), dynamic=True), limits=limits),
     }
     for precision in ("float32", "float16"):
-        open_one = partial(open_onnxruntime, bundle, precision)
+        open_one = partial(open_engine, bundle, "scorer", "onnxruntime-cuda", precision=precision)
         openers[f"onnxruntime-cuda {precision}"] = partial(engine, open_one, precision)
-    for backend in LIBRARIES:
-        open_one = partial(open_built, bundle, "scorer", backend, limits)
-        openers[f"{backend} float16"] = partial(engine, open_one, "float16")
+    for backend, cuda_graphs in itertools.product(LIBRARIES, (False, True)):
+        open_one = partial(open_built, bundle, "scorer", backend, limits, cuda_graphs)
+        openers[f"{backend} float16{GRAPHS * cuda_graphs}"] = partial(engine, open_one, "float16")
     return openers
 
 
@@ -87,30 +88,34 @@ def limits_for(total_bytes: int) -> Limits:
     return Limits(1024 if total_bytes > LARGE_GPU_BYTES else 256, 16, max_words=32, max_regions=REGIONS)
 
 
-def open_onnxruntime(bundle: Bundle, precision: str) -> Engine:
-    """The scorer on ONNX Runtime's CUDA provider, in the blocks that it likes."""
-    engine = open_engine(bundle, "scorer", "onnxruntime-cuda", precision=precision)
-    assert engine.blocks is not None
-    spec = bundle.manifest.graphs_in(precision)["scorer"]
-    return SplittingEngine(engine, spec, profile_of(spec, bundle.manifest, Limits(*engine.blocks)))
-
-
-def open_built(bundle: Bundle, graph: str, backend: str, limits: Limits) -> Engine:
+def open_built(bundle: Bundle, graph: str, backend: str, limits: Limits, cuda_graphs: bool = False) -> Engine:
     """A float16 graph on TensorRT or TensorRT-RTX; the engine is built unless an earlier run did."""
     order = EngineOrder(bundle, graph, "float16", here_of(backend), limits)
     if built_engine(order) is None:
         build_engine(order)
-    return open_engine(bundle, graph, backend, precision="float16")
+    return open_engine(bundle, graph, backend, precision="float16", cuda_graphs=cuda_graphs)
 
 
 def engine_way(engine: Engine, spec: GraphSpec, case: Case) -> Way:
-    """An engine of ours, synchronous, with both sides in device memory; the logits come back to the host."""
+    """An engine of ours, in the blocks and by the callers that it likes, with both sides in device memory; the logits come
+    back to the host."""
+    scorer = PairScorer(engine, spec.inputs)
     held: Mapping[str, Any] = engine.hold(feeds_of(spec.inputs, case.images | case.texts))
+    assert engine.blocks is not None
+    most_images, most_texts = engine.blocks
+
+    def parts(side: str, count: int, most: int) -> list[tuple[slice, Mapping[str, Any]]]:
+        places = [slice(start, min(start + most, count)) for start in range(0, count, most)]
+        return [(place, {n: a[place] for n, a in held.items() if n.startswith(f"{side}.")}) for place in places]
 
     def score(block: Block) -> NDArray[Any]:
         texts, images = block
-        feeds = {name: array[: images if name.startswith("image.") else texts] for name, array in held.items()}
-        return engine.run(feeds)["logits"]
+        pairs = itertools.product(parts("text", texts, most_texts), parts("image", images, most_images))
+        meetings = (((image[0], text[0]), image[1], text[1]) for text, image in pairs)
+        logits = np.empty((images, texts), np.float32)
+        for where, found in scorer.run_each(meetings, engine.callers):
+            logits[where] = found
+        return logits
 
     return Way(score, wall_s)
 

@@ -41,10 +41,11 @@ class Retriever:
     "float16" (all but OpenVINO) or "bfloat16" (OpenVINO, on processors that compute in it; encoders stay float32), where the
     bundle was exported with its graphs.
     threads: for the CPU, and to decode pictures; None takes every core. memory_budget_bytes: what a call may hold beside
-    what it is given and returns, and beside pictures being decoded; None is as much as is fast. Graphs open when first
-    needed. Use as a context manager, or call `close`, to free the engines. On a GPU, the first retriever of a bundle runs its
-    golden self-test; the result is remembered. Raises BundleError if the bundle is broken, BackendError if the backend is not
-    there or failed the self-test.
+    what it is given and returns, and beside pictures being decoded; None is as much as is fast. cuda_graphs: TensorRT
+    replays runs of the same shapes from a CUDA graph; other backends do not. Graphs open when first needed. Use as a context
+    manager, or call `close`, to free the engines. On a GPU, the first retriever of a bundle runs its golden self-test; the
+    result is remembered. Raises BundleError if the bundle is broken, BackendError if the backend is not there or failed the
+    self-test.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Retriever:
         precision: str = "float32",
         threads: int | None = None,
         memory_budget_bytes: int | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         for name, count in (("threads", threads), ("memory_budget_bytes", memory_budget_bytes)):
             if count is not None and (not isinstance(count, int) or count < 1):
@@ -61,7 +63,7 @@ class Retriever:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         self.backend = choose_tested_backend(self.bundle, backend, precision)
         self.precision = precision
-        self._threads, self._memory_budget_bytes = threads, memory_budget_bytes
+        self._threads, self._memory_budget_bytes, self._cuda_graphs = threads, memory_budget_bytes, cuda_graphs
         self._engines: dict[str, Engine] = {}
         self._opening = threading.Lock()  # threads that use a graph first open it once
         self._tokenizer = Tokenizer(self.bundle.path("tokenizer.json"))
@@ -244,7 +246,9 @@ class Retriever:
     def _engine(self, graph: str) -> Engine:
         with self._opening:
             if graph not in self._engines:
-                self._engines[graph] = open_engine(self.bundle, graph, self.backend, self._threads, self.precision)
+                self._engines[graph] = open_engine(
+                    self.bundle, graph, self.backend, self._threads, self.precision, self._cuda_graphs
+                )
             return self._engines[graph]
 
     def _gallery_precision(self, precision: str | None) -> str:

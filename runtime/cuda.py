@@ -1,15 +1,17 @@
-"""The little of CUDA that the engines need: what device there is, its memory, staging on the host, and streams.
+"""The little of CUDA that the engines need: what device there is, its memory, staging on the host, streams, and what
+is recorded from them.
 
 Everything goes through cuda-bindings, whose functions return (error, values...). Device 0 is the one used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +134,7 @@ class Memory:
         self._free()
 
 
-def _free_silently(name: str, address: int) -> None:
+def _free_silently(name: str, address: Any) -> None:
     # A collector has nobody to tell, and after an error of the device every later call returns it.
     getattr(import_cuda(), name)(address)
 
@@ -226,6 +228,27 @@ class Stream:
         """Wait until everything in it is done. Raises BackendError if something in it failed."""
         call("cudaStreamSynchronize", self.handle)
 
+    def record(self, work: Callable[[], None]) -> Recording:
+        """What ``work`` puts into this stream, recorded as a CUDA graph instead of being done.
+
+        Raises BackendError if it does what cannot be recorded, and whatever ``work`` raises; the stream is then as before.
+        """
+        # Of other threads nothing is asked: they may allocate meanwhile.
+        call(
+            "cudaStreamBeginCapture", self.handle, import_cuda().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
+        try:
+            work()
+        except BaseException:
+            with contextlib.suppress(BackendError):  # a capture that failed has no graph
+                call("cudaGraphDestroy", call("cudaStreamEndCapture", self.handle))
+            raise
+        graph = call("cudaStreamEndCapture", self.handle)
+        try:
+            return Recording(call("cudaGraphInstantiate", graph, 0), self)
+        finally:
+            call("cudaGraphDestroy", graph)
+
     def close(self) -> None:
         """Give it back."""
         self._destroy()
@@ -235,6 +258,23 @@ class Stream:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class Recording:
+    """Work that was recorded from a stream; each `replay` puts all of it into that stream by one launch."""
+
+    def __init__(self, executable: Any, stream: Stream) -> None:
+        self._executable, self._stream = executable, stream
+        self._destroy = weakref.finalize(self, _free_silently, "cudaGraphExecDestroy", executable)
+        self._destroy.atexit = False
+
+    def replay(self) -> None:
+        """Do it again, when its turn comes, with the shapes and addresses it was recorded with."""
+        call("cudaGraphLaunch", self._executable, self._stream.handle)
+
+    def close(self) -> None:
+        """Give it back."""
+        self._destroy()
 
 
 def upload(tensors: Mapping[str, NDArray[Any]], dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, DeviceArray]:

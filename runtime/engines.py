@@ -118,11 +118,17 @@ def _cuda_works(bundle: Bundle) -> bool:
 
 
 def open_engine(
-    bundle: Bundle, graph: str, backend: str = "auto", threads: int | None = None, precision: str = "float32"
+    bundle: Bundle,
+    graph: str,
+    backend: str = "auto",
+    threads: int | None = None,
+    precision: str = "float32",
+    cuda_graphs: bool = False,
 ) -> Engine:
     """Open one graph of a bundle ("image", "text", "scorer", "explainer" or "vision") on a backend.
 
     On TensorRT, a graph other than the scorer of which no engine was built is run by ONNX Runtime on the processor.
+    cuda_graphs: as of `TensorRtEngine`; the other backends have none.
 
     Raises BundleError if the bundle has no such graph, or one that is not what the manifest says, BackendError if the
     backend is not there.
@@ -140,7 +146,7 @@ def open_engine(
     engine: Engine
     if backend in LIBRARIES:
         plan, record = plan_here(bundle, graph, precision, backend)
-        engine = SplittingEngine(TensorRtEngine(plan, backend), spec, record.profile)
+        engine = SplittingEngine(TensorRtEngine(plan, backend, cuda_graphs), spec, record.profile)
     elif backend == "openvino":
         engine = OpenVinoEngine(bundle.path(spec.file), threads, streams)
     else:

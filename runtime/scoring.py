@@ -79,7 +79,7 @@ def feeds_of(specs: Iterable[TensorSpec], tensors: Mapping[str, Any]) -> Arrays:
 @dataclass(frozen=True)
 class Blocks:
     """How many images and texts are scored in one call of the engine, how many texts are kept ready, and how many calls are
-    on their way: one more than the engine has streams, so that a stream that is done finds the next."""
+    on their way: one more than the engine has streams, so that a stream that is done finds the next; or one alone."""
 
     images: int
     texts: int
@@ -101,7 +101,7 @@ def plan_blocks(
     pairs = most_images * most_texts if engine.blocks else engine.block_bytes // pair_bytes
     group = max(GROUP_TEXTS, most_texts)
     streams = engine.streams
-    at_once = 1 if streams == 1 else streams + 1
+    at_once = 1 if engine.callers == 1 else streams + 1
     if memory_budget_bytes is not None:
         working_bytes = 2 * WORKING_COPIES * pair_bytes
         at_once = max(1, min(at_once, memory_budget_bytes // working_bytes))

@@ -39,6 +39,7 @@ class SplittingEngine(Engine):
     def __init__(self, engine: Engine, spec: GraphSpec, profile: Profile) -> None:
         self._engine, self._spec, self._ranges = engine, spec, ranges_of(spec, profile)
         self.residents = WeakKeyDictionary()
+        self.callers = engine.callers
         sides = [self._ranges[letter].largest for letter in "IT" if letter in self._ranges]
         self.blocks = (sides[0], sides[1]) if len(sides) == 2 else None
 

@@ -16,6 +16,7 @@ from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engine import Arrays, Engine, Interface
 from camp_sdk.runtime.errors import BackendError
 from camp_sdk.runtime.plans import PlanRecord, find_plan
+from camp_sdk.runtime.rtx_config import RtxConfig
 from camp_sdk.runtime.tensorrt_library import here_of, open_library
 
 ALIGNMENT_BYTES = 256  # of an address that a tensor is set to: IExecutionContext::setTensorAddress demands it
@@ -34,11 +35,15 @@ class TensorRtEngine(Engine):
     """A plan on the GPU. Threads share it; each run has an execution context, a stream and buffers of its own.
 
     plan: must be one that `plan_here` gave, for a foreign one can end the process. Inputs that `hold` put into device memory
-    are read where they are; outputs come back to the host. Shapes must be inside the plan's profile. Raises BackendError if
-    there is no GPU, the plan cannot be loaded, memory runs out, or a run fails.
+    are read where they are; outputs come back to the host. Shapes must be inside the plan's profile. cuda_graphs: runs of the
+    same shapes are recorded as a CUDA graph and replayed, which spares launching their kernels one by one; what was held is
+    then copied on the device once more. Raises BackendError if there is no GPU, the plan cannot be loaded, memory runs out,
+    or a run fails.
     """
 
-    def __init__(self, plan: Path, backend: str) -> None:
+    callers = 2  # while one waits for the GPU, the other prepares the next run
+
+    def __init__(self, plan: Path, backend: str, cuda_graphs: bool = False) -> None:
         cuda.gpu()  # without a driver, TensorRT ends the process where it should raise an error
         self._plan, self._library = plan, open_library(backend)
         trt = self._library.trt
@@ -53,6 +58,8 @@ class TensorRtEngine(Engine):
         inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         self._inputs = {name: self._dtype(name) for name in names if name in inputs}
         self._outputs = {name: self._dtype(name) for name in names if name not in inputs}
+        self._config = RtxConfig(trt, self._engine, content, cuda_graphs) if backend == "tensorrt-rtx" else None
+        self._records = cuda_graphs and self._config is None
         self._idle: queue.SimpleQueue[_Context] = queue.SimpleQueue()
 
     def _dtype(self, name: str) -> np.dtype[Any]:
@@ -62,12 +69,15 @@ class TensorRtEngine(Engine):
         return np.dtype(DTYPES[found])
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
-        if (engine := self._engine) is None:
+        engine, config = self._engine, self._config
+        if engine is None:
             raise BackendError(f"{self._plan} was closed")
         context: _Context | None = None
         try:
-            context = self._context(engine)
+            context = self._idle_context() or self._new_context(engine, config)
             outputs = context.run(feeds, self._inputs, self._outputs)
+            if config is not None and context.runs == 1:
+                config.save()
         except Exception as error:
             if context is not None:
                 context.close()  # after an error nothing is known of its buffers
@@ -79,11 +89,17 @@ class TensorRtEngine(Engine):
             self._close_idle()
         return outputs
 
-    def _context(self, engine: Any) -> _Context:
+    def _idle_context(self) -> _Context | None:
         try:
             return self._idle.get_nowait()
         except queue.Empty:
-            return _Context(engine)
+            return None
+
+    def _new_context(self, engine: Any, config: RtxConfig | None) -> _Context:
+        context, needed = (engine.create_execution_context(), None) if config is None else config.new_context(engine)
+        if context is None:
+            raise BackendError("no execution context can be created")
+        return _Context(context, needed, self._records)
 
     def hold(self, tensors: Arrays) -> Mapping[str, Any]:
         return tensors | cuda.upload(tensors, self._inputs)
@@ -92,15 +108,15 @@ class TensorRtEngine(Engine):
         return cuda.room_bytes()
 
     def close(self) -> None:
-        self._engine = self._runtime = None  # first: a run that ends from now on gives its context back by itself
+        if self._config is not None:
+            self._config.save()
+        # First: a run that ends from now on gives its context back by itself.
+        self._engine = self._runtime = self._config = None
         self._close_idle()
 
     def _close_idle(self) -> None:
-        while True:
-            try:
-                self._idle.get_nowait().close()
-            except queue.Empty:
-                return
+        while (context := self._idle_context()) is not None:
+            context.close()
 
     def interface(self) -> tuple[Interface, Interface]:
         def described(dtypes: Mapping[str, np.dtype[Any]]) -> Interface:
@@ -123,17 +139,21 @@ def _is_valid(trt: Any, runtime: Any, plan: bytes) -> bool:
 
 class _Context:
     """One execution context with its stream and buffers, for one thread at a time. Shapes and addresses are set when they
-    change, and buffers grow on demand."""
+    change, and buffers grow on demand.
 
-    def __init__(self, engine: Any) -> None:
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            raise BackendError("no execution context can be created")
+    needed: what must live as long as the context. records: whether runs are recorded and replayed.
+    """
+
+    def __init__(self, context: Any, needed: object, records: bool) -> None:
+        self._context, self._needed, self._records = context, needed, records
         self._stream = cuda.Stream()
         self._device: dict[str, cuda.Buffer] = {}
         self._host: dict[str, cuda.Buffer] = {}
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
+        self._recording: cuda.Recording | None = None
+        self._is_settled = False  # the last run had these shapes
+        self.runs = 0
 
     def run(self, feeds: Mapping[str, Any], inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Arrays:
         changed = [self._set_input(name, feeds[name], dtype) for name, dtype in inputs.items()]
@@ -144,23 +164,51 @@ class _Context:
         for name, dtype in outputs.items():
             nbytes = math.prod(self._shapes[name]) * dtype.itemsize
             self._set_address(name, self._buffer(self._device, name).grown_to(nbytes))
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise BackendError("the run was refused")
+        self._execute()
         staged = {name: self._download(name, dtype) for name, dtype in outputs.items()}
         self._stream.synchronize()
+        self.runs += 1
         return {name: array.copy() for name, array in staged.items()}
+
+    def _execute(self) -> None:
+        """Put the run into the stream: the second of the same shapes is recorded, later ones replay it.
+
+        TensorRT wants a plain run after shapes have changed, and a recording serves the shapes and addresses of its time:
+        these are the context's own buffers, which grow only when shapes change.
+        """
+        if self._records and self._is_settled and self._recording is None:
+            try:
+                self._recording = self._stream.record(self._enqueue)
+            except BackendError:  # a graph may do what cannot be recorded; a loop, for example
+                self._records = False
+        if self._recording is not None:
+            self._recording.replay()
+        else:
+            self._enqueue()
+        self._is_settled = True
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise BackendError("the run was refused")
+
+    def _forget_recording(self) -> None:
+        self._is_settled = False
+        if self._recording is not None:
+            self._recording.close()
+            self._recording = None
 
     def _set_input(self, name: str, array: Any, dtype: np.dtype[Any]) -> bool:
         """Put an input where the context reads it; whether its shape is another than last time."""
         if array.dtype != dtype:
             raise BackendError(f"{name} is {array.dtype}, expected {dtype}")
         held = isinstance(array, cuda.DeviceArray)
-        if held and array.address % ALIGNMENT_BYTES == 0:
+        if held and array.address % ALIGNMENT_BYTES == 0 and not self._records:
             self._set_address(name, array.address)
         else:
             self._set_address(name, self._copied(name, array, held))
         if self._shapes.get(name) == array.shape:
             return False
+        self._forget_recording()
         if not self._context.set_input_shape(name, array.shape):
             raise BackendError(f"{name} has the shape {array.shape}, which the engine was not built for")
         self._shapes[name] = array.shape
@@ -201,7 +249,8 @@ class _Context:
     def close(self) -> None:
         with contextlib.suppress(BackendError):  # after an error of the device there is nothing to wait for
             self._stream.synchronize()
-        self._context = None
+        self._forget_recording()
+        self._context = self._needed = None
         self._stream.close()
         for buffer in (*self._device.values(), *self._host.values()):
             buffer.close()

@@ -1,8 +1,8 @@
 """Stand-ins for cuda-bindings and TensorRT where there is no GPU: "device" memory is the host's, plans are ONNX graphs.
 
 They keep the rules of the real ones that code can break: work put into a stream is done when the stream is waited for and not
-before, addresses are checked (alignment, kind of memory, size, freed or not), a context serves one run at a time, and every
-allocation is counted.
+before, addresses are checked (alignment, kind of memory, size, freed or not), a context serves one run at a time, a recording
+does what was put into the stream with the shapes and addresses of that time, and every allocation is counted.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Error(enum.Enum):
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
+    cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
 
 
 class Kind(enum.Enum):
@@ -42,10 +44,16 @@ class Kind(enum.Enum):
     cudaMemcpyDeviceToDevice = 3
 
 
+class CaptureMode(enum.Enum):
+    cudaStreamCaptureModeThreadLocal = 1
+
+
 TEXTS = {
     Error.cudaErrorInvalidValue: b"invalid argument",
     Error.cudaErrorMemoryAllocation: b"out of memory",
     Error.cudaErrorInsufficientDriver: b"CUDA driver version is insufficient for CUDA runtime version",
+    Error.cudaErrorStreamCaptureUnsupported: b"operation not permitted when stream is capturing",
+    Error.cudaErrorStreamCaptureInvalidated: b"operation failed due to a previous error during capture",
 }
 
 
@@ -62,7 +70,7 @@ class Handle:
 class FakeCuda(ModuleType):
     """`cuda.bindings.runtime`. room: bytes of device memory; driver: whether there is one."""
 
-    cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking = Error, Kind, 1
+    cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking, cudaStreamCaptureMode = Error, Kind, 1, CaptureMode
 
     def __init__(self) -> None:
         super().__init__("cuda.bindings.runtime")
@@ -70,7 +78,10 @@ class FakeCuda(ModuleType):
         self.device: dict[int, Any] = {}
         self.host: dict[int, Any] = {}
         self.streams: dict[int, list[Callable[[], None]]] = {}
-        self.allocations = 0
+        self.captures: dict[int, list[Callable[[], None]]] = {}  # of the streams that are being recorded
+        self.spoiled: set[int] = set()  # those of them that did what cannot be recorded
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.allocations = self.launches = 0
         self.copied: dict[str, int] = {kind.name: 0 for kind in Kind}
         self._lock = threading.RLock()
 
@@ -82,7 +93,11 @@ class FakeCuda(ModuleType):
     @property
     def held(self) -> int:
         """Allocations and streams that nobody gave back."""
-        return len(self.device) + len(self.host) + len(self.streams)
+        return len(self.device) + len(self.host) + len(self.streams) + len(self.graphs)
+
+    def put(self, stream: int, work: Callable[[], None]) -> None:
+        """Put work into a stream, or into what is recorded of it."""
+        (self.captures if stream in self.captures else self.streams)[stream].append(work)
 
     def _allocate(self, into: dict[int, Any], nbytes: int) -> tuple[Error, int | None]:
         with self._lock:
@@ -122,7 +137,7 @@ class FakeCuda(ModuleType):
         if self.on_device(target, nbytes) != to_device or self.on_device(source, nbytes) != from_device:
             return (Error.cudaErrorInvalidValue,)
         self.copied[kind.name] += nbytes
-        self.streams[int(stream)].append(lambda: ctypes.memmove(target, source, nbytes) and None)
+        self.put(int(stream), lambda: ctypes.memmove(target, source, nbytes) and None)
         return (Error.cudaSuccess,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Error, Handle | None]:
@@ -134,10 +149,46 @@ class FakeCuda(ModuleType):
         return Error.cudaSuccess, handle
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Error]:
+        if int(stream) in self.captures:
+            self.spoiled.add(int(stream))
+            return (Error.cudaErrorStreamCaptureUnsupported,)
         work = self.streams[int(stream)]
         while work:
             work.pop(0)()
         return (Error.cudaSuccess,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: CaptureMode) -> tuple[Error]:
+        assert mode is CaptureMode.cudaStreamCaptureModeThreadLocal
+        self.captures[int(stream)] = []
+        return (Error.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Error, Handle | None]:
+        recorded = self.captures.pop(int(stream))
+        if int(stream) in self.spoiled:
+            self.spoiled.remove(int(stream))
+            return Error.cudaErrorStreamCaptureInvalidated, None
+        return Error.cudaSuccess, self._graph(recorded)
+
+    def _graph(self, recorded: list[Callable[[], None]]) -> Handle:
+        with self._lock:
+            handle = Handle(max(self.graphs, default=0) + 1)
+            self.graphs[handle.number] = recorded
+        return handle
+
+    def cudaGraphInstantiate(self, graph: Handle, flags: int) -> tuple[Error, Handle]:
+        assert flags == 0
+        return Error.cudaSuccess, self._graph(self.graphs[graph.number])
+
+    def cudaGraphLaunch(self, graph: Handle, stream: int) -> tuple[Error]:
+        self.launches += 1
+        self.streams[int(stream)] += self.graphs[graph.number]
+        return (Error.cudaSuccess,)
+
+    def cudaGraphDestroy(self, graph: Handle) -> tuple[Error]:
+        del self.graphs[graph.number]
+        return (Error.cudaSuccess,)
+
+    cudaGraphExecDestroy = cudaGraphDestroy
 
     def cudaStreamDestroy(self, stream: Handle) -> tuple[Error]:
         del self.streams[int(stream)]
@@ -180,18 +231,35 @@ class TensorIOMode(enum.Enum):
     OUTPUT = 1
 
 
+class CudaGraphStrategy(enum.Enum):
+    DISABLED = 0
+    WHOLE_GRAPH_CAPTURE = 1
+
+
+class EngineValidity(enum.Enum):
+    INVALID = 0
+    VALID = 1
+
+
 class FakeTensorRt(ModuleType):
-    """`tensorrt`, whose plans are what `write_plan` writes."""
+    """`tensorrt`, whose plans are what `write_plan` writes.
+
+    can_record: whether its engines can be recorded. compiled: what TensorRT-RTX compiled of its kernels, run by run.
+    """
 
     ILogger, TensorIOMode, __version__ = ILogger, TensorIOMode, "10.3.0"
+    CudaGraphStrategy, EngineValidity = CudaGraphStrategy, EngineValidity
 
-    def __init__(self, cuda: FakeCuda) -> None:
-        super().__init__("tensorrt")
-        self.cuda, self.contexts = cuda, 0
+    def __init__(self, cuda: FakeCuda, name: str = "tensorrt") -> None:
+        super().__init__(name)
+        self.cuda, self.contexts, self.can_record = cuda, 0, True
+        self.compiled: list[bytes] = []
+        self.strategies: list[CudaGraphStrategy] = []
 
     def Runtime(self, logger: ILogger) -> Any:
         assert self.cuda.driver, "TensorRT ends the process here"
-        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self._deserialized(plan, logger))
+        rtx = {"get_engine_validity": lambda plan: (EngineValidity.VALID, 0)} if self.__name__ == "tensorrt_rtx" else {}
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self._deserialized(plan, logger), **rtx)
 
     def _deserialized(self, plan: bytes, logger: ILogger) -> FakeEngine | None:
         try:
@@ -221,17 +289,53 @@ class FakeEngine:
     def get_tensor_shape(self, name: str) -> list[int]:
         return [size if isinstance(size, int) else -1 for size in self.tensors[name].shape]
 
-    def create_execution_context(self) -> FakeContext:
+    def create_runtime_config(self) -> FakeRuntimeConfig:
+        assert self.trt.__name__ == "tensorrt_rtx"
+        return FakeRuntimeConfig()
+
+    def create_execution_context(self, config: FakeRuntimeConfig | None = None) -> FakeContext:
         self.trt.contexts += 1
-        return FakeContext(self)
+        if config is not None:
+            self.trt.strategies.append(config.cuda_graph_strategy)
+        return FakeContext(self, config)
+
+
+class FakeRuntimeCache:
+    """Kernels of TensorRT-RTX: here, the names of the outputs they compute. Those of another GPU are refused."""
+
+    def __init__(self) -> None:
+        self.kernels: set[bytes] = set()
+
+    def serialize(self) -> bytes:
+        return b"this GPU:" + b",".join(sorted(self.kernels))
+
+    def deserialize(self, blob: bytes) -> bool:
+        fits = blob.startswith(b"this GPU:")
+        if fits:
+            self.kernels = set(blob.removeprefix(b"this GPU:").split(b","))
+        return fits
+
+
+class FakeRuntimeConfig:
+    def __init__(self) -> None:
+        self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
+        self.cache: FakeRuntimeCache | None = None
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache()
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
 
 class FakeContext:
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine = engine
+    def __init__(self, engine: FakeEngine, config: FakeRuntimeConfig | None) -> None:
+        self.engine, self.config = engine, config
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.busy = False
+        self.has_run = False  # with these shapes
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         smallest, _, largest = self.engine.profile[name]
@@ -240,6 +344,7 @@ class FakeContext:
         )
         if fits:
             self.shapes[name] = shape
+            self.has_run = False
         return fits
 
     def infer_shapes(self) -> list[str]:
@@ -257,25 +362,39 @@ class FakeContext:
         self.addresses[name] = address
         return address % 256 == 0
 
-    def _array(self, name: str, shape: list[int]) -> Any:
+    def _array(self, name: str, shape: list[int], address: int) -> Any:
         dtype = np.dtype(ONNX_TYPES[self.engine.tensors[name].type])
         nbytes = math.prod(shape) * dtype.itemsize
-        assert self.engine.trt.cuda.on_device(self.addresses[name], nbytes), f"{name} is not in device memory"
-        raw = (ctypes.c_uint8 * nbytes).from_address(self.addresses[name])
+        assert self.engine.trt.cuda.on_device(address, nbytes), f"{name} is not in device memory"
+        raw = (ctypes.c_uint8 * nbytes).from_address(address)
         return np.frombuffer(memoryview(raw), dtype).reshape(shape)
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        assert not self.busy, "two runs in one context"
-        self.busy = True
-        self.engine.trt.cuda.streams[stream_handle].append(self._execute)
+        cuda = self.engine.trt.cuda
+        shapes, addresses = dict(self.shapes), dict(self.addresses)
+        if stream_handle in cuda.captures:
+            if not self.has_run or not self.engine.trt.can_record:
+                cuda.spoiled.add(stream_handle)
+                return False
+        else:
+            assert not self.busy, "two runs in one context"
+            self.busy = self.has_run = True
+        cuda.put(stream_handle, lambda: self._execute(shapes, addresses))
         return True
 
-    def _execute(self) -> None:
-        feeds = {name: self._array(name, list(self.shapes[name])) for name in self.engine.inputs}
+    def _execute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+        feeds = {name: self._array(name, list(shapes[name]), addresses[name]) for name in self.engine.inputs}
         outputs = [name for name in self.engine.tensors if name not in self.engine.inputs]
         for name, array in zip(outputs, self.engine.session.run(outputs, feeds), strict=True):
-            self._array(name, list(array.shape))[...] = array
+            self._array(name, list(array.shape), addresses[name])[...] = array
+            if self.config is not None and self.config.cache is not None:
+                self._compile(name.encode(), self.config.cache)
         self.busy = False
+
+    def _compile(self, kernel: bytes, cache: FakeRuntimeCache) -> None:
+        if kernel not in cache.kernels:
+            self.engine.trt.compiled.append(kernel)
+            cache.kernels.add(kernel)
 
 
 def write_plan(path: Path, graph: Path, profile: Profile) -> Path:
@@ -284,13 +403,13 @@ def write_plan(path: Path, graph: Path, profile: Profile) -> Path:
     return path
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeCuda, FakeTensorRt]:
-    """Put both in the place of the real ones."""
+def install(monkeypatch: pytest.MonkeyPatch, name: str = "tensorrt") -> tuple[FakeCuda, FakeTensorRt]:
+    """Put CUDA and a library, tensorrt or tensorrt_rtx, in the place of the real ones."""
     cuda = FakeCuda()
-    trt = FakeTensorRt(cuda)
+    trt = FakeTensorRt(cuda, name)
     bindings, package = ModuleType("cuda.bindings"), ModuleType("cuda")
     bindings.runtime, package.bindings = cuda, bindings  # type: ignore[attr-defined]
-    modules = {"cuda": package, "cuda.bindings": bindings, "cuda.bindings.runtime": cuda, "tensorrt": trt}
+    modules = {"cuda": package, "cuda.bindings": bindings, "cuda.bindings.runtime": cuda, name: trt}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     return cuda, trt

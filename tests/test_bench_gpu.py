@@ -30,7 +30,7 @@ from tests.test_backends import install_plans
 from tests.tiny import CAPTIONS
 
 EXACT = np.linspace(-2, 2, 24).reshape(12, 2)  # [images, texts]
-EAGER, TENSORRT = gpu_ways.EAGER, "tensorrt float16"
+EAGER, TENSORRT, REPLAYED = gpu_ways.EAGER, "tensorrt float16", "tensorrt float16, CUDA graphs"
 BLOCKS = ((1, 10), (6, 10))
 
 
@@ -158,16 +158,16 @@ def test_engines_and_pytorch_score_what_float64_does(
     checkpoints: Callable[[str, bool], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def open_cpu(bundle: Bundle, graph: str, backend: str, precision: str) -> Any:
+    def open_cpu(bundle: Bundle, graph: str, backend: str, precision: str, cuda_graphs: bool = False) -> Any:
         if backend != "onnxruntime-cuda":
-            return engines.open_engine(bundle, graph, backend, precision=precision)
+            return engines.open_engine(bundle, graph, backend, precision=precision, cuda_graphs=cuda_graphs)
         engine = engines.open_engine(bundle, graph, "onnxruntime", precision=precision)
         engine.blocks = (3, 2)
         return engine
 
     monkeypatch.setattr(gpu_ways, "open_engine", open_cpu)
     model = load_checkpoint(checkpoints("paper", False))[0]
-    limits, names = Limits(4, 4), (TENSORRT, "onnxruntime-cuda float32", "onnxruntime-cuda float16")
+    limits, names = Limits(4, 4), (TENSORRT, REPLAYED, "onnxruntime-cuda float32", "onnxruntime-cuda float16")
     with ExitStack() as stack:
         openers = gpu_ways.openers_of(model, Bundle(feature_bundle), limits, stack)
         ways = {name: openers[name]()(case) for name in names}
@@ -179,6 +179,7 @@ def test_engines_and_pytorch_score_what_float64_does(
         before = fake.copied["cudaMemcpyHostToDevice"]
         ways[TENSORRT].score((3, 7))
         assert fake.copied["cudaMemcpyHostToDevice"] == before  # both sides are there already
+        assert fake.launches > 0
         del ways, way
     assert fake.held == 0
 
@@ -200,10 +201,12 @@ def tiny(
 ) -> Path:
     """The command on a tiny network, without ONNX Runtime's CUDA; where its results go."""
 
-    def no_provider(bundle: Bundle, precision: str) -> None:
-        raise BackendError("this onnxruntime has no CUDA")
+    def no_provider(bundle: Bundle, graph: str, backend: str, **options: Any) -> Any:
+        if backend == "onnxruntime-cuda":
+            raise BackendError("this onnxruntime has no CUDA")
+        return engines.open_engine(bundle, graph, backend, **options)
 
-    monkeypatch.setattr(gpu_ways, "open_onnxruntime", no_provider)
+    monkeypatch.setattr(gpu_ways, "open_engine", no_provider)
     monkeypatch.setattr(gpu, "make_bundle", lambda *args, **options: (checkpoints("paper", False), bundle_copy))
     monkeypatch.setattr(gpu, "inputs_of", lambda images, texts: (features, {16: CAPTIONS}))
     sizes = {"BLOCKS": BLOCKS, "GALLERIES": (4, 25), "QUERIES": (1, 3), "RANK_REPEATS": 2, "VARIANTS": ("paper",)}
@@ -218,13 +221,18 @@ def test_the_command_measures_what_there_is(
     gpu.main(tmp_path / "bench", rounds=3)
     report = json.loads(tiny.read_text())
     rows = report["variants"]["paper"]["words"]["16"]["rows"]
-    assert list(rows) == [TENSORRT]
-    assert list(rows[TENSORRT]["blocks"]) == ["1 x 10", "6 x 10"]
-    assert rows[TENSORRT]["max_score_error"] < 5e-3
+    assert list(rows) == [TENSORRT, REPLAYED]
+    for row in rows.values():
+        assert list(row["blocks"]) == ["1 x 10", "6 x 10"]
+        assert row["max_score_error"] < 5e-3
     assert report["variants"]["paper"]["rank_backend"] == "tensorrt"
     assert list(report["variants"]["paper"]["rank_ms"]) == [
-        f"{queries} queries, {images} images" for images in (4, 25) for queries in (1, 3)
+        f"{queries} queries, {images} images{graphs}"
+        for graphs in ("", ", CUDA graphs")
+        for images in (4, 25)
+        for queries in (1, 3)
     ]
+    assert fake.launches > 0
     assert report["gpu"]["name"] == "Fake GPU"
     assert "camp-sdk" in report["versions"]
     absent = report["absent"]

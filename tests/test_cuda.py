@@ -74,6 +74,33 @@ def test_an_upload_that_fails_leaves_nothing(fake: FakeCuda) -> None:
         cuda.upload(arrays, dict.fromkeys(arrays, np.dtype("f8")))
 
 
+def test_recorded_work_is_done_when_it_is_replayed(fake: FakeCuda) -> None:
+    source, target = held(np.arange(4)), held(np.zeros(4, np.int64))
+    with cuda.Stream() as stream:
+
+        def copy() -> None:
+            stream.copy(target.address, source.address, source.nbytes, "cudaMemcpyDeviceToDevice")
+
+        recording = stream.record(copy)
+        stream.synchronize()
+        np.testing.assert_array_equal(np.asarray(target), np.zeros(4))
+        recording.replay()
+        stream.synchronize()
+        np.testing.assert_array_equal(np.asarray(target), np.arange(4))
+        recording.close()
+
+
+def test_what_cannot_be_recorded_leaves_the_stream_as_it_was(fake: FakeCuda) -> None:
+    def fails() -> None:
+        raise BackendError("refused")
+
+    with cuda.Stream() as stream:
+        for work, message in ((stream.synchronize, "not permitted"), (fails, "refused")):
+            with pytest.raises(BackendError, match=message):
+                stream.record(work)
+            stream.synchronize()
+
+
 def test_what_the_device_is(fake: FakeCuda) -> None:
     assert cuda.gpu() == cuda.Gpu("Fake GPU", "8.7", "13.0", "12.6", fake.room)
 
@@ -106,6 +133,15 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=r"cuda-bindings is not installed; .* 'camp-sdk\[tensorrt\]'"):
         cuda.gpu()
+
+
+def test_the_stand_in_has_no_name_that_the_real_one_lacks() -> None:
+    real = pytest.importorskip("cuda.bindings.runtime")
+    fake = FakeCuda()
+    names = {name for name in vars(FakeCuda) if name.startswith("cuda")}
+    assert {name for name in names if not hasattr(real, name)} == set()
+    for kind in ("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode"):
+        assert {member.name for member in getattr(fake, kind)} <= set(getattr(real, kind).__members__)
 
 
 # The real one

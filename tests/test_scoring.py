@@ -167,6 +167,15 @@ def test_few_images_or_texts_are_shared_among_streams(feature_retriever: Retriev
     assert [plan_blocks(images_of(count), few, SideBySide()).texts for count in (1, 2)] == [4, 7]
 
 
+def test_an_engine_of_one_stream_and_two_callers_has_two_full_blocks_on_their_way(
+    feature_retriever: Retriever,
+) -> None:
+    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
+    engine = SideBySide(2)
+    engine.streams, engine.blocks = 1, (128, 8)
+    assert plan_blocks(images_of(1000), texts, engine) == scoring.Blocks(128, 8, scoring.GROUP_TEXTS, 2)
+
+
 def test_blocks_are_scored_side_by_side_and_come_in_order() -> None:
     scorer = PairScorer(SideBySide(), (TensorSpec("x", "float32", ("I",)),))
     meetings = [(key, {"x": np.full(1, key, np.float32)}, {}) for key in range(4)]

@@ -24,7 +24,16 @@ from camp_sdk.runtime.profiles import Limits, Profile
 from camp_sdk.runtime.splitting import SplittingEngine
 from camp_sdk.runtime.tensorrt_engine import TensorRtEngine
 from camp_sdk.runtime.tensorrt_library import here_of, open_library
-from tests.fake_cuda import FakeContext, FakeCuda, FakeTensorRt, install, write_plan
+from tests.fake_cuda import (
+    FakeContext,
+    FakeCuda,
+    FakeEngine,
+    FakeRuntimeCache,
+    FakeRuntimeConfig,
+    FakeTensorRt,
+    install,
+    write_plan,
+)
 from tests.test_splitting import SAME, feeds_of, profile_between
 
 LARGEST = {"I": 8, "T": 8, "N": 16, "R": 16}
@@ -212,7 +221,7 @@ def test_a_closed_engine(setup: Setup) -> None:
 def test_an_engine_closed_during_a_run(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TensorRtEngine(setup.plan, "tensorrt")
     feeds, execute = feeds_of(setup.spec, SIZES), FakeContext._execute
-    monkeypatch.setattr(FakeContext, "_execute", lambda context: (engine.close(), execute(context))[1])
+    monkeypatch.setattr(FakeContext, "_execute", lambda *given: (engine.close(), execute(*given))[1])
     assert_same(engine.run(feeds), setup.plain(feeds))
     assert setup.fake.held == 0
 
@@ -232,7 +241,121 @@ def test_without_a_driver_no_plan_is_touched(setup: Setup) -> None:
         TensorRtEngine(setup.plan, "tensorrt")
 
 
+# CUDA graphs
+
+
+def several_of(spec: GraphSpec, sizes: dict[str, int], count: int = 4) -> list[Arrays]:
+    """Feeds of the same shapes, of other numbers."""
+    feeds = feeds_of(spec, sizes)
+    return [feeds | {"image.V": np.float32(1 + turn / 2) * feeds["image.V"]} for turn in range(count)]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_the_second_run_of_the_same_shapes_is_recorded_and_later_ones_replay_it(setup: Setup, held: bool) -> None:
+    with TensorRtEngine(setup.plan, "tensorrt", cuda_graphs=True) as engine:
+        for launches, feeds in enumerate(several_of(setup.spec, SIZES)):
+            given = engine.hold(feeds) if held else feeds
+            assert_same(engine.run(given), setup.plain(feeds))
+            assert setup.fake.launches == launches
+            del given
+
+
+def test_other_shapes_are_recorded_anew(setup: Setup) -> None:
+    with TensorRtEngine(setup.plan, "tensorrt", cuda_graphs=True) as engine:
+        for images in (6, 3, 8):  # fewer, and so many that the buffers grow
+            for feeds in several_of(setup.spec, SIZES | {"I": images}, 3):
+                assert_same(engine.run(feeds), setup.plain(feeds))
+        assert setup.fake.launches == 3 * 2
+
+
+def test_what_cannot_be_recorded_runs_all_the_same(setup: Setup) -> None:
+    setup.trt.can_record = False
+    with TensorRtEngine(setup.plan, "tensorrt", cuda_graphs=True) as engine:
+        held: Any = engine.hold(feeds_of(setup.spec, SIZES | {"R": 16}))
+        for feeds in several_of(setup.spec, SIZES):
+            assert_same(engine.run(feeds), setup.plain(feeds))
+        assert_same(engine.run(held), setup.plain(feeds_of(setup.spec, SIZES | {"R": 16})))
+        assert setup.fake.launches == 0
+        del held
+
+
+def test_threads_with_cuda_graphs(setup: Setup) -> None:
+    several = [feeds_of(setup.spec, SIZES | {"I": images}) for images in (2, 2, 5, 5)]
+    expected = [setup.plain(feeds) for feeds in several]
+    with TensorRtEngine(setup.plan, "tensorrt", cuda_graphs=True) as engine, ThreadPoolExecutor(4) as pool:
+        for index, found in enumerate(pool.map(engine.run, several * 10)):
+            assert_same(found, expected[index % 4])
+
+
+# TensorRT-RTX
+
+
+@pytest.fixture
+def rtx(setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTensorRt:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    setup.fake, setup.trt = install(monkeypatch, "tensorrt_rtx")
+    return setup.trt
+
+
+def test_kernels_are_compiled_once_and_kept_for_later_processes(setup: Setup, rtx: FakeTensorRt) -> None:
+    feeds = feeds_of(setup.spec, SIZES)
+    first = TensorRtEngine(setup.plan, "tensorrt-rtx")
+    assert_same(first.run(feeds), setup.plain(feeds))
+    assert rtx.compiled == [b"logits"]
+    with TensorRtEngine(setup.plan, "tensorrt-rtx") as second:  # as after a process that ended without closing anything
+        assert_same(second.run(feeds), setup.plain(feeds))
+    assert rtx.compiled == [b"logits"]
+    first.close()
+
+
+def test_every_plan_has_kernels_of_its_own(setup: Setup, rtx: FakeTensorRt, tmp_path: Path) -> None:
+    feeds = feeds_of(setup.spec, SIZES)
+    other = write_plan(tmp_path / "other.plan", setup.graph, profile_between(setup.spec, {}, {**LARGEST, "I": 9}))
+    for plan in (setup.plan, other):
+        with TensorRtEngine(plan, "tensorrt-rtx") as engine:
+            engine.run(feeds)
+    assert len(list((tmp_path / "cache" / "camp-sdk" / "kernels").iterdir())) == len(rtx.compiled) == 2
+
+
+def test_kernels_that_do_not_fit_are_replaced(setup: Setup, rtx: FakeTensorRt, tmp_path: Path) -> None:
+    feeds = feeds_of(setup.spec, SIZES)
+    for _ in range(2):
+        with TensorRtEngine(setup.plan, "tensorrt-rtx") as engine:
+            assert_same(engine.run(feeds), setup.plain(feeds))
+        (kept,) = (tmp_path / "cache" / "camp-sdk" / "kernels").iterdir()
+        assert kept.read_bytes() == b"this GPU:logits"
+        kept.write_bytes(b"another GPU:logits")
+    assert rtx.compiled == [b"logits"] * 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(setup: Setup, rtx: FakeTensorRt, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    with TensorRtEngine(setup.plan, "tensorrt-rtx") as engine:
+        feeds = feeds_of(setup.spec, SIZES)
+        assert_same(engine.run(feeds), setup.plain(feeds))
+
+
+@pytest.mark.parametrize(("asked", "name"), [(False, "DISABLED"), (True, "WHOLE_GRAPH_CAPTURE")])
+def test_cuda_graphs_of_tensorrt_rtx_are_its_own(setup: Setup, rtx: FakeTensorRt, asked: bool, name: str) -> None:
+    with TensorRtEngine(setup.plan, "tensorrt-rtx", cuda_graphs=asked) as engine:
+        for feeds in several_of(setup.spec, SIZES):
+            assert_same(engine.run(feeds), setup.plain(feeds))
+    assert [strategy.name for strategy in rtx.strategies] == [name]
+    assert setup.fake.launches == 0
+
+
 # The real ones
+
+
+def test_the_stand_ins_have_no_name_that_the_real_ones_lack() -> None:
+    real = pytest.importorskip("tensorrt_rtx")
+    made = {FakeEngine: "ICudaEngine", FakeContext: "IExecutionContext"}
+    made |= {FakeRuntimeConfig: "IRuntimeConfig", FakeRuntimeCache: "IRuntimeCache"}
+    for kind, name in made.items():
+        faces = {face for face in vars(kind) if not face.startswith("_")}
+        assert {face for face in faces if not hasattr(getattr(real, name), face)} == set()
+    for enum in ("TensorIOMode", "CudaGraphStrategy", "EngineValidity"):
+        assert {member.name for member in getattr(FakeTensorRt, enum)} <= set(getattr(real, enum).__members__)
 
 
 def missing(backend: str) -> str:
@@ -248,7 +371,10 @@ def missing(backend: str) -> str:
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("graph", ["scorer", "image", "text", "explainer"])
-def test_a_built_engine_on_a_gpu(bundle_copy: Path, backend: str, precision: str, graph: str) -> None:
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_built_engine_on_a_gpu(
+    bundle_copy: Path, backend: str, precision: str, graph: str, cuda_graphs: bool
+) -> None:
     if reason := missing(backend):
         pytest.skip(reason)
     bundle, limits = Bundle(bundle_copy), Limits(max_images=8, max_texts=8, max_words=16, max_regions=16)
@@ -259,7 +385,7 @@ def test_a_built_engine_on_a_gpu(bundle_copy: Path, backend: str, precision: str
     # Sums in another order, or halves (ten bits) with sums in another order.
     close = {"rtol": 0, "atol": 1e-4 if precision == "float32" else 2e-2}
     with (
-        open_engine(bundle, graph, backend, precision=precision) as engine,
+        open_engine(bundle, graph, backend, precision=precision, cuda_graphs=cuda_graphs) as engine,
         open_engine(bundle, graph, "onnxruntime", precision=precision) as plain,
         ThreadPoolExecutor(4) as pool,
     ):
