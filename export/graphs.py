@@ -67,6 +67,8 @@ class _OnnxTextEncoder(TextEncoder):
                 self.register_buffer(f"{name}_{suffix}", self._onnx_gates(f"{name}_{suffix}")[None])
             biases = [self._onnx_gates(f"{name}_{suffix}") for name in ("bias_ih", "bias_hh")]
             self.register_buffer(f"bias_{suffix}", torch.cat(biases)[None])
+        # Where a GRU has no initial state, TensorRT 10's parser begins from float32 zeros, which half weights cannot meet.
+        self.register_buffer("begin", torch.zeros(1, 1, self.rnn.hidden_size))
 
     def _onnx_gates(self, name: str) -> Tensor:
         # ONNX orders the gates update, reset, new where PyTorch has reset, update, new.
@@ -77,9 +79,10 @@ class _OnnxTextEncoder(TextEncoder):
         """One direction over words [N, T, word_width], from the first to the last: [N, T, d]."""
         names = (f"weight_ih_{suffix}", f"weight_hh_{suffix}", f"bias_{suffix}")
         length, count, width = words.shape[0], words.shape[1], self.rnn.hidden_size
+        begin = self.get_buffer("begin").expand(1, count, width)
         out = torch.onnx.ops.symbolic(
             "GRU",
-            (words, *(self.get_buffer(name) for name in names)),
+            (words, *(self.get_buffer(name) for name in names), None, begin),
             {"hidden_size": width, "linear_before_reset": 1},
             dtype=words.dtype,
             shape=(length, 1, count, width),

@@ -96,7 +96,8 @@ def half_nodes(graph: ir.Graph) -> set[ir.Node]:
     for node in nodes:
         inputs = _activations(node)
         if node.op_type in PRODUCTS:
-            chosen = len(inputs) < 2 and node not in logits
+            is_map = node.op_type == "GRU" or len(inputs) < 2  # a GRU's second is the state it begins from
+            chosen = is_map and node not in logits
             chosen = chosen or _is_mean(inputs, shares, made_low) or _is_cross(inputs, sides, made_low)
         else:
             chosen = _follows(node) and (not inputs or any(v in made_low for v in inputs))

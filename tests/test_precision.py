@@ -54,6 +54,16 @@ def test_most_products_are_in_half(lowered: dict[str, Path]) -> None:
     assert types_of(lowered["text"], "GRU") == ["FLOAT16", "FLOAT16"]
 
 
+def test_recurrences_begin_in_the_precision_they_compute_in(lowered: dict[str, Path]) -> None:
+    """The parsers of TensorRT 10 begin a GRU that has no initial state from float32."""
+    grus = [node for node in ir.load(lowered["text"]).graph if node.op_type == "GRU"]
+    assert len(grus) == 2
+    for node in grus:
+        begin = node.inputs[5]
+        assert begin is not None
+        assert begin.dtype == ir.DataType.FLOAT16
+
+
 def test_encoders_hand_halves_to_the_scorer_and_answers_are_float32(lowered: dict[str, Path]) -> None:
     kept = {v.name: v.dtype for name in ("image", "text") for v in ir.load(lowered[name]).graph.outputs}
     assert kept["image.V"] == kept["text.T"] == ir.DataType.FLOAT16
