@@ -43,6 +43,7 @@ from camp_sdk.export.checkpoint import load_checkpoint
 from camp_sdk.runtime import cuda
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encoded import EncodedImages
+from camp_sdk.runtime.engines import library_version
 from camp_sdk.runtime.errors import BackendError
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.plans import LIBRARIES
@@ -57,14 +58,15 @@ IMAGES, TEXTS = max(images for _, images in BLOCKS), max(texts for texts, _ in B
 GALLERIES, QUERIES = (1000, 5000), (1, 64)
 RANK_REPEATS = 15
 PRODUCT_ROWS = (1000 * REGIONS, 4096 * REGIONS)  # regions of a block of 1 x 1000, and of all pairs in one call
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx", "cuda-bindings")
-PACKAGES = ("camp-sdk", "numpy", "torch", "triton", *RUNTIMES)
+PACKAGES = ("camp-sdk", "numpy", "torch", "triton", "cuda-bindings")
 HOW = {
     "blocks": "texts x images",
     "pytorch": "the scorer's module in float16 on the tensors that the encoders keep (maps folded into them included), "
     "which are on the device; compiled: torch.compile(dynamic=True); CUDA events around a call; logits stay on the device",
     "engines": "the clock around all blocks of the size an engine likes, two on their way with TensorRT, both sides in device "
-    "memory; logits come back to the host; CUDA graphs: runs of the same shapes are replayed",
+    "memory; logits come back to the host; CUDA graphs: runs of the same shapes are replayed; TensorRT tunes for a quarter of "
+    "the texts of tensorrt_limits, of 16 words; TensorRT-RTX compiles kernels for a shape while others run already, and keeps "
+    "them: a second run of this benchmark has them from the start",
     "rank": "Retriever.rank of float16 graphs by the clock, texts encoded, gallery in device memory, best 10",
     "exact": f"the published order of operations in float64, on {EXACT_PAIRS[0]} images x {EXACT_PAIRS[1]} texts",
 }
@@ -171,8 +173,9 @@ def measure_ranks(bundle: Bundle, backend: str, setup: Setup) -> dict[str, float
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of those packages that are installed."""
-    found, _ = attempt({name: partial(version, name) for name in packages})
+    """Versions of those packages that are installed, and of the libraries of the backends, however they came here."""
+    calls = {name: partial(version, name) for name in packages}
+    found, _ = attempt(calls | {name: partial(library_version, name) for name in ("onnxruntime", *LIBRARIES)})
     return found
 
 

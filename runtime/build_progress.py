@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ class BuildProgress:
     """Hears the phases of a build; `on_progress` hears the share that is done, which never falls.
 
     The builder asks after each step whether to go on: not once ``cancelled`` is set, or `on_progress` raised, which is kept in
-    ``failure`` because no exception may pass through the library.
+    ``failure`` because no exception may pass through the library. The library calls from several threads at once.
     """
 
     def __init__(self, on_progress: Callable[[float], None]) -> None:
@@ -27,26 +28,28 @@ class BuildProgress:
         self._on_progress = on_progress
         self._phases: dict[str, _Phase] = {}
         self._reached = 0.0
+        self._lock = threading.Lock()
 
     def phase_start(self, name: str, parent: str | None, steps: int) -> None:
         """A phase begins, of so many steps, within a step of its parent if it has one."""
-        self._phases[name] = _Phase(parent or None, max(1, steps))
+        with self._lock:
+            self._phases[name] = _Phase(parent or None, max(1, steps))
 
     def step_complete(self, name: str, step: int) -> bool:
         """Step number ``step`` of a phase, counted from 0, is done; whether the build is to go on."""
-        if name in self._phases:
-            self._phases[name].done = step + 1
-        self._tell()
+        with self._lock:
+            if name in self._phases:
+                self._phases[name].done = step + 1
+            self._tell()
         return not self.cancelled and self.failure is None
 
     def phase_finish(self, name: str) -> None:
         """A phase is over, perhaps before its last step."""
-        self._phases.pop(name, None)
+        with self._lock:
+            self._phases.pop(name, None)
 
     def _tell(self) -> None:
-        share = max(
-            (self._share(name) for name, phase in list(self._phases.items()) if phase.parent is None), default=0.0
-        )
+        share = max((self._share(name) for name, phase in self._phases.items() if phase.parent is None), default=0.0)
         self._reached = max(self._reached, share)
         try:
             self._on_progress(self._reached)
@@ -56,7 +59,7 @@ class BuildProgress:
     def _share(self, name: str) -> float:
         phase = self._phases[name]
         inner = sum(
-            self._share(child) for child, other in list(self._phases.items()) if other.parent == name and child != name
+            self._share(child) for child, other in self._phases.items() if other.parent == name and child != name
         )
         return min(1.0, (phase.done + min(inner, 1.0)) / phase.steps)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import math
 import re
+import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,10 @@ from numpy.typing import NDArray
 
 from camp_sdk.runtime.errors import BackendError, MissingExtraError
 
+ALIGNMENT_BYTES = 256  # of an address that a tensor is set to: IExecutionContext::setTensorAddress demands it
 STAGING_BYTES = 16 << 20  # an upload passes through so much page-locked memory at a time
 HELD_PERCENT = 60
+MEMORY_FILE = Path("/proc/meminfo")
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 Shape = tuple[int, ...]
 
@@ -99,9 +103,23 @@ def _version(number: int) -> str:
 
 
 def room_bytes() -> int:
-    """Bytes of device memory that may be held: a part of what is free, for engines need some to work in."""
+    """Bytes of device memory that may be held: a part of what is free, for engines need some to work in.
+
+    Where the GPU shares the host's memory (Jetson), what the system keeps of files there is free, too.
+    """
     free, _ = call("cudaMemGetInfo")
+    if call("cudaDeviceGetAttribute", import_cuda().cudaDeviceAttr.cudaDevAttrIntegrated, 0):
+        free = max(free, _available_bytes())
     return int(free) * HELD_PERCENT // 100
+
+
+def _available_bytes() -> int:
+    """What Linux could give a process without swapping, 0 if it does not tell."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMORY_FILE.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return 0
+    return 1024 * int(found[1]) if found else 0
 
 
 class Memory:
@@ -277,28 +295,55 @@ class Recording:
         self._destroy()
 
 
-def upload(tensors: Mapping[str, NDArray[Any]], dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, DeviceArray]:
-    """Those arrays that have a dtype given, in device memory and in that dtype. Memory-mapped ones are read part by part."""
-    staging = Buffer(on_host=True)
-    with Stream() as stream:
-        try:
-            return {
-                name: _uploaded(tensors[name], dtype, stream, staging)
-                for name, dtype in dtypes.items()
-                if name in tensors
-            }
-        finally:
-            staging.close()
+class Uploader:
+    """Puts arrays into device memory, through page-locked memory that it keeps: to make that takes longer than a few texts
+    take to upload. Threads take turns."""
+
+    def __init__(self) -> None:
+        self._staging = Buffer(on_host=True)
+        self._stream: Stream | None = None
+        self._turn = threading.Lock()
+
+    def upload(
+        self, tensors: Mapping[str, NDArray[Any]], dtypes: Mapping[str, np.dtype[Any]]
+    ) -> dict[str, DeviceArray]:
+        """Those arrays that have a dtype given, in device memory and in that dtype. Memory-mapped ones are read part by part.
+
+        They share one allocation: closing one frees them all.
+        """
+        chosen = {name: (tensors[name], dtype) for name, dtype in dtypes.items() if name in tensors}
+        offsets = _offsets([array.size * dtype.itemsize for array, dtype in chosen.values()])
+        memory = Memory(offsets.pop())
+        uploaded = {
+            name: DeviceArray(memory, array.shape, dtype, offset)
+            for (name, (array, dtype)), offset in zip(chosen.items(), offsets, strict=True)
+        }
+        with self._turn:
+            self._stream = self._stream or Stream()
+            for name, (array, _) in chosen.items():
+                _copy(array, uploaded[name], self._stream, self._staging)
+        return uploaded
+
+    def close(self) -> None:
+        """Free what it keeps; it can go on all the same."""
+        with self._turn:
+            self._staging.close()
+            if self._stream is not None:
+                self._stream.close()
+                self._stream = None
 
 
-def _uploaded(array: NDArray[Any], dtype: np.dtype[Any], stream: Stream, staging: Buffer) -> DeviceArray:
-    row_bytes = max(1, math.prod(array.shape[1:]) * dtype.itemsize)
-    memory = Memory(len(array) * row_bytes)
+def _offsets(sizes: Iterable[int]) -> list[int]:
+    """Where arrays of so many bytes begin in one allocation, and its size."""
+    return list(itertools.accumulate((-(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for size in sizes), initial=0))
+
+
+def _copy(array: NDArray[Any], target: DeviceArray, stream: Stream, staging: Buffer) -> None:
+    row_bytes = max(1, math.prod(target.shape[1:]) * target.dtype.itemsize)
     rows = max(1, STAGING_BYTES // row_bytes)
     for start in range(0, len(array), rows):
         part = array[start : start + rows]
-        staged = staging.viewed(part.shape, dtype)
+        staged = staging.viewed(part.shape, target.dtype)
         np.copyto(staged, part, casting="same_kind")
-        stream.copy(memory.address + start * row_bytes, staged.ctypes.data, staged.nbytes, "cudaMemcpyHostToDevice")
+        stream.copy(target.address + start * row_bytes, staged.ctypes.data, staged.nbytes, "cudaMemcpyHostToDevice")
         stream.synchronize()  # the next part is written where this one is read
-    return DeviceArray(memory, array.shape, dtype)

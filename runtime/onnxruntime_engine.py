@@ -82,6 +82,7 @@ class OnnxRuntimeEngine(Engine):
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.blocks = None if device == "cpu" else GPU_BLOCKS
         self.residents = WeakKeyDictionary()
+        self._uploader = cuda.Uploader()
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
         try:
@@ -110,7 +111,7 @@ class OnnxRuntimeEngine(Engine):
     _memory = ("cuda", 0)  # what ONNX Runtime calls the memory that `hold` puts tensors into
 
     def hold(self, tensors: Arrays) -> Mapping[str, Any]:
-        return tensors if self.room_bytes() is None else tensors | cuda.upload(tensors, self._inputs)
+        return tensors if self.room_bytes() is None else tensors | self._uploader.upload(tensors, self._inputs)
 
     def room_bytes(self) -> int | None:
         if self._device == "cpu":
@@ -123,6 +124,7 @@ class OnnxRuntimeEngine(Engine):
     def close(self) -> None:
         self.residents.clear()
         self._session = None
+        self._uploader.close()
 
     def interface(self) -> tuple[Interface, Interface]:
         def described(values: Sequence[Any]) -> Interface:

@@ -19,7 +19,6 @@ from camp_sdk.runtime.plans import PlanRecord, find_plan
 from camp_sdk.runtime.rtx_config import RtxConfig
 from camp_sdk.runtime.tensorrt_library import here_of, open_library
 
-ALIGNMENT_BYTES = 256  # of an address that a tensor is set to: IExecutionContext::setTensorAddress demands it
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "BOOL": "bool"}
 Shape = tuple[int, ...]
 
@@ -61,6 +60,7 @@ class TensorRtEngine(Engine):
         self._config = RtxConfig(trt, self._engine, content, cuda_graphs) if backend == "tensorrt-rtx" else None
         self._records = cuda_graphs and self._config is None
         self._idle: queue.SimpleQueue[_Context] = queue.SimpleQueue()
+        self._uploader = cuda.Uploader()
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         found = self._engine.get_tensor_dtype(name).name
@@ -78,9 +78,9 @@ class TensorRtEngine(Engine):
             outputs = context.run(feeds, self._inputs, self._outputs)
             if config is not None and context.runs == 1:
                 config.save()
-        except Exception as error:
+        except BaseException as error:
             if context is not None:
-                context.close()  # after an error nothing is known of its buffers
+                context.close()  # after an error, or Ctrl-C, nothing is known of its buffers
             if isinstance(error, (BackendError, RuntimeError)):  # TensorRT raises RuntimeError
                 raise BackendError(f"TensorRT cannot run {self._plan}: {error} ({self._library.reason()})") from None
             raise
@@ -102,7 +102,7 @@ class TensorRtEngine(Engine):
         return _Context(context, needed, self._records)
 
     def hold(self, tensors: Arrays) -> Mapping[str, Any]:
-        return tensors | cuda.upload(tensors, self._inputs)
+        return tensors | self._uploader.upload(tensors, self._inputs)
 
     def room_bytes(self) -> int | None:
         return cuda.room_bytes()
@@ -113,6 +113,7 @@ class TensorRtEngine(Engine):
         # First: a run that ends from now on gives its context back by itself.
         self._engine = self._runtime = self._config = None
         self._close_idle()
+        self._uploader.close()
 
     def _close_idle(self) -> None:
         while (context := self._idle_context()) is not None:
@@ -202,7 +203,7 @@ class _Context:
         if array.dtype != dtype:
             raise BackendError(f"{name} is {array.dtype}, expected {dtype}")
         held = isinstance(array, cuda.DeviceArray)
-        if held and array.address % ALIGNMENT_BYTES == 0 and not self._records:
+        if held and array.address % cuda.ALIGNMENT_BYTES == 0 and not self._records:
             self._set_address(name, array.address)
         else:
             self._set_address(name, self._copied(name, array, held))

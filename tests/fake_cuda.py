@@ -44,6 +44,10 @@ class Kind(enum.Enum):
     cudaMemcpyDeviceToDevice = 3
 
 
+class Attribute(enum.Enum):
+    cudaDevAttrIntegrated = 18
+
+
 class CaptureMode(enum.Enum):
     cudaStreamCaptureModeThreadLocal = 1
 
@@ -70,11 +74,12 @@ class Handle:
 class FakeCuda(ModuleType):
     """`cuda.bindings.runtime`. room: bytes of device memory; driver: whether there is one."""
 
-    cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking, cudaStreamCaptureMode = Error, Kind, 1, CaptureMode
+    cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode, cudaDeviceAttr = Error, Kind, CaptureMode, Attribute
+    cudaStreamNonBlocking = 1
 
     def __init__(self) -> None:
         super().__init__("cuda.bindings.runtime")
-        self.room, self.driver, self.devices = 1 << 30, True, 1
+        self.room, self.driver, self.devices, self.integrated = 1 << 30, True, 1, False
         self.device: dict[int, Any] = {}
         self.host: dict[int, Any] = {}
         self.streams: dict[int, list[Callable[[], None]]] = {}
@@ -193,6 +198,10 @@ class FakeCuda(ModuleType):
     def cudaStreamDestroy(self, stream: Handle) -> tuple[Error]:
         del self.streams[int(stream)]
         return (Error.cudaSuccess,)
+
+    def cudaDeviceGetAttribute(self, attribute: Attribute, device: int) -> tuple[Error, int]:
+        assert attribute is Attribute.cudaDevAttrIntegrated
+        return Error.cudaSuccess, int(self.integrated)
 
     def cudaMemGetInfo(self) -> tuple[Error, int | None, int | None]:
         return Error.cudaSuccess, self.room - self.used, self.room

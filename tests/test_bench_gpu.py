@@ -112,6 +112,18 @@ def test_slow_devices_have_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(times["a"]) == gpu_measure.FEWEST_ROUNDS
 
 
+def test_a_slow_warm_up_takes_nothing_from_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def timer(call: Callable[[], object]) -> float:
+        now[0] += 100.0 if now[0] == 0 else 1.0  # the first call compiles
+        return 1.0
+
+    monkeypatch.setattr("gpu_measure.time.monotonic", lambda: now[0])
+    times, _ = gpu_measure.time_block({"a": Way(lambda block: None, timer)}, (1, 1), 7)
+    assert len(times["a"]) == 7
+
+
 def test_floors_are_the_devices_rates_by_the_work_of_a_pair() -> None:
     floors = gpu_measure.floors_of("paper", 16, 2 * 53 * 1024**2 * 1e6, 2 * 2 * 52 * 1024 * 1e7)
     assert floors == {"products": 1e6, "copies": 1e7}  # (36 + 16 + 1) maps of d x d; 36 + 16 vectors, both ways
@@ -235,7 +247,8 @@ def test_the_command_measures_what_there_is(
     ]
     assert fake.launches > 0
     assert report["gpu"]["name"] == "Fake GPU"
-    assert "camp-sdk" in report["versions"]
+    assert {"camp-sdk", "numpy", "onnxruntime"} < report["versions"].keys()
+    assert report["versions"]["tensorrt"] == "10.3.0"  # of the library: no package of that name is installed
     absent = report["absent"]
     assert "finds no GPU" in absent[f"paper: {EAGER}"]
     assert "finds no GPU" in absent["the device's rates"]

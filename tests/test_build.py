@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,6 +264,27 @@ def test_an_interrupted_write_leaves_the_older_engine(bundle_copy: Path, monkeyp
 
 
 # The share that is done
+
+
+def test_phases_come_from_several_threads() -> None:
+    shares: list[float] = []
+    progress = BuildProgress(shares.append)
+
+    def build(thread: int) -> bool:
+        going_on = True
+        for turn in range(300):
+            name = f"{thread}.{turn}"
+            progress.phase_start(name, None, 2)
+            progress.phase_start(f"{name}.inner", name, 2)
+            going_on &= progress.step_complete(f"{name}.inner", 0)
+            progress.phase_finish(f"{name}.inner")
+            progress.phase_finish(name)
+        return going_on
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(build, range(4))) == [True] * 4
+    assert shares == sorted(shares)
+    assert len(shares) == 4 * 300
 
 
 def test_nested_phases_are_one_share() -> None:

@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
 
 
 def held(array: np.ndarray) -> cuda.DeviceArray:
-    return cuda.upload({"a": array}, {"a": array.dtype})["a"]
+    return upload({"a": array}, array.dtype)["a"]
+
+
+def upload(arrays: dict[str, np.ndarray], dtype: np.dtype) -> dict[str, cuda.DeviceArray]:
+    uploader = cuda.Uploader()
+    try:
+        return uploader.upload(arrays, dict.fromkeys(arrays, dtype))
+    finally:
+        uploader.close()
 
 
 def check_arrays() -> None:
@@ -48,7 +57,7 @@ def test_long_uploads_go_in_parts(fake: FakeCuda, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cuda, "STAGING_BYTES", 100)
     check_arrays()
     array = np.random.default_rng(0).standard_normal((7, 300))
-    np.testing.assert_array_equal(np.asarray(cuda.upload({"a": array}, {"a": np.dtype("f2")})["a"]), array.astype("f2"))
+    np.testing.assert_array_equal(np.asarray(upload({"a": array}, np.dtype("f2"))["a"]), array.astype("f2"))
 
 
 @pytest.mark.parametrize("part", [slice(0, 4, 2), 1, None])
@@ -70,8 +79,34 @@ def test_a_view_keeps_the_memory_and_closing_frees_it(fake: FakeCuda) -> None:
 def test_an_upload_that_fails_leaves_nothing(fake: FakeCuda) -> None:
     fake.room = 100
     arrays = {"a": np.zeros(10), "b": np.zeros(10)}
-    with pytest.raises(BackendError, match=r"out of memory \(80 bytes were asked for\): set memory_budget_bytes"):
-        cuda.upload(arrays, dict.fromkeys(arrays, np.dtype("f8")))
+    with pytest.raises(BackendError, match=r"out of memory \(512 bytes were asked for\): set memory_budget_bytes"):
+        upload(arrays, np.dtype("f8"))
+
+
+def test_an_uploader_allocates_once_for_all_arrays(fake: FakeCuda) -> None:
+    uploader, arrays = cuda.Uploader(), {"a": np.arange(3.0), "b": np.arange(70.0), "other": np.arange(2.0)}
+    dtypes = {"a": np.dtype("f4"), "b": np.dtype("f8")}
+    for made in (3, 4):  # the first time, two for page-locked memory that grows
+        there = uploader.upload(arrays, dtypes)
+        assert there.keys() == dtypes.keys()
+        for name, array in there.items():
+            assert array.address % 256 == 0
+            np.testing.assert_array_equal(np.asarray(array), arrays[name])
+        assert fake.allocations == made
+    uploader.close()
+
+
+def test_files_in_memory_count_as_free_where_the_gpu_shares_it(
+    fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cuda, "MEMORY_FILE", tmp_path / "meminfo")
+    fake.room = 1000
+    (tmp_path / "meminfo").write_text("MemTotal:    9 kB\nMemAvailable:    5 kB\n")
+    assert cuda.room_bytes() == 600
+    fake.integrated = True
+    assert cuda.room_bytes() == 5 * 1024 * 60 // 100
+    (tmp_path / "meminfo").unlink()
+    assert cuda.room_bytes() == 600
 
 
 def test_recorded_work_is_done_when_it_is_replayed(fake: FakeCuda) -> None:
@@ -140,7 +175,7 @@ def test_the_stand_in_has_no_name_that_the_real_one_lacks() -> None:
     fake = FakeCuda()
     names = {name for name in vars(FakeCuda) if name.startswith("cuda")}
     assert {name for name in names if not hasattr(real, name)} == set()
-    for kind in ("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode"):
+    for kind in ("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode", "cudaDeviceAttr"):
         assert {member.name for member in getattr(fake, kind)} <= set(getattr(real, kind).__members__)
 
 

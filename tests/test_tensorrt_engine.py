@@ -193,6 +193,21 @@ def test_a_run_that_fails_says_why_and_leaves_nothing(setup: Setup, feeds: Array
         assert_same(engine.run(good), setup.plain(good))
 
 
+def test_a_run_that_is_interrupted_leaves_nothing(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = feeds_of(setup.spec, SIZES)
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with TensorRtEngine(setup.plan, "tensorrt") as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeContext, "_execute", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                engine.run(feeds)
+        assert setup.fake.held == 0
+        assert_same(engine.run(feeds), setup.plain(feeds))
+
+
 def test_memory_that_does_not_suffice(setup: Setup) -> None:
     good = feeds_of(setup.spec, SIZES)
     with TensorRtEngine(setup.plan, "tensorrt") as engine:
