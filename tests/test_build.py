@@ -267,6 +267,7 @@ def test_an_interrupted_write_leaves_the_older_engine(bundle_copy: Path, monkeyp
 
 
 def test_phases_come_from_several_threads() -> None:
+    switching = sys.getswitchinterval()
     shares: list[float] = []
     progress = BuildProgress(shares.append)
 
@@ -281,8 +282,12 @@ def test_phases_come_from_several_threads() -> None:
             progress.phase_finish(name)
         return going_on
 
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(build, range(4))) == [True] * 4
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(build, range(4))) == [True] * 4
+    finally:
+        sys.setswitchinterval(switching)
     assert shares == sorted(shares)
     assert len(shares) == 4 * 300
 
