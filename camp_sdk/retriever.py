@@ -27,6 +27,9 @@ from camp_sdk.runtime.selftest import choose_tested_backend
 from camp_sdk.runtime.tokenizer import Tokenizer
 
 
+MOST_THREADS = 1024  # engines start as many as they are told, whatever cores there are
+
+
 def _silent(items: int) -> None:
     """The default progress callback."""
 
@@ -57,9 +60,13 @@ class Retriever:
         memory_budget_bytes: int | None = None,
         cuda_graphs: bool = False,
     ) -> None:
-        for name, count in (("threads", threads), ("memory_budget_bytes", memory_budget_bytes)):
-            if count is not None and (not isinstance(count, int) or count < 1):
-                raise InputError(f"{name} is {count!r}: expected a whole number, 1 or more, or None")
+        for name, count, most in (
+            ("threads", threads, MOST_THREADS),
+            ("memory_budget_bytes", memory_budget_bytes, None),
+        ):
+            if count is not None and (type(count) is not int or count < 1 or (most and count > most)):
+                sizes = f"from 1 to {most}" if most else "1 or more"
+                raise InputError(f"{name} is {count!r}: expected a whole number, {sizes}, or None")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         self.backend = choose_tested_backend(self.bundle, backend, precision)
         self.precision = precision

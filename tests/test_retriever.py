@@ -704,11 +704,14 @@ def test_a_precision_that_is_not_there(feature_bundle: Path, options: dict[str, 
         Retriever(feature_bundle, **options)  # type: ignore[arg-type]  # strings all
 
 
-@pytest.mark.parametrize("name", ["threads", "memory_budget_bytes"])
-@pytest.mark.parametrize("count", [0, -1, "2", 1.5])
-def test_a_count_that_is_none(feature_bundle: Path, name: str, count: Any) -> None:
-    with pytest.raises(InputError, match=f"{name} is {count!r}: expected a whole number, 1 or more, or None"):
-        Retriever(feature_bundle, "onnxruntime", **{name: count})
+@pytest.mark.parametrize(
+    ("name", "sizes", "counts"),
+    [("threads", "from 1 to 1024", (0, -1, "2", 1.5, True, 1025)), ("memory_budget_bytes", "1 or more", (0, "2", 1.5))],
+)
+def test_a_count_that_is_none(feature_bundle: Path, name: str, sizes: str, counts: tuple[Any, ...]) -> None:
+    for count in counts:
+        with pytest.raises(InputError, match=f"{name} is {count!r}: expected a whole number, {sizes}, or None"):
+            Retriever(feature_bundle, "onnxruntime", **{name: count})
 
 
 @pytest.mark.parametrize(("backend", "extra"), [("auto", "cpu"), ("onnxruntime", "cpu"), ("onnxruntime-cuda", "gpu")])
