@@ -26,7 +26,6 @@ from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.selftest import choose_tested_backend
 from camp_sdk.runtime.tokenizer import Tokenizer
 
-
 MOST_THREADS = 1024  # engines start as many as they are told, whatever cores there are
 
 
