@@ -54,14 +54,19 @@ def test_most_products_are_in_half(lowered: dict[str, Path]) -> None:
     assert types_of(lowered["text"], "GRU") == ["FLOAT16", "FLOAT16"]
 
 
-def test_recurrences_begin_in_the_precision_they_compute_in(lowered: dict[str, Path]) -> None:
-    """The parsers of TensorRT 10 begin a GRU that has no initial state from float32."""
-    grus = [node for node in ir.load(lowered["text"]).graph if node.op_type == "GRU"]
-    assert len(grus) == 2
-    for node in grus:
-        begin = node.inputs[5]
-        assert begin is not None
-        assert begin.dtype == ir.DataType.FLOAT16
+def test_half_products_need_nothing_that_tensorrt_10_adds_in_float32(lowered: dict[str, Path]) -> None:
+    """Its parser begins a GRU without an initial state from float32, and scales a Gemm by float32 constants."""
+    for path in lowered.values():
+        for node in ir.load(path).graph:
+            if node.op_type == "GRU":
+                begin = node.inputs[5]
+                assert begin is not None
+                assert begin.dtype == ir.DataType.FLOAT16
+            if node.op_type == "Gemm":
+                assert [node.attributes[name].value for name in ("alpha", "beta") if name in node.attributes] in (
+                    [],
+                    [1.0, 1.0],
+                )
 
 
 def test_encoders_hand_halves_to_the_scorer_and_answers_are_float32(lowered: dict[str, Path]) -> None:
