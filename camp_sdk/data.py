@@ -125,10 +125,10 @@ def _load_features(folder: Path, split: str) -> Split:
 def open_rows(path: Path) -> tuple[NDArray[np.float32], list[str]]:
     """Features [I, R, D] of a .npy file, memory-mapped, and the name of each image's row in it.
 
-    Where a file holds each row five times over, every fifth is an image. Raises BundleError for a file of anything else.
+    Where a file holds each row five times over, every fifth is an image. Raises BundleError for a file that holds no features.
     """
     rows = _map_features(path)
-    features = _distinct_rows(rows, path)
+    features = rows[::CAPTIONS_PER_IMAGE] if _repeats_rows(rows) else rows
     return features, [f"row {row}" for row in range(0, len(rows), len(rows) // len(features))]
 
 
@@ -161,15 +161,19 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _distinct_rows(features: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
-    """Each image once, of a file that may hold it once for each of its five captions; reads a few rows, not the file."""
+    """Each image once, of a file that may hold it once for each of its five captions."""
     if len(features) == 1 or (features[0] != features[1]).any():
         return features
-    groups, rest = divmod(len(features), CAPTIONS_PER_IMAGE)
-    some = np.unique(np.linspace(0, max(groups - 1, 0), 8).astype(int)) * CAPTIONS_PER_IMAGE
-    even = all((features[start : start + CAPTIONS_PER_IMAGE] == features[start]).all() for start in some)
-    if rest or not even:
+    if not _repeats_rows(features):
         raise BundleError(
             f"{path} repeats its rows, as files with a row a caption do, but its {len(features)} rows are not groups of "
             f"{CAPTIONS_PER_IMAGE} equal ones"
         )
     return features[::CAPTIONS_PER_IMAGE]
+
+
+def _repeats_rows(features: NDArray[np.float32]) -> bool:
+    """Whether every row is there five times over; reads a few rows, not the file."""
+    groups, rest = divmod(len(features), CAPTIONS_PER_IMAGE)
+    some = np.unique(np.linspace(0, max(groups - 1, 0), 8).astype(int)) * CAPTIONS_PER_IMAGE
+    return not rest and all((features[k : k + CAPTIONS_PER_IMAGE] == features[k]).all() for k in some)

@@ -15,10 +15,11 @@ from camp_sdk.runtime.bundle import Bundle, Manifest, TensorSpec
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, Indices, narrow_specs, words_axis
 from camp_sdk.runtime.engine import Arrays
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.files import holds_only, write_aside
+from camp_sdk.runtime.files import is_empty, write_aside
 
 FORMAT_VERSION = 1
 METADATA = "gallery.json"
+OPENINGS = 100
 
 
 class Gallery:
@@ -84,7 +85,7 @@ class Gallery:
         Raises InputError if the name is taken by something that is not a gallery, or holds other files too.
         """
         target = Path(folder)
-        if target.exists() and not _is_gallery(target):
+        if target.exists() and not is_empty(target) and not _is_gallery(target):
             raise InputError(f"{target} exists and is not a gallery, or holds other files too: name another folder")
         with write_aside(target) as aside:
             aside.mkdir()
@@ -109,6 +110,22 @@ class Gallery:
         Raises BundleError if it is no gallery, was made by another bundle, or a file does not fit the contract.
         """
         path = Path(folder)
+        for _ in range(
+            OPENINGS
+        ):  # one that is saved meanwhile must not give the names of one and the tensors of another
+            version = _version(path)
+            try:
+                gallery = cls._opened(path, bundle)
+            except BundleError:
+                if _version(path) == version:
+                    raise
+            else:
+                if _version(path) == version:
+                    return gallery
+        raise BundleError(f"{path} is saved again and again: open it when that is done")
+
+    @classmethod
+    def _opened(cls, path: Path, bundle: Bundle) -> Gallery:
         about = _read_metadata(path / METADATA)
         if about["bundle"] != bundle.fingerprint:
             raise BundleError(
@@ -123,12 +140,21 @@ class Gallery:
         return cls(encoded, about["documents"], bundle, about["precision"])
 
 
+def _version(folder: Path) -> tuple[int, int] | None:
+    """What tells one saved gallery from another of the same name."""
+    try:
+        found = (folder / METADATA).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def _is_gallery(folder: Path) -> bool:
     try:
         _read_metadata(folder / METADATA)
     except BundleError:
         return False
-    return holds_only(folder, [METADATA, *(path.name for path in folder.glob("*.npy"))])
+    return all((path.name == METADATA or path.suffix == ".npy") and not path.is_dir() for path in folder.iterdir())
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
@@ -82,25 +81,17 @@ def finish_run(config: TrainConfig, checkpoint: str = "best.ckpt") -> Path:
     minutes.json beside it tells what training took; null if it was stopped and went on, since the time before is lost.
     Raises InputError if the run was begun with other options, and what training and export raise.
     """
-    finished, resume = ((config.output / name).is_file() for name in ("finished", "last.ckpt"))
-    if not resume:
-        _forget_first_epoch(config.output)
+    finished, goes_on = ((config.output / name).is_file() for name in ("finished", "last.ckpt"))
     started = time.monotonic()
-    train(replace(config, resume=resume))
+    train(replace(config, resume=config.output.is_dir()))
     if not finished:
-        minutes = None if resume else round((time.monotonic() - started) / 60, 1)
+        minutes = None if goes_on else round((time.monotonic() - started) / 60, 1)
         write_json(config.output / "minutes.json", minutes)
     bundle = config.output / "bundle"
     if not bundle.exists():
         (config.output / "measured.json").unlink(missing_ok=True)  # of a bundle that is gone
         export_bundle(config.output / checkpoint, bundle)
     return bundle
-
-
-def _forget_first_epoch(run: Path) -> None:
-    """A run that was stopped before its first checkpoint has nothing to go on from, and begins anew."""
-    shutil.rmtree(run / "logs", ignore_errors=True)
-    (run / "best.ckpt").unlink(missing_ok=True)
 
 
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:

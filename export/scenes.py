@@ -27,7 +27,7 @@ import typer
 from PIL import Image, ImageDraw
 
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.files import is_empty, write_aside
 from camp_sdk.terminal import progress, run_command
 
 COLOURS = {
@@ -196,7 +196,7 @@ def write_scenes(output: Path, counts: dict[str, int], seed: int = 0, size: int 
 
     Raises InputError if ``output`` exists, or a split has no pictures.
     """
-    if output.exists():
+    if output.exists() and not is_empty(output):
         raise InputError(f"{output} exists: name a new folder, or remove it first")
     for split, count in counts.items():
         if count < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,10 @@ from camp_sdk.export.training import (
 from camp_sdk.export.vision import open_vision
 from camp_sdk.export.vocabulary import LEARNED, build_tokenizer
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.files import check_writable
+from camp_sdk.terminal import stderr
+
+STAGE_FOLDERS = ("attention", "fusion", ".")  # of a run's folder
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,12 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
         best = run_stage(stage, data, origin, best)
         stage.finished.touch()
     assert best is not None
+    told = load_checkpoint(best)[1].training
+    stderr.print(
+        f"{best}: epoch {told['epoch'] + 1} of {config.epochs}, rsum {told['dev']['rsum']:.1f} on dev",
+        highlight=False,
+        soft_wrap=True,
+    )
     return best
 
 
@@ -102,14 +113,13 @@ def check_output(config: TrainConfig) -> None:
     if not config.resume:
         if config.output.exists() and any(config.output.iterdir()):
             raise InputError(f"{config.output} is not empty: name a new folder, or go on with --resume")
+        check_writable(config.output / "best.ckpt")  # now, not after hours
         return
-    begun = [
-        path
-        for path in (config.output / stage / "last.ckpt" for stage in ("attention", "fusion", "."))
-        if path.is_file()
-    ]
+    if not config.output.is_dir():
+        raise InputError(f"--resume: {config.output} not found; start the run without --resume")
+    begun = [path for stage in STAGE_FOLDERS if (path := config.output / stage / "last.ckpt").is_file()]
     if not begun:
-        raise InputError(f"--resume: {config.output / 'last.ckpt'} not found; start the run without --resume")
+        _begin_anew(config.output)
     for path in begun:
         told, stage = load_checkpoint(path)[1].training, path.parent.name if path.parent != config.output else "."
         asked = _options_of_stage(config, stage)
@@ -118,6 +128,18 @@ def check_output(config: TrainConfig) -> None:
         ]
         if changed:
             raise InputError(f"--resume: {path} was trained with other options: {'; '.join(changed)}")
+
+
+def _begin_anew(run: Path) -> None:
+    """Empty the folder of a run that was stopped in its first epoch, and so has nothing to go on from."""
+    found = {path.name for path in run.iterdir()}
+    if not found <= {"logs", "best.ckpt", "attention", "fusion"}:
+        raise InputError(f"--resume: {run / 'last.ckpt'} not found; start the run without --resume, in a new folder")
+    if found:
+        stderr.print(f"{run} was stopped in its first epoch: it begins anew", highlight=False, soft_wrap=True)
+    for stage in STAGE_FOLDERS:
+        shutil.rmtree(run / stage / "logs", ignore_errors=True)
+        (run / stage / "best.ckpt").unlink(missing_ok=True)
 
 
 def _options_of_stage(config: TrainConfig, stage: str) -> dict[str, Any]:
@@ -145,7 +167,13 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
     every = RunCheckpoint(config.output, "last", enable_version_counter=False)
     with quiet_lightning():
         trainer = build_trainer(config, [best, every, RichProgressBar(refresh_rate=10, leave=True)])
-        trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
+        try:
+            trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
+        except SystemExit as stopped:  # Lightning ends the process with 1 on Ctrl-C
+            stderr.print("stopped: --resume goes on after the last epoch that was finished", style="red")
+            if stopped.code == 1:
+                raise KeyboardInterrupt from None
+            raise
     return config.output / "best.ckpt"
 
 

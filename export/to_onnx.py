@@ -20,7 +20,7 @@ import typer
 
 from camp_sdk.runtime.bundle import PRECISION_FOLDERS, SCHEMA_VERSION, Bundle, sha256_of
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import holds_only, write_aside
+from camp_sdk.runtime.files import holds_only, is_empty, write_aside
 from camp_sdk.runtime.onnxruntime_engine import import_onnxruntime
 from camp_sdk.runtime.openvino_engine import require_bfloat16
 from camp_sdk.runtime.plans import engine_files
@@ -102,7 +102,7 @@ def write_lowered(precision: str, contract: dict[str, Any], folder: Path) -> dic
 
 def check_output(output: Path) -> None:
     """Raise InputError if a bundle written to ``output`` would replace anything but an older bundle and its engines."""
-    if not output.exists():
+    if not output.exists() or is_empty(output):
         return
     try:
         listed = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["files"]

@@ -34,6 +34,7 @@ UNTOLD = ("data", "output", "start", "resume", "devices", "workers", "cache")  #
 LEAST = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
 LEAST |= dict.fromkeys(("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed"), 0)
 LEAST |= dict.fromkeys(("pair_batch", "picture_size", "workers"), 0)
+VARIANTS = (*DISTANCE_VARIANTS, *CROSS_ATTENTION.values(), *CROSS_ATTENTION)
 VARIANT = "paper (gates of d numbers), scalar (one number, factored), or one of the released code's: " + ", ".join(
     [*CROSS_ATTENTION.values(), *CROSS_ATTENTION]
 )
@@ -50,7 +51,7 @@ class TrainConfig:
     output: Annotated[Path, typer.Option(help="Folder of the run.")]
     variant: Annotated[str, typer.Option(help=VARIANT)] = "paper"
     start: Annotated[Path | None, typer.Option(help="Checkpoint to start from; brings its vocabulary.")] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last epoch that was finished.")] = False
     width: Annotated[int, typer.Option(help="d. 0: 1024 for features, 128 for pictures.")] = 0
     word_width: Annotated[int, typer.Option(help="Learned vectors. 0: 300 for features, 64 for pictures.")] = 0
     words: Annotated[str, typer.Option(help="learned, or a pretrained encoder, frozen: all-minilm-l6-v2.")] = "learned"
@@ -118,6 +119,8 @@ class TrainConfig:
         for name, least in LEAST.items():
             if not getattr(self, name) >= least:  # not a number is not enough either
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {least} or more")
+        if self.variant not in VARIANTS:
+            raise InputError(f"--variant {self.variant}: expected one of {', '.join(VARIANTS)}")
         self._check_stages()
         self._check_vision()
         self._check_parts()

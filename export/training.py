@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import Tensors
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.vocabulary import SPECIALS
+from camp_sdk.runtime.files import write_aside
 
 CLIP_NORM = 2.0
 DRIFT_WEIGHT = 0.1
@@ -157,6 +160,18 @@ def forget_words(tokens: Tensor, part: float) -> Tensor:
     return tokens.masked_fill(drawn & (tokens >= len(SPECIALS)), SPECIALS.index("<unk>"))
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints written beside their place and renamed. Lightning's own come from another folder, in pieces where that is
+    on another disk: a kill leaves one cut short, under the name that a run goes on from."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint. Raises OSError, naming the path, where it does not fit."""
+        content = io.BytesIO()  # a disk that is full is no OSError inside torch.save
+        torch.save(checkpoint, content)
+        with write_aside(Path(path)) as aside:
+            aside.write_bytes(content.getbuffer())
+
+
 class RunCheckpoint(ModelCheckpoint):
     """Lightning's, which forgets the best score of a run whose folder was moved; this one knows its files by their names."""
 
@@ -201,6 +216,7 @@ def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> lightning.T
         devices=config.devices,
         logger=[CSVLogger(config.output, "logs", ""), TensorBoardLogger(config.output, "logs", "")],
         callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
         gradient_clip_val=CLIP_NORM,
         enable_model_summary=False,
         log_every_n_steps=20,

@@ -32,4 +32,6 @@ class MissingExtraError(BackendError, ImportError):
     """An optional package is missing; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; install it with: pip install 'camp-sdk[{extra}]'")
+        super().__init__(
+            f"{package} is not installed; install it with: pip install 'camp-sdk[{extra}]' (in a clone: '.[{extra}]')"
+        )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,6 +36,8 @@ def _replace(fresh: Path, target: Path, old: Path) -> None:
     if not target.is_dir() or not fresh.is_dir():
         fresh.replace(target)  # a file does not replace a folder: that is an IsADirectoryError
         return
+    if _exchange(fresh, target):
+        return
     try:
         target.rename(old)  # a folder cannot be renamed over a full one
         fresh.replace(target)
@@ -42,23 +47,56 @@ def _replace(fresh: Path, target: Path, old: Path) -> None:
         raise
 
 
+def is_empty(path: Path) -> bool:
+    """Whether a path is a folder with nothing in it, which an output may replace."""
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change their names in one step, so that neither is ever missing; False where the system cannot."""
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None, use_errno=True), "renameat2"):
+        return False
+    here, exchange = ctypes.c_int(-100), ctypes.c_uint(2)  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
 @contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
     """Yield a path in a new folder beside ``target``; rename it to ``target`` on success, drop it on any exception.
 
-    The caller creates a file or a folder at the path it is given. What stood at ``target`` before is replaced.
+    The caller creates a file or a folder at the path it is given. What stood at ``target`` before is replaced, in one step
+    where the system can exchange two folders (Linux). Raises OSError, naming the target, where it cannot be written.
     """
     target = target.absolute()
     if target.name in ("", ".."):
         target = target.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    aside: Path | None = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         fresh = aside / target.name
         yield fresh
         _replace(fresh, target, aside / "replaced")
+    except OSError as error:  # it names nothing, or what nobody asked for
+        if error.errno is None:
+            raise OSError(f"{target} cannot be written: {error}") from None
+        if error.filename is None or Path(str(error.filename)).parent.name.startswith(f".{target.name}."):
+            raise OSError(error.errno, os.strerror(error.errno), str(target)) from None
+        raise
     finally:
-        _remove(aside)
+        if aside is not None:
+            _remove(aside)
+
+
+def check_writable(target: Path) -> None:
+    """Raise OSError, naming the target, if nothing can be written there: before long work, not after it."""
+    folder = target.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
 
 
 def forget_pages(array: Any) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from camp_sdk import BundleError, Gallery, InputError, Retriever
+from camp_sdk.runtime import files
 from tests.tiny import CAPTIONS
 
 
@@ -237,6 +241,7 @@ def test_an_interrupt_between_the_renames_leaves_one_of_the_two(
     step: str,
     done: bool,
 ) -> None:
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)  # as where the system has none
     saved(texts, tmp_path / "gallery")
     real = getattr(Path, step)
 
@@ -268,6 +273,36 @@ def test_indices_that_are_none_are_refused(images: Gallery, indices: Any) -> Non
         images.select(indices)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux alone")
+def test_a_gallery_that_is_saved_again_can_be_opened_all_the_while(
+    feature_retriever: Retriever, images: Gallery, texts: Gallery, tmp_path: Path
+) -> None:
+    saved(texts, tmp_path / "gallery")
+    stop = threading.Event()
+
+    def save() -> None:
+        while not stop.is_set():
+            for gallery in (images.select([0, 1]), images, texts):
+                gallery.save(tmp_path / "gallery")
+
+    with ThreadPoolExecutor(2) as pool:
+        savers = [pool.submit(save) for _ in range(2)]
+        try:
+            found = [feature_retriever.open_gallery(tmp_path / "gallery") for _ in range(300)]
+        finally:
+            stop.set()
+        for saver in savers:
+            saver.result()
+    sizes = {("image", 2), ("image", len(images)), ("text", len(texts))}
+    assert {(gallery.kind, len(gallery)) for gallery in found} <= sizes
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
+
+
+def test_an_empty_folder_may_be_saved_to(feature_retriever: Retriever, images: Gallery, tmp_path: Path) -> None:
+    (tmp_path / "gallery").mkdir()
+    assert len(feature_retriever.open_gallery(saved(images, tmp_path / "gallery"))) == len(images)
+
+
 def test_a_failed_rename_keeps_the_older_gallery(
     feature_retriever: Retriever, images: Gallery, texts: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +312,7 @@ def test_a_failed_rename_keeps_the_older_gallery(
         def fails(self: Path, target: Path) -> Path:
             raise OSError("no rename today")
 
+        patched.setattr(files, "_exchange", lambda one, other: False)
         patched.setattr(Path, "replace", fails)
         with pytest.raises(OSError, match="no rename"):
             images.save(tmp_path / "gallery")

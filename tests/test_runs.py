@@ -62,19 +62,12 @@ def test_a_stopped_run_goes_on_and_does_not_know_its_time(config: TrainConfig, s
     assert minutes_of(config) is None
 
 
-def test_a_run_stopped_before_its_first_checkpoint_begins_anew(config: TrainConfig, steps: list[str]) -> None:
-    (config.output / "logs").mkdir(parents=True)
-    (config.output / "logs/metrics.csv").touch()
-    (config.output / "best.ckpt").touch()  # written just before last.ckpt
-    finish_run(config)
-    assert steps == ["trained in []", "exported"]
-
-
-def test_files_of_others_are_left_alone(config: TrainConfig, steps: list[str]) -> None:
+def test_a_run_whose_folder_is_there_goes_on(config: TrainConfig, steps: list[str]) -> None:
+    """Training itself begins anew what was stopped in its first epoch, and refuses a folder with other files."""
     config.output.mkdir()
-    (config.output / "mine.txt").touch()
     finish_run(config)
-    assert steps[0] == "trained in ['mine.txt']"  # which the real training refuses
+    assert steps == ["resumed", "exported"]
+    assert minutes_of(config) is not None  # nothing was done before
 
 
 def test_a_run_stopped_before_its_export_is_exported(config: TrainConfig, steps: list[str]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,7 +31,7 @@ from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import DISTANCE, VisionNet
 from camp_sdk.export.stages import prepare, run_training
 from camp_sdk.export.train import TrainConfig
-from camp_sdk.export.training import CampTraining, forget_words
+from camp_sdk.export.training import CampTraining, WholeCheckpoints, forget_words
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 2
@@ -502,8 +506,66 @@ def test_an_output_in_use_is_refused(precomputed: Path, tmp_path: Path, cache: P
 
 
 def test_resuming_without_a_checkpoint_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(InputError, match=r"--resume: .*run not found"):
+        run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").touch()
     with pytest.raises(InputError, match=r"--resume: .*last\.ckpt not found"):
         run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
+    assert (tmp_path / "run" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("left", [[], ["logs/metrics.csv"], ["logs/metrics.csv", "best.ckpt", "attention/logs/x"]])
+def test_resuming_a_run_stopped_in_its_first_epoch_begins_anew(
+    precomputed: Path, tmp_path: Path, cache: Path, left: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in left:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    (tmp_path / "run").mkdir(exist_ok=True)
+    best = run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
+    assert saved(best)["epoch"] in (0, 1)
+    told = capsys.readouterr().err.replace("\n", "")
+    assert ("was stopped in its first epoch: it begins anew" in told) == bool(left)
+    assert re.search(r"best\.ckpt: epoch [12] of 2, rsum \d+\.\d on dev", told)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_were_done(
+    precomputed: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "export/train.py"),
+        "--data",
+        str(precomputed),
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    command += ["--width", "16", "--word-width", "8", "--min-count", "1", "--batch-size", "8", "--epochs", "10000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        while not (tmp_path / "run/last.ckpt").is_file():
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            time.sleep(0.1)
+        process.send_signal(number)
+        told = process.communicate(timeout=120)[1]
+    assert process.returncode == code
+    assert "--resume goes on after the last epoch that was finished" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "run/finished").exists()
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, content: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    WholeCheckpoints().save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/last\.ckpt'"):
+        WholeCheckpoints().save_checkpoint({"epoch": 2}, tmp_path / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert saved(tmp_path / "last.ckpt") == {"epoch": 1}
 
 
 @pytest.mark.parametrize(
@@ -530,7 +592,7 @@ def test_resuming_without_a_checkpoint_is_refused(precomputed: Path, tmp_path: P
         ({"attention_epochs": 1}, "--attention-epochs: paper has no cross-attention model to start from"),
         ({"fusion_epochs": 1}, "--fusion-epochs: nothing to freeze; give --attention-epochs, or --start"),
         ({"global_weight": float("nan")}, "--global-weight nan: expected 0 or more"),
-        ({"variant": "papr"}, "variant 'papr': expected one of paper, scalar"),
+        ({"variant": "papr"}, "--variant papr: expected one of paper, scalar"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )

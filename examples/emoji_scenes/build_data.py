@@ -34,7 +34,7 @@ from phrases import phrase
 from PIL import Image
 
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.files import is_empty, write_aside
 from camp_sdk.terminal import progress, run_command
 
 CANVAS = 384  # width and height of a scene in pixels
@@ -211,7 +211,7 @@ def build(pictures: Path, output: Path, counts: dict[str, int], seed: int = 0) -
     Raises InputError if ``output`` exists or there are too few things for a count, BundleError for a folder that is not the
     data set of examples/emoji_search.
     """
-    if output.exists():
+    if output.exists() and not is_empty(output):
         raise InputError(f"{output} exists: name a new folder, or remove it first")
     things = {source: read_things(pictures, source) for source in SOURCES.values()}
     met: dict[str, set[frozenset[str]]] = {source: set() for source in things}

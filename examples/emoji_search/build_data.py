@@ -31,7 +31,7 @@ from families import group_families
 from packages import FLUENT, KEYWORDS, LABELS, NOTO, PACKAGES, STYLES, TWEMOJI, read_package
 
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.files import is_empty, write_aside
 from camp_sdk.terminal import progress, run_command
 
 NAME, UNICODE_NAME, TAGS, WORDS = "name", "unicode name", "tags", "keywords"
@@ -197,7 +197,7 @@ def write_notices(folder: Path, packages: Path) -> None:
 def build(packages: Path, output: Path, counts: dict[str, int], seed: int = 0) -> None:
     """Write the data set: the whole of it or nothing. Raises InputError if ``output`` exists or a count does not fit,
     BundleError for packages that are missing or not the pinned ones."""
-    if output.exists():
+    if output.exists() and not is_empty(output):
         raise InputError(f"{output} exists: name a new folder, or remove it first")
     drawn = {style: read_pictures(packages, style) for style in progress(STYLES, "reading pictures")}
     concepts = [c for c in read_concepts(packages) if all(c.code in drawn[style] for style in STYLES)]
