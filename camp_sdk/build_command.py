@@ -13,6 +13,7 @@ from camp_sdk.progress import progress_bar
 from camp_sdk.runtime.build import EngineOrder, build_engine, built_engine, prefer, trtexec_command
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.files import check_writable
 from camp_sdk.runtime.plans import PlanRecord
 from camp_sdk.runtime.profiles import Limits
 from camp_sdk.runtime.tensorrt_library import here_of
@@ -65,7 +66,7 @@ def _orders(
     names = dict.fromkeys(graphs or bundle.manifest.graphs)
     orders = [EngineOrder(bundle, name, precision, here, limits) for name in names]
     for order in orders:
-        _ = order.folder  # a wrong name or limit is told before the first build, which may take minutes
+        check_writable(order.folder)  # as a wrong name or limit, before the first build, which may take minutes
     return orders
 
 

@@ -1,4 +1,4 @@
-"""The `camp` command: `camp eval`, `rank`, `build` and `doctor`. Results on standard output, progress on standard error."""
+"""The `camp` command: `eval`, `encode`, `rank`, `build`, `doctor`. Results on standard output, progress on standard error."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from camp_sdk.build_command import build_command
-from camp_sdk.data import load_split, open_rows
+from camp_sdk.data import load_split
 from camp_sdk.doctor_command import doctor_command
+from camp_sdk.encode_command import encode_all, encode_command
 from camp_sdk.evaluation import Evaluation, evaluate, protocol_folds, work_of
 from camp_sdk.metrics import Direction
-from camp_sdk.pictures import MAX_MEGAPIXELS, find_pictures
-from camp_sdk.progress import progress_bar, progress_bars
+from camp_sdk.options import (
+    IMAGES_HELP,
+    BackendOption,
+    BundleArgument,
+    JsonOption,
+    MegapixelsOption,
+    PrecisionOption,
+    SkipBrokenOption,
+)
+from camp_sdk.pictures import MAX_MEGAPIXELS
+from camp_sdk.progress import progress_bars
 from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
-from camp_sdk.runtime.engines import BACKENDS
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.files import check_writable, write_aside
 from camp_sdk.terminal import run_app
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help="Rank pictures by text with CAMP."
 )
 
-BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder made by export/to_onnx.py.")]
-BackendOption = Annotated[str, typer.Option(help=f"auto, {', '.join(BACKENDS)}.")]
-PrecisionOption = Annotated[
-    str, typer.Option(help="float32, float16 (GPUs) or bfloat16 (openvino): faster, scores differ a little.")
-]
 SHORTLISTS = (10, 20, 50, 100, 200, 500, 1000)
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -78,6 +81,8 @@ def eval_command(
         raise InputError(f"--folds {folds}: {protocol} has its own folds, give one of the two")
     if output and output.is_dir():
         raise InputError(f"--output {output} is a folder: name a file")
+    if output:
+        check_writable(output)  # before the work, not after it
     parts = protocol_folds(protocol, loaded) if protocol else folds or 1
     sizes = sorted({*(size for size in SHORTLISTS if size < shortlist), shortlist} - {0})
     with Retriever(bundle, backend, precision) as retriever, progress_bars(work_of(loaded, parts)) as advance:
@@ -98,36 +103,43 @@ def eval_command(
 @app.command("rank")
 def rank_command(
     bundle: BundleArgument,
-    images: Annotated[Path, typer.Option(help="Folder of pictures, or a .npy file of features [I, R, D].")],
-    query: Annotated[str, typer.Option(help="What to look for, in words.")],
+    query: Annotated[list[str], typer.Option(help="What to look for, in words; may be repeated.")],
+    images: Annotated[Path | None, typer.Option(help=IMAGES_HELP)] = None,
+    gallery: Annotated[Path | None, typer.Option(help="Gallery made by camp encode, instead of --images.")] = None,
     top_k: Annotated[int, typer.Option(help="How many answers.", min=1)] = 5,
     shortlist: Annotated[int | None, typer.Option(help="Score only so many, the nearest by global vector.")] = None,
-    skip_broken: Annotated[
-        bool,
-        typer.Option("--skip-broken", help="Leave out pictures that cannot be read; they are named on standard error."),
-    ] = False,
-    max_megapixels: Annotated[float, typer.Option(help="Do not decode pictures of more.")] = MAX_MEGAPIXELS,
+    skip_broken: SkipBrokenOption = False,
+    max_megapixels: MegapixelsOption = MAX_MEGAPIXELS,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Rank the pictures of a folder, or the rows of a file of features, by a text."""
-    found, names = open_rows(images) if images.suffix == ".npy" else (find_pictures(images), None)
+    """Rank the pictures of a folder or a gallery, or the rows of a file of features, by a text."""
+    if (images is None) == (gallery is None):
+        raise InputError("give --images or --gallery, one of the two")
+    if shortlist is not None and shortlist < top_k:
+        raise InputError(f"--shortlist {shortlist}: expected at least --top-k, {top_k}")
     with Retriever(bundle, backend, precision) as retriever:
-        retriever.check_queries([query])  # before the pictures: they may take minutes
-        with progress_bar("encoding images", len(found)) as advance:
-            gallery = retriever.encode_images(
-                found, names, advance, skip_broken=skip_broken, max_megapixels=max_megapixels
-            )
-        matches = retriever.rank(query, gallery, top_k, shortlist)
+        retriever.check_queries(query)  # before the pictures: they may take minutes
+        if gallery is not None:
+            corpus = retriever.open_gallery(gallery)
+        else:
+            assert images is not None
+            corpus = encode_all(retriever, images, skip_broken, max_megapixels)
+        rankings = retriever.rank(query, corpus, top_k, shortlist)
     if as_json:
-        skipped = [asdict(one) for one in gallery.skipped]
-        answer = {"query": query, "matches": [_as_dict(match) for match in matches], "skipped": skipped}
-        typer.echo(json.dumps(answer, indent=2))
+        found = [
+            {"query": text, "matches": [_as_dict(match) for match in matches]}
+            for text, matches in zip(query, rankings, strict=True)
+        ]
+        answer = found[0] if len(found) == 1 else {"rankings": found}
+        typer.echo(json.dumps(answer | {"skipped": [asdict(one) for one in corpus.skipped]}, indent=2))
     else:
-        Console().print(_ranking_table(query, matches))
+        for text, matches in zip(query, rankings, strict=True):
+            Console().print(_ranking_table(text, matches))
 
 
+app.command("encode")(encode_command)
 app.command("build")(build_command)
 app.command("doctor")(doctor_command)
 

@@ -42,15 +42,20 @@ EXIF_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # whe
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder, by their suffix, sorted by name. Raises InputError if there are none."""
+    """The picture files of a folder, by their suffix, sorted by name, links that lead nowhere included; without its
+    subfolders. Raises InputError if there are none."""
     from PIL import features
 
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: expected a folder of pictures")
     suffixes = SUFFIXES | ({".avif"} if "avif" in features.get_supported() else set())
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
+    found = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in suffixes and (path.is_file() or not path.exists())
+    )
     if not found:
-        raise InputError(f"{folder} holds no pictures: expected files ending in {', '.join(sorted(suffixes))}")
+        raise InputError(
+            f"{folder} holds no pictures (its subfolders are not read): expected files ending in {', '.join(sorted(suffixes))}"
+        )
     return found
 
 

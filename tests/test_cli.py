@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from camp_sdk import InputError, Retriever, Split, evaluate, evaluate_matrix, load_split, progress_bar
+from camp_sdk import InputError, Match, Retriever, Split, evaluate, evaluate_matrix, load_split, progress_bar
 from camp_sdk.cli import main
 from camp_sdk.evaluation import protocol_folds
 from camp_sdk.terminal import run_command
@@ -76,8 +76,8 @@ def test_version(camp: Camp) -> None:
 def test_help_names_the_commands(camp: Camp) -> None:
     result = camp("--help")
     assert result.code == 0
-    assert "eval" in result.out
-    assert "rank" in result.out
+    for command in ("eval", "encode", "rank", "build", "doctor"):
+        assert command in result.out
 
 
 # camp eval
@@ -137,7 +137,76 @@ def test_the_table_of_eval(camp: Camp, picture_bundle: Path, scenes: Path) -> No
     assert f"{answer['global_vectors']['rsum']:.1f}" in result.out
 
 
+def test_eval_notices_an_output_that_cannot_be_written_before_it_begins(
+    camp: Camp, picture_bundle: Path, scenes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    result = camp("eval", picture_bundle, "--data", scenes, "--output", tmp_path / "file" / "x.json")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == f"error: [Errno 20] Not a directory: '{tmp_path / 'file' / 'x.json'}'\n"  # and no progress
+
+
+# camp encode
+
+
+@pytest.mark.parametrize("kept", ["float32", "int8"])
+def test_a_gallery_is_encoded_once_and_ranked_many_times(
+    camp: Camp, picture_bundle: Path, picture_retriever: Retriever, scenes: Path, tmp_path: Path, kept: str
+) -> None:
+    options = ["--images", scenes / "test", "--output", tmp_path / "gallery", "--gallery-precision", kept]
+    encoded = json.loads(camp("encode", picture_bundle, *options, "--backend", "onnxruntime", "--json").out)
+    opened = picture_retriever.open_gallery(tmp_path / "gallery")
+    told = {"gallery": str(tmp_path / "gallery"), "images": 8, "bytes": opened.nbytes, "precision": kept}
+    assert encoded == told | {"skipped": []}
+    for query in (QUERY, "a large blue star"):
+        asked = ["--gallery", tmp_path / "gallery", "--query", query, "--backend", "onnxruntime", "--json"]
+        found = json.loads(camp("rank", picture_bundle, *asked).out)
+        assert found["matches"] == [match_as_dict(match) for match in picture_retriever.rank(query, opened)]
+
+
+def match_as_dict(match: Match) -> dict[str, Any]:
+    return {name: getattr(match, name) for name in ("rank", "document", "score", "logit", "corpus_id")}
+
+
+def test_encode_tells_what_it_wrote(camp: Camp, feature_bundle: Path, precomputed: Path, tmp_path: Path) -> None:
+    options = ["--images", precomputed / "test_ims.npy", "--output", tmp_path / "gallery"]
+    assert camp("encode", feature_bundle, *options).out.startswith(
+        f"{tmp_path / 'gallery'}: 10 images, 0.0 MB, float32"
+    )
+
+
+def test_encode_notices_an_output_that_cannot_be_written_before_it_begins(
+    camp: Camp, picture_bundle: Path, scenes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    result = camp("encode", picture_bundle, "--images", scenes / "test", "--output", tmp_path / "file" / "gallery")
+    assert result.err == f"error: [Errno 20] Not a directory: '{tmp_path / 'file' / 'gallery'}'\n"
+
+
 # camp rank
+
+
+def test_several_queries_are_answered_each(
+    camp: Camp, picture_bundle: Path, picture_retriever: Retriever, scenes: Path
+) -> None:
+    options = ["--images", scenes / "test", "--query", QUERY, "--query", "a blue star", "--backend", "onnxruntime"]
+    answer = json.loads(camp("rank", picture_bundle, *options, "--json").out)
+    rankings = picture_retriever.rank([QUERY, "a blue star"], sorted((scenes / "test").glob("*.png")))
+    assert [one["query"] for one in answer["rankings"]] == [QUERY, "a blue star"]
+    assert [one["matches"] for one in answer["rankings"]] == [[match_as_dict(m) for m in r] for r in rankings]
+    table = camp("rank", picture_bundle, *options).out
+    assert table.index(QUERY) < table.index("a blue star")
+
+
+@pytest.mark.parametrize("given", [[], ["--images", "x", "--gallery", "y"]])
+def test_rank_takes_images_or_a_gallery(camp: Camp, picture_bundle: Path, given: list[str]) -> None:
+    result = camp("rank", picture_bundle, "--query", QUERY, *given)
+    assert (result.code, result.err) == (1, "error: give --images or --gallery, one of the two\n")
+
+
+def test_a_shortlist_shorter_than_the_answer_is_refused_first(camp: Camp, picture_bundle: Path, scenes: Path) -> None:
+    result = camp("rank", picture_bundle, "--images", scenes / "test", "--query", QUERY, "--shortlist", 2)
+    assert (result.code, result.err) == (1, "error: --shortlist 2: expected at least --top-k, 5\n")
 
 
 def test_rank_json_is_in_order(camp: Camp, picture_bundle: Path, scenes: Path, picture_retriever: Retriever) -> None:
@@ -197,6 +266,7 @@ def test_rank_stops_at_a_broken_picture(camp: Camp, picture_bundle: Path, tmp_pa
     result = camp("rank", picture_bundle, "--images", with_a_broken_one(tmp_path / "pictures"), "--query", QUERY)
     assert (result.code, result.out) == (1, "")
     assert "broken.jpg cannot be read as a picture" in result.err.splitlines()[-1]
+    assert result.err.endswith("; --skip-broken leaves out what cannot be read\n")
 
 
 def test_rank_skips_broken_pictures_if_told(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:
@@ -451,6 +521,14 @@ def test_a_bad_query_ends_in_one_line(camp: Camp, picture_bundle: Path, scenes: 
     assert (result.code, result.out) == (1, "")
     assert result.err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in result.err
+
+
+def test_a_file_whose_first_rows_are_equal_is_ranked_as_it_is(
+    camp: Camp, feature_bundle: Path, features: NDArray[np.float32], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", features[[0, 0, 1, 2]])
+    answer = json.loads(camp("rank", feature_bundle, "--images", tmp_path / "x.npy", "--query", QUERY, "--json").out)
+    assert sorted(match["document"] for match in answer["matches"]) == ["row 0", "row 1", "row 2", "row 3"]
 
 
 def test_a_broken_picture_ends_in_one_line(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:

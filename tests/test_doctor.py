@@ -66,7 +66,7 @@ def test_what_is_not_installed_is_named_with_its_extra() -> None:
     assert found["onnxruntime"]["version"]
     for backend in ("openvino", "tensorrt", "tensorrt-rtx"):
         assert found[backend]["version"] is None
-        assert found[backend]["problem"].endswith(f"install it with: pip install 'camp-sdk[{backend}]'")
+        assert found[backend]["problem"].endswith(f"pip install 'camp-sdk[{backend}]' (in a clone: '.[{backend}]')")
     assert "CUDAExecutionProvider" in found["onnxruntime-cuda"]["problem"]
     assert (answer["gpu"], "cuda-bindings is not installed" in answer["gpu_problem"]) == (None, True)
 
