@@ -66,6 +66,8 @@ class Retriever:
             if count is not None and (type(count) is not int or count < 1 or (most and count > most)):
                 sizes = f"from 1 to {most}" if most else "1 or more"
                 raise InputError(f"{name} is {count!r}: expected a whole number, {sizes}, or None")
+        if not isinstance(bundle, (str, Path, Bundle)):
+            raise InputError(f"bundle is {bundle!r}: expected the path of a folder")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         self.backend = choose_tested_backend(self.bundle, backend, precision)
         self.precision = precision
@@ -314,7 +316,7 @@ class Retriever:
 
     @staticmethod
     def _check_counts(top_k: Any, shortlist: Any) -> None:
-        if not isinstance(top_k, (int, np.integer)) or top_k < 1:
+        if not isinstance(top_k, (int, np.integer)) or isinstance(top_k, bool) or top_k < 1:
             raise InputError(f"top_k is {top_k!r}: expected a whole number, 1 or more")
         if shortlist is not None and (not isinstance(shortlist, (int, np.integer)) or shortlist < top_k):
             raise InputError(f"shortlist is {shortlist!r}: expected a whole number, at least top_k = {top_k}, or None")

@@ -160,7 +160,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Bundle folder to write; an older bundle there is replaced.")],
     precision: Annotated[
         list[Lower] | None,
-        typer.Option(help="Also write graphs for GPUs (fp16) or for processors that compute in bfloat16 (bf16)."),
+        typer.Option(
+            help="Also write graphs for GPUs (fp16), or for processors that compute in bfloat16 (bf16; needs openvino)."
+        ),
     ] = None,
 ) -> None:
     """Export a checkpoint as a bundle, and check its scores against PyTorch."""

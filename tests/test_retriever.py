@@ -346,7 +346,7 @@ def test_top_k(feature_retriever: Retriever, gallery: Gallery, top_k: int, count
     assert len(feature_retriever.rank(QUERY, gallery, top_k)) == count
 
 
-@pytest.mark.parametrize("top_k", [0, -1, 2.5, "5", None])
+@pytest.mark.parametrize("top_k", [0, -1, 2.5, "5", None, True])
 def test_a_top_k_that_is_no_count(feature_retriever: Retriever, gallery: Gallery, top_k: Any) -> None:
     with pytest.raises(InputError, match=f"top_k is {top_k!r}: expected a whole number, 1 or more"):
         feature_retriever.rank(QUERY, gallery, top_k)
@@ -702,6 +702,11 @@ def test_auto_takes_openvino_on_x86(
 def test_a_precision_that_is_not_there(feature_bundle: Path, options: dict[str, str], message: str) -> None:
     with pytest.raises(BackendError, match=message):
         Retriever(feature_bundle, **options)  # type: ignore[arg-type]  # strings all
+
+
+def test_a_bundle_that_is_no_path() -> None:
+    with pytest.raises(InputError, match="bundle is None: expected the path of a folder"):
+        Retriever(None)  # type: ignore[arg-type]  # what the test is about
 
 
 @pytest.mark.parametrize(
