@@ -80,7 +80,8 @@ def write_aside(target: Path) -> Iterator[Path]:
     except OSError as error:  # it names nothing, or what nobody asked for
         if error.errno is None:
             raise OSError(f"{target} cannot be written: {error}") from None
-        if error.filename is None or Path(str(error.filename)).parent.name.startswith(f".{target.name}."):
+        named = None if error.filename is None else Path(str(error.filename))
+        if named is None or any(name.startswith(f".{target.name}.") for name in (named.name, named.parent.name)):
             raise OSError(error.errno, os.strerror(error.errno), str(target)) from None
         raise
     finally:

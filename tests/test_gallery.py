@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -296,6 +298,17 @@ def test_a_gallery_that_is_saved_again_can_be_opened_all_the_while(
     sizes = {("image", 2), ("image", len(images)), ("text", len(texts))}
     assert {(gallery.kind, len(gallery)) for gallery in found} <= sizes
     assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
+
+
+def test_a_folder_that_cannot_be_made_is_named_as_it_was_given(
+    images: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(prefix: str, dir: Path) -> str:  # as tempfile calls it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{dir}/{prefix}abc")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '/proc/gallery'"):
+        images.save("/proc/gallery")
 
 
 def test_an_empty_folder_may_be_saved_to(feature_retriever: Retriever, images: Gallery, tmp_path: Path) -> None:
