@@ -110,9 +110,8 @@ class Gallery:
         Raises BundleError if it is no gallery, was made by another bundle, or a file does not fit the contract.
         """
         path = Path(folder)
-        for _ in range(
-            OPENINGS
-        ):  # one that is saved meanwhile must not give the names of one and the tensors of another
+        # One that is saved meanwhile must not give the names of the older and the tensors of the newer.
+        for _ in range(OPENINGS):
             version = _version(path)
             try:
                 gallery = cls._opened(path, bundle)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import lightning
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from camp_sdk.data import Split, load_split
@@ -89,13 +90,15 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
         best = run_stage(stage, data, origin, best)
         stage.finished.touch()
     assert best is not None
-    told = load_checkpoint(best)[1].training
-    stderr.print(
-        f"{best}: epoch {told['epoch'] + 1} of {config.epochs}, rsum {told['dev']['rsum']:.1f} on dev",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _tell_best(best, config.epochs)
     return best
+
+
+@rank_zero_only
+def _tell_best(best: Path, epochs: int) -> None:
+    told = load_checkpoint(best)[1].training
+    line = f"{best}: epoch {told['epoch'] + 1} of {epochs}, rsum {told['dev']['rsum']:.1f} on dev"
+    stderr.print(line, highlight=False, soft_wrap=True)
 
 
 def check_data(config: TrainConfig, train: Split, dev: Split) -> None:
