@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, features
@@ -115,7 +116,13 @@ def test_alpha_in_every_format_that_has_it(kind: str, alpha: int, expected: int)
         pytest.param(Image.new("F", (2, 2), float("nan")), "TIFF", [0] * 3, id="float NaN"),
         pytest.param(Image.new("LA", (2, 2), (0, 51)), "PNG", [204] * 3, id="grey and alpha"),
         pytest.param(Image.new("CMYK", (2, 2), (255, 0, 0, 0)), "TIFF", [0, 255, 255], id="CMYK TIFF"),
-        pytest.param(Image.new("YCbCr", (2, 2), (76, 85, 255)), "TIFF", [254, 0, 0], id="YCbCr TIFF"),
+        pytest.param(
+            Image.new("YCbCr", (2, 2), (76, 85, 255)),
+            "TIFF",
+            [254, 0, 0],
+            id="YCbCr TIFF",
+            marks=pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="Pillow 12 reads none of its own"),
+        ),
         pytest.param(Image.new("LAB", (2, 2), (137, 128, 128)), "TIFF", [128, 128, 128], id="LAB TIFF"),
         pytest.param(palette(transparency=1), "GIF", [255] * 3, id="transparent GIF"),
         pytest.param(palette(transparency=0), "GIF", [10, 20, 30], id="another colour is transparent, GIF"),
