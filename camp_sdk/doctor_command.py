@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from camp_sdk.doctor import BackendState, BundleState, Choice, Diagnosis, EngineState, SelfTestState, diagnose
+from camp_sdk.runtime.selftest import ON_PROCESSOR
 from camp_sdk.terminal import progress
 
 
@@ -35,6 +36,9 @@ def _print(found: Diagnosis, console: Console) -> None:
     console.print(_shown(_gpu_line(found)))
     console.print(_backends_table(found.backends))
     _print_problems(console, ((state.backend, state.problem) for state in found.backends))
+    if found.gpu is None:
+        needy = ", ".join(state.backend for state in found.backends if state.backend not in ON_PROCESSOR)
+        console.print(f"Without an NVIDIA GPU there is nothing to mend in {needy}.")
     if found.bundle is not None:
         _print_bundle(found.bundle, console)
     elif not found.healthy:

@@ -169,7 +169,9 @@ class WholeCheckpoints(TorchCheckpointIO):
         content = io.BytesIO()  # a disk that is full is no OSError inside torch.save
         torch.save(checkpoint, content)
         with write_aside(Path(path)) as aside:
-            aside.write_bytes(content.getvalue())  # no copy; a failed write's `getbuffer` crashes Python 3.12 when collected
+            aside.write_bytes(
+                content.getvalue()
+            )  # no copy; a failed write's `getbuffer` crashes Python 3.12 when collected
 
 
 class RunCheckpoint(ModelCheckpoint):

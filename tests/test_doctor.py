@@ -92,6 +92,14 @@ def test_the_gpu_and_its_driver_are_told(camp: Camp, monkeypatch: pytest.MonkeyP
     assert states(answer)["tensorrt"] == {"backend": "tensorrt", "version": "10.3.0", "problem": ""}
 
 
+def test_without_a_gpu_its_backends_are_nothing_to_mend(camp: Camp, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, _ = install(monkeypatch)
+    note = "Without an NVIDIA GPU there is nothing to mend in onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, tensorrt-rtx."
+    assert note not in " ".join(camp("doctor").out.split())
+    fake.driver = False
+    assert note in " ".join(camp("doctor").out.split())
+
+
 def test_a_provider_names_the_library_it_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
