@@ -35,7 +35,7 @@ from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import check_writable, write_aside
-from camp_sdk.terminal import run_app
+from camp_sdk.terminal import run_app, visible
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help="Rank pictures by text with CAMP."
@@ -121,6 +121,7 @@ def rank_command(
         raise InputError(f"--shortlist {shortlist}: expected at least --top-k, {top_k}")
     with Retriever(bundle, backend, precision) as retriever:
         retriever.check_queries(query)  # before the pictures: they may take minutes
+        retriever.check_counts(top_k, shortlist)
         if gallery is not None:
             corpus = retriever.open_gallery(gallery)
         else:
@@ -184,9 +185,9 @@ def _as_dict(match: Match) -> dict[str, Any]:
 
 def _ranking_table(query: str, matches: list[Match]) -> Table:
     # Text, not markup: a query or a file name may hold brackets.
-    table = Table("rank", "score", Column("image", overflow="fold"), title=Text(query))
+    table = Table("rank", "score", Column("image", overflow="fold"), title=Text(visible(query)))
     for match in matches:
-        table.add_row(str(match.rank), f"{match.score:.4f}", Text(match.document or ""))
+        table.add_row(str(match.rank), f"{match.score:.4f}", Text(visible(match.document or "")))
     return table
 
 

@@ -170,7 +170,7 @@ def _engine_state(bundle: Bundle, folder: Path, record: PlanRecord) -> EngineSta
         spec, _ = graph_of(bundle, record.graph, record.precision)
         here = here_of(backend)
         if reason := misfit(record, bundle.manifest.files[spec.file].sha256, here):
-            raise ValueError(f"{reason}; build it again with: camp build")
+            raise ValueError(f"{reason}; build it again with: camp build" if here.compute_capability else reason)
         check_plan(folder, record)
 
     what = (backend, record.library_version, record.graph, record.precision, record.plan_bytes)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from camp_sdk.data import open_rows
-from camp_sdk.gallery import Gallery
+from camp_sdk.gallery import Gallery, check_output
 from camp_sdk.options import (
     IMAGES_HELP,
     BackendOption,
@@ -25,7 +25,6 @@ from camp_sdk.progress import progress_bar
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import check_writable
 
 KEPT_HELP = (
     f"{', '.join(GALLERY_PRECISIONS)}: what the gallery keeps; fewer bits take less space, scores differ a little."
@@ -44,7 +43,7 @@ def encode_command(
     as_json: JsonOption = False,
 ) -> None:
     """Encode pictures, or features, once: camp rank --gallery ranks them many times."""
-    check_writable(output)
+    check_output(output)
     with Retriever(bundle, backend, precision) as retriever:
         gallery = encode_all(retriever, images, skip_broken, max_megapixels, gallery_precision)
     gallery.save(output)
@@ -59,6 +58,9 @@ def encode_all(
     retriever: Retriever, images: Path, skip_broken: bool, max_megapixels: float, kept: str | None = None
 ) -> Gallery:
     """The gallery of a folder's pictures, or of a file's features, behind a progress bar. Raises as `encode_images` does."""
+    from PIL import Image  # not for camp --help
+
+    Image.MAX_IMAGE_PIXELS = None  # --max-megapixels is the limit here
     found, names = open_rows(images) if images.suffix == ".npy" else (find_pictures(images), None)
     try:
         with progress_bar("encoding images", len(found)) as advance:
@@ -66,6 +68,7 @@ def encode_all(
                 found, names, advance, kept, skip_broken=skip_broken, max_megapixels=max_megapixels
             )
     except InputError as error:
-        if names is None and not skip_broken and str(images) in str(error):
+        broken = "cannot be read as a picture" in str(error) or "megapixels are decoded" in str(error)
+        if names is None and not skip_broken and broken:
             raise InputError(f"{error}; --skip-broken leaves out what cannot be read") from None
         raise

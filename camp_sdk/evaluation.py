@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from camp_sdk.data import Split
 from camp_sdk.gallery import Gallery
 from camp_sdk.metrics import (
+    MOST_RECALLED,
     Metrics,
     direction,
     evaluate_matrix,
@@ -98,6 +99,8 @@ def evaluate(
     (`protocol_folds`). shortlists: also measure what ranking a shortlist of each of these sizes gives. Raises InputError if
     the images do not divide into the folds, the data are not the protocol's, or there are no vectors for a shortlist.
     """
+    for size in shortlists:
+        retriever.check_counts(1, size)
     if protocol:
         folds = protocol_folds(protocol, split)
     images = len(split.images)
@@ -130,8 +133,6 @@ def _evaluate_fold(
     owner = split.image_of_caption[chosen] - part.start
     logits, vectors = similarity_matrices(retriever, images, captions, partial(on_progress, SCORING))
     found = {NETWORK: evaluate_matrix(logits, owner)}
-    if vectors is None and len(shortlists):
-        raise InputError("this bundle has no global vectors to make a shortlist with: evaluate without one")
     if vectors is not None:
         found[VECTORS] = evaluate_matrix(vectors, owner)
         found |= {str(size): shortlist_metrics(logits, vectors, owner, size) for size in shortlists}
@@ -151,10 +152,17 @@ def shortlist_metrics(logits: Matrix, vectors: Matrix, image_of_caption: NDArray
         np.put_along_axis(short, nearest, np.take_along_axis(logits, nearest, axis), axis)
         return short
 
-    return Metrics(
-        direction(text_to_image_ranks(shortened(0), image_of_caption)),
-        direction(image_to_text_ranks(shortened(1), image_of_caption)),
-    )
+    images, texts = shortened(0), shortened(1)
+    missed = images[image_of_caption, np.arange(len(image_of_caption))] == -np.inf
+    of_images = np.where(missed, _missed_rank(logits.shape[0]), text_to_image_ranks(images, image_of_caption))
+    missed = np.array([(row[image_of_caption == image] == -np.inf).all() for image, row in enumerate(texts)])
+    of_texts = np.where(missed, _missed_rank(logits.shape[1]), image_to_text_ranks(texts, image_of_caption))
+    return Metrics(direction(of_images), direction(of_texts))
+
+
+def _missed_rank(candidates: int) -> int:
+    """The rank of what a shortlist left out: behind all candidates, and no hit however few they are."""
+    return max(candidates, MOST_RECALLED) + 1
 
 
 def similarity_matrices(

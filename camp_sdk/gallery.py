@@ -15,7 +15,7 @@ from camp_sdk.runtime.bundle import Bundle, Manifest, TensorSpec
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, Indices, narrow_specs, words_axis
 from camp_sdk.runtime.engine import Arrays
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.files import is_empty, write_aside
+from camp_sdk.runtime.files import check_writable, followed, is_empty, write_aside
 
 FORMAT_VERSION = 1
 METADATA = "gallery.json"
@@ -68,25 +68,27 @@ class Gallery:
 
     def select(self, indices: Indices) -> Gallery:
         """A gallery of some of its items; a slice of images copies nothing. Raises InputError if none is left."""
+        indices = list(indices) if isinstance(indices, tuple) else indices
         try:
             chosen = np.arange(len(self))[indices]
         except IndexError as error:
             raise InputError(f"select from {len(self)} items: {error}") from None
         if not chosen.ndim:
             raise InputError(f"select takes a slice or a list of indices: for one item, select([{chosen}])")
+        if chosen.ndim > 1:
+            raise InputError(f"select takes a slice or a list of indices, not {indices!r}")
         if not len(chosen):
             raise InputError(f"select left none of {len(self)} items: a gallery holds at least one")
         documents = [self.documents[i] for i in chosen]
         return Gallery(self.encoded.select(indices), documents, self._bundle, self.precision)
 
     def save(self, folder: str | Path) -> None:
-        """Write the gallery as a folder, whole or not at all; an older gallery of that name is replaced.
+        """Write the gallery as a folder, whole or not at all; an older gallery of that name is replaced. A link is followed.
 
         Raises InputError if the name is taken by something that is not a gallery, or holds other files too.
         """
-        target = Path(folder)
-        if target.exists() and not is_empty(target) and not _is_gallery(target):
-            raise InputError(f"{target} exists and is not a gallery, or holds other files too: name another folder")
+        target = followed(Path(folder))
+        check_output(target)
         with write_aside(target) as aside:
             aside.mkdir()
             arrays = dict(self.encoded.tensors)
@@ -137,6 +139,15 @@ class Gallery:
         if len(encoded) != len(about["documents"]):
             raise BundleError(f"{path}: {len(encoded)} items but {len(about['documents'])} names; encode it again")
         return cls(encoded, about["documents"], bundle, about["precision"])
+
+
+def check_output(folder: Path) -> None:
+    """Raise InputError if a folder is taken by something that is not a gallery, or holds other files too, and OSError if
+    nothing can be written there: before long work, not after it."""
+    target = followed(folder)
+    if target.exists() and not is_empty(target) and not _is_gallery(target):
+        raise InputError(f"{target} exists and is not a gallery, or holds other files too: name another folder")
+    check_writable(target)
 
 
 def _version(folder: Path) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from camp_sdk.runtime.errors import InputError
 
 Ranks = NDArray[np.float64]
+MOST_RECALLED = 10
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def evaluate_matrix(similarity: NDArray[np.floating[Any]], image_of_caption: NDA
 
     Raises InputError if the shapes disagree, a similarity is NaN, or an image has no caption.
     """
+    similarity, image_of_caption = np.asarray(similarity), np.asarray(image_of_caption)
     check_matrix(similarity, image_of_caption)
     return Metrics(
         direction(text_to_image_ranks(similarity, image_of_caption)),
@@ -86,7 +88,7 @@ def image_to_text_ranks(similarity: NDArray[np.floating[Any]], image_of_caption:
 
 def direction(ranks: Ranks) -> Direction:
     """Recalls and median of ranks that start at 1; a rank of 1.5 (one tie) is a miss at 1."""
-    r1, r5, r10 = (100 * int((ranks <= k).sum()) / len(ranks) for k in (1, 5, 10))
+    r1, r5, r10 = (100 * int((ranks <= k).sum()) / len(ranks) for k in (1, 5, MOST_RECALLED))
     return Direction(r1, r5, r10, float(np.median(ranks)))
 
 

@@ -99,7 +99,7 @@ class Explanation:
             if seen is not None:
                 axes.imshow(seen, extent=(0, 1, 0, 1))
             axes.imshow(self.word_map(k), extent=(0, 1, 0, 1), alpha=0.6, cmap="magma", vmin=0, interpolation="bicubic")
-            axes.set_title(self.words[k], fontsize=9)
+            axes.set_title(self.words[k], fontsize=9, parse_math=False)
             axes.axis("off")
         target = Path(path) if Path(path).suffix else Path(f"{path}.png")
         with write_aside(target) as aside:

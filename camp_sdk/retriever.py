@@ -63,7 +63,7 @@ class Retriever:
             ("threads", threads, MOST_THREADS),
             ("memory_budget_bytes", memory_budget_bytes, None),
         ):
-            if count is not None and (type(count) is not int or count < 1 or (most and count > most)):
+            if count is not None and (not _is_whole(count) or count < 1 or (most and count > most)):
                 sizes = f"from 1 to {most}" if most else "1 or more"
                 raise InputError(f"{name} is {count!r}: expected a whole number, {sizes}, or None")
         if not isinstance(bundle, (str, Path, Bundle)):
@@ -71,7 +71,9 @@ class Retriever:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         self.backend = choose_tested_backend(self.bundle, backend, precision)
         self.precision = precision
-        self._threads, self._memory_budget_bytes, self._cuda_graphs = threads, memory_budget_bytes, cuda_graphs
+        self._threads = None if threads is None else int(threads)
+        self._memory_budget_bytes = None if memory_budget_bytes is None else int(memory_budget_bytes)
+        self._cuda_graphs = cuda_graphs
         self._engines: dict[str, Engine] = {}
         self._opening = threading.Lock()  # threads that use a graph first open it once
         self._tokenizer = Tokenizer(self.bundle.path("tokenizer.json"))
@@ -95,7 +97,7 @@ class Retriever:
     def encode_images(
         self,
         images: Iterable[Image],
-        names: Iterable[str] | None = None,
+        names: Iterable[str | Path] | None = None,
         on_progress: Callable[[int], None] = _silent,
         precision: str | None = None,
         skip_broken: bool = False,
@@ -116,12 +118,12 @@ class Retriever:
         NaN, wrong sizes, or if there is no image at all, or none that can be read.
         """
         precision = self._gallery_precision(precision)
-        if isinstance(images, (str, Path, bytes)) or not isinstance(images, Iterable):
+        if isinstance(images, (str, Path, bytes)) or not _is_several(images):
             found = "bytes" if isinstance(images, bytes) else repr(images)
             raise InputError(f"images is {found}: expected a list of images, or one array [I, R, D]")
-        if not isinstance(max_megapixels, (int, float)) or not max_megapixels > 0:
+        if not isinstance(max_megapixels, (int, float, np.number)) or not max_megapixels > 0:
             raise InputError(f"max_megapixels is {max_megapixels!r}: expected a number above 0")
-        names = None if names is None else list(names)
+        names = None if names is None else [_name(name, index) for index, name in enumerate(names)]
         total = len(images) if isinstance(images, Sized) else None
         if names is not None and total is not None and len(names) != total:
             raise InputError(f"{len(names)} names for {total} images: expected one each")
@@ -144,7 +146,7 @@ class Retriever:
 
         Raises InputError, naming the text, if one is empty, or if there is none at all.
         """
-        listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else []
+        listed = list(texts) if _is_several(texts) and not isinstance(texts, str) else []
         if not listed:
             raise InputError(f"texts is {texts!r}: expected a list of at least one string")
         tokens = self._tokenizer.encode(listed)
@@ -176,7 +178,7 @@ class Retriever:
         those; None scores every item (`camp eval --shortlist` shows what a shortlist loses). Raises InputError for an empty
         query, one without a single known word, top_k below 1, or a shortlist shorter than top_k or without global vectors.
         """
-        self._check_counts(top_k, shortlist)
+        self.check_counts(top_k, shortlist)
         if not self._is_text_query(query, corpus):
             texts = self._as_gallery(corpus, "text")
             return self._rank_texts(self._as_gallery([query], "image"), texts, top_k, shortlist)
@@ -189,6 +191,17 @@ class Retriever:
     def check_queries(self, queries: Sequence[str]) -> None:
         """Raise InputError for a query that is empty, or has no word the model knows; `rank` does this by itself."""
         self._tokenizer.check_queries(queries)
+
+    def check_counts(self, top_k: int, shortlist: int | None = None) -> None:
+        """Raise InputError for a top_k or a shortlist that `rank` cannot use with this bundle; `rank` does this by itself."""
+        if not _is_whole(top_k) or top_k < 1:
+            raise InputError(f"top_k is {top_k!r}: expected a whole number, 1 or more")
+        if shortlist is None:
+            return
+        if not _is_whole(shortlist) or shortlist < top_k:
+            raise InputError(f"shortlist is {shortlist!r}: expected a whole number, at least top_k = {top_k}, or None")
+        if all(spec.name != "image.global" for spec in self.bundle.manifest.image_tensors):
+            raise InputError("this bundle has no global vectors to make a shortlist with: rank without one")
 
     def score(self, pairs: Iterable[tuple[Image, str]]) -> FloatArray:
         """Scores [P] float32 of chosen (image, text) pairs; each distinct image and text is encoded once.
@@ -280,6 +293,8 @@ class Retriever:
         return scoring.PairScorer(self._engine("scorer"), self._graphs["scorer"].inputs, self._memory_budget_bytes)
 
     def _activate(self, logits: FloatArray) -> FloatArray:
+        if not np.isfinite(logits).all():
+            raise InputError(f"a logit is not a number: the images are too large for the precision {self.precision}")
         return scoring.activate(logits, self.bundle.manifest.activation)
 
     def _logits(self, images: Gallery, texts: Gallery, on_progress: Callable[[int], None] = _silent) -> FloatArray:
@@ -291,7 +306,8 @@ class Retriever:
         if shortlist is None or shortlist >= len(images):
             found = zip(*scoring.best_images(scorer, encoded, texts, top_k), strict=True)
             return [self._matches(numbers, logits, images) for numbers, logits in found]
-        nearest = scoring.nearest(_vectors(texts, "text"), _vectors(encoded, "image"), shortlist)  # [T, shortlist]
+        vectors = texts.tensors["text.global"], encoded.tensors["image.global"]
+        nearest = scoring.nearest(*vectors, shortlist, self._memory_budget_bytes)  # [T, shortlist]
         pairs = np.stack([nearest.ravel(), np.arange(len(texts)).repeat(shortlist)], axis=1)
         logits = scoring.pair_logits(scorer, encoded, texts, pairs).reshape(len(texts), shortlist)
         return [self._best(*row, images, top_k) for row in zip(nearest, logits, strict=True)]
@@ -299,8 +315,8 @@ class Retriever:
     def _rank_texts(self, image: Gallery, texts: Gallery, top_k: int, shortlist: int | None) -> list[Match]:
         if shortlist is None or shortlist >= len(texts):
             return self._best(np.arange(len(texts)), self._logits(image, texts)[0], texts, top_k)
-        vectors = _vectors(self._images_of(image), "image"), _vectors(self._texts_of(texts), "text")
-        numbers = scoring.nearest(*vectors, shortlist)[0]
+        vectors = self._images_of(image).tensors["image.global"], self._texts_of(texts).tensors["text.global"]
+        numbers = scoring.nearest(*vectors, shortlist, self._memory_budget_bytes)[0]
         return self._best(numbers, self._logits(image, texts.select(numbers))[0], texts, top_k)
 
     def _best(self, numbers: NDArray[np.intp], logits: FloatArray, corpus: Gallery, top_k: int) -> list[Match]:
@@ -313,13 +329,6 @@ class Retriever:
             Match(number, score, logit, rank, corpus.documents[number])
             for rank, (number, score, logit) in enumerate(rows, start=1)
         ]
-
-    @staticmethod
-    def _check_counts(top_k: Any, shortlist: Any) -> None:
-        if not isinstance(top_k, (int, np.integer)) or isinstance(top_k, bool) or top_k < 1:
-            raise InputError(f"top_k is {top_k!r}: expected a whole number, 1 or more")
-        if shortlist is not None and (not isinstance(shortlist, (int, np.integer)) or shortlist < top_k):
-            raise InputError(f"shortlist is {shortlist!r}: expected a whole number, at least top_k = {top_k}, or None")
 
     def _is_text_query(self, query: Any, corpus: Any) -> bool:
         texts = isinstance(query, str) or (isinstance(query, list) and all(isinstance(text, str) for text in query))
@@ -353,11 +362,19 @@ def _nothing_left(skipped: Sequence[Skipped]) -> str:
     return f"none of {len(skipped)} pictures can be read; {skipped[0].name}, the first: {skipped[0].reason}"
 
 
-def _vectors(encoded: EncodedImages | EncodedTexts, side: str) -> FloatArray:
-    """The global vectors [items, d] of one side."""
-    if f"{side}.global" not in encoded.tensors:
-        raise InputError("this bundle has no global vectors to make a shortlist with: rank without one")
-    return encoded.tensors[f"{side}.global"]
+def _is_whole(count: Any) -> bool:
+    return isinstance(count, (int, np.integer)) and not isinstance(count, bool)
+
+
+def _is_several(items: Any) -> bool:
+    """Whether one can walk over it: an array of no axes says that it is iterable, too."""
+    return isinstance(items, Iterable) and getattr(items, "ndim", 1) != 0
+
+
+def _name(name: Any, index: int) -> str:
+    if not isinstance(name, (str, Path)):
+        raise InputError(f"name {index} is {name!r}: expected a string or a path")
+    return str(name)
 
 
 def _distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.intp]]:

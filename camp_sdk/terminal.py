@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
@@ -55,12 +56,17 @@ def run_app(app: typer.Typer) -> None:
         sys.exit(130)
 
 
+def visible(text: str) -> str:
+    """Text that steers no terminal: control characters, but for the ends of lines, are written as escapes."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
+
+
 def _terminate(number: int, frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
 def _fail(error: Exception) -> NoReturn:
-    stderr.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    stderr.print(f"error: {visible(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(1)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
@@ -105,6 +106,11 @@ def check_data(config: TrainConfig, train: Split, dev: Split) -> None:
     """Raise InputError for splits no run can use."""
     if train.has_pictures != dev.has_pictures:
         raise InputError(f"{config.data}: one of train and dev holds pictures, the other features")
+    widths = [split.images.shape[2] for split in (train, dev) if isinstance(split.images, np.ndarray)]
+    if len(set(widths)) > 1:
+        raise InputError(
+            f"{config.data}: features of {widths[0]} numbers in train, {widths[1]} in dev: expected the same"
+        )
     if len(train.images) < 2:
         raise InputError(f"{config.data}: one training image; negatives are other images, expected 2 or more")
     if config.batch_size > len(train.captions):

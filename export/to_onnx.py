@@ -20,7 +20,7 @@ import typer
 
 from camp_sdk.runtime.bundle import PRECISION_FOLDERS, SCHEMA_VERSION, Bundle, sha256_of
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import holds_only, is_empty, write_aside
+from camp_sdk.runtime.files import followed, holds_only, is_empty, write_aside
 from camp_sdk.runtime.onnxruntime_engine import import_onnxruntime
 from camp_sdk.runtime.openvino_engine import require_bfloat16
 from camp_sdk.runtime.plans import engine_files
@@ -52,7 +52,7 @@ def export_bundle(checkpoint: Path, output: Path, precisions: Collection[str] = 
     if "bfloat16" in precisions:
         require_bfloat16()
     model, origin = load_checkpoint(checkpoint)
-    with write_aside(output) as aside:
+    with write_aside(followed(output)) as aside:
         aside.mkdir()
         contract = write_graphs(model, aside)
         (aside / "tokenizer.json").write_text(origin.tokenizer, encoding="utf-8")

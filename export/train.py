@@ -33,7 +33,7 @@ DISTANCE_VARIANTS = ("paper", "scalar")  # their MLP sees the sum of both sides
 UNTOLD = ("data", "output", "start", "resume", "devices", "workers", "cache")  # where things lay on this machine
 LEAST = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
 LEAST |= dict.fromkeys(("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed"), 0)
-LEAST |= dict.fromkeys(("pair_batch", "picture_size", "workers"), 0)
+LEAST |= dict.fromkeys(("pair_batch", "picture_size", "workers", "weight_decay"), 0)
 VARIANTS = (*DISTANCE_VARIANTS, *CROSS_ATTENTION.values(), *CROSS_ATTENTION)
 VARIANT = "paper (gates of d numbers), scalar (one number, factored), or one of the released code's: " + ", ".join(
     [*CROSS_ATTENTION.values(), *CROSS_ATTENTION]

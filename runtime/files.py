@@ -60,6 +60,11 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
+def followed(target: Path) -> Path:
+    """Where a link leads that the user named as an output; any other path as it is. Not for paths inside a bundle."""
+    return target.resolve() if target.is_symlink() else target
+
+
 @contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
     """Yield a path in a new folder beside ``target``; rename it to ``target`` on success, drop it on any exception.

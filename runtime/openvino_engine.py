@@ -41,16 +41,19 @@ class OpenVinoEngine(Engine):
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        compiled, idle = self._compiled, self._idle
+        if compiled is None:
+            raise BackendError(f"OpenVINO cannot run {self._path}: it was closed meanwhile")
         try:
-            request = self._idle.get_nowait()
+            request = idle.get_nowait()
         except queue.Empty:
-            request = self._compiled.create_infer_request()
+            request = compiled.create_infer_request()
         try:
             outputs = request.infer(dict(feeds), share_inputs=True)
         except Exception as error:  # openvino raises RuntimeError and its own types
             raise BackendError(f"OpenVINO cannot run {self._path}: {error}") from None
         finally:
-            self._idle.put(request)
+            idle.put(request)
         return {name: outputs[index] for index, name in enumerate(self._outputs)}
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ GROUP_TEXTS = 64
 WORKING_COPIES = 12  # arrays of a block's size that engines hold at once, at most
 ENCODE_TEXTS = 64
 MERGE_IMAGES = 1 << 14
+NEAREST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -252,14 +253,16 @@ def best(numbers: Indices, logits: Logits, top_k: int) -> tuple[Indices, Logits]
     return numbers[order], logits[order]
 
 
-def nearest(queries: Logits, items: Logits, count: int) -> Indices:
+def nearest(queries: Logits, items: Logits, count: int, memory_budget_bytes: int | None = None) -> Indices:
     """The ``count`` items whose vectors have the largest dot products with each query's, [Q, count], in the items' order.
 
-    queries [Q, d], items [M, d]; products are made for a part of the queries at a time.
+    queries [Q, d], items [M, d]; products are made for so many queries at a time as fit the budget, and for one at least:
+    16 bytes an item.
     """
+    at_once = min(memory_budget_bytes or NEAREST_BYTES, NEAREST_BYTES) // (16 * len(items))
     rows = [
         np.argpartition(-(queries[part] @ items.T), count - 1, axis=1)[:, :count]
-        for part in batches(np.arange(len(queries)), GROUP_TEXTS)
+        for part in batches(np.arange(len(queries)), min(max(1, at_once), GROUP_TEXTS))
     ]
     return np.sort(np.concatenate(rows), axis=1)
 

@@ -69,7 +69,7 @@ class Tokenizer:
             words = zip(encoding.tokens, encoding.special_tokens_mask, strict=True)
             if all(marker or word == self._unknown for word, marker in words):
                 raise InputError(
-                    f"no word of the query {text!r} is in the model's vocabulary of {self.vocabulary_size} words; "
+                    f"no word of the query {text[:40]!r} is in the model's vocabulary of {self.vocabulary_size} words; "
                     "use words the model was trained on"
                 )
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,6 +184,16 @@ def test_encode_notices_an_output_that_cannot_be_written_before_it_begins(
     assert result.err == f"error: [Errno 20] Not a directory: '{tmp_path / 'file' / 'gallery'}'\n"
 
 
+@pytest.mark.parametrize("taken", ["pictures", ""])
+def test_encode_notices_an_output_that_is_no_gallery_before_it_begins(
+    camp: Camp, picture_bundle: Path, tmp_path: Path, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = pictures_named(tmp_path / "pictures", "one.png")
+    result = camp("encode", picture_bundle, "--images", folder, "--output", taken)
+    assert result.err.startswith(f"error: {taken or '.'} exists and is not a gallery")  # and no progress before it
+
+
 # camp rank
 
 
@@ -207,6 +218,18 @@ def test_rank_takes_images_or_a_gallery(camp: Camp, picture_bundle: Path, given:
 def test_a_shortlist_shorter_than_the_answer_is_refused_first(camp: Camp, picture_bundle: Path, scenes: Path) -> None:
     result = camp("rank", picture_bundle, "--images", scenes / "test", "--query", QUERY, "--shortlist", 2)
     assert (result.code, result.err) == (1, "error: --shortlist 2: expected at least --top-k, 5\n")
+
+
+def test_a_shortlist_without_global_vectors_is_refused_first(
+    camp: Camp, released_bundle: Callable[[str], Path], precomputed: Path
+) -> None:
+    bundle, reason = released_bundle("gate_fusion"), "error: this bundle has no global vectors to make a shortlist with"
+    camp("--version")  # what the export of the bundle printed is read with it
+    images = ["--images", precomputed / "test_ims.npy", "--query", QUERY]
+    assert camp("rank", bundle, *images, "--shortlist", 9).err.startswith(reason)
+    result = camp("eval", bundle, "--data", precomputed, "--shortlist", 9)
+    assert reason in result.err
+    assert "100%" not in result.err
 
 
 def test_rank_json_is_in_order(camp: Camp, picture_bundle: Path, scenes: Path, picture_retriever: Retriever) -> None:
@@ -248,6 +271,16 @@ def test_a_narrow_table_still_names_the_pictures(camp: Camp, picture_bundle: Pat
 def test_file_names_are_shown_as_they_are(camp: Camp, picture_bundle: Path, tmp_path: Path, name: str) -> None:
     folder = pictures_named(tmp_path / "pictures", name)
     assert name in camp("rank", picture_bundle, "--images", folder, "--query", QUERY).out
+
+
+def test_file_names_and_queries_do_not_steer_the_terminal(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:
+    folder = pictures_named(tmp_path / "pictures", "c\x1b[31m.png")
+    out = camp("rank", picture_bundle, "--images", folder, "--query", "a red\x1b]0; circle").out
+    assert "\x1b" not in out
+    assert r"c\x1b[31m.png" in out
+    (folder / "c\x1b[31m.png").write_bytes(b"broken")
+    err = camp("rank", picture_bundle, "--images", folder, "--query", QUERY).err
+    assert r"c\x1b[31m.png cannot be read" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("query", ["a red [/b] circle", "a red [bold] circle"])
@@ -544,6 +577,7 @@ def test_pictures_for_a_model_of_features(camp: Camp, feature_bundle: Path, scen
     result = camp("rank", feature_bundle, "--images", scenes / "test", "--query", QUERY)
     assert result.code == 1
     assert "this bundle takes region features" in result.err.splitlines()[-1]
+    assert "--skip-broken" not in result.err
 
 
 def test_folds_that_do_not_divide(camp: Camp, feature_bundle: Path, precomputed: Path) -> None:

@@ -269,10 +269,34 @@ def test_a_gallery_is_saved_over_itself_from_inside(
     assert len(feature_retriever.open_gallery(tmp_path / "gallery")) == len(images)
 
 
-@pytest.mark.parametrize("indices", [[99], [-99], 3, [1.5]])
+@pytest.mark.parametrize("indices", [[99], [-99], 3, [1.5], [[1, 2]], None])
 def test_indices_that_are_none_are_refused(images: Gallery, indices: Any) -> None:
     with pytest.raises(InputError, match="select"):
         images.select(indices)
+
+
+def test_a_tuple_selects_as_a_list_does(images: Gallery) -> None:
+    assert images.select((2, 0)).documents == images.select([2, 0]).documents
+
+
+def test_a_link_is_followed(feature_retriever: Retriever, images: Gallery, tmp_path: Path) -> None:
+    for name in ("there", "not yet there"):
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(tmp_path / name)
+        (tmp_path / "there").mkdir(exist_ok=True)
+        images.save(link)
+        assert link.is_symlink()
+        assert len(feature_retriever.open_gallery(tmp_path / name)) == len(images)
+
+
+def test_names_may_be_paths_and_nothing_else(
+    feature_retriever: Retriever, features: NDArray[np.float32], tmp_path: Path
+) -> None:
+    paths = [Path(f"{k}.jpg") for k in range(len(features))]
+    gallery = feature_retriever.encode_images(features, names=paths)
+    assert feature_retriever.open_gallery(saved(gallery, tmp_path / "g")).documents == tuple(map(str, paths))
+    with pytest.raises(InputError, match="name 1 is 7: expected a string or a path"):
+        feature_retriever.encode_images(features, names=["a", 7])  # type: ignore[list-item]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux alone")

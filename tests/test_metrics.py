@@ -145,6 +145,12 @@ def test_wrong_shapes_are_refused(shape: tuple[int, ...], owner: list[int]) -> N
         evaluate_matrix(np.zeros(shape, np.float32), np.array(owner, np.int64))
 
 
+def test_lists_are_taken() -> None:
+    assert evaluate_matrix([[2.0, 0.0], [1.0, 3.0]], [0, 1]) == evaluate_matrix(  # type: ignore[arg-type]
+        np.array([[2.0, 0.0], [1.0, 3.0]]), np.array([0, 1])
+    )
+
+
 def test_nan_is_refused() -> None:
     with pytest.raises(InputError, match="NaN"):
         evaluate_matrix(np.array([[math.nan, 1], [0, 1]], np.float32), np.arange(2))

@@ -602,7 +602,7 @@ def test_a_word_map_of_no_word(picture_retriever: Retriever, drawn: list[Path], 
         picture_retriever.explain(QUERY, drawn[0]).word_map(word)
 
 
-@pytest.mark.parametrize("query", ["star", QUERY])
+@pytest.mark.parametrize("query", ["star", QUERY, "star $$ circle"])
 @pytest.mark.parametrize("with_picture", [True, False])
 def test_plot_writes_a_picture(
     picture_retriever: Retriever, drawn: list[Path], tmp_path: Path, query: str, with_picture: bool
@@ -717,6 +717,23 @@ def test_a_count_that_is_none(feature_bundle: Path, name: str, sizes: str, count
     for count in counts:
         with pytest.raises(InputError, match=f"{name} is {count!r}: expected a whole number, {sizes}, or None"):
             Retriever(feature_bundle, "onnxruntime", **{name: count})
+
+
+def test_counts_of_numpy_are_taken(feature_bundle: Path, gallery: Gallery) -> None:
+    with (
+        Retriever(feature_bundle, "onnxruntime") as plain,
+        Retriever(feature_bundle, "onnxruntime", "float32", np.int64(1), np.int32(1 << 24)) as retriever,  # type: ignore[arg-type]
+    ):
+        assert [m.corpus_id for m in retriever.rank(QUERY, gallery)] == [
+            m.corpus_id for m in plain.rank(QUERY, gallery)
+        ]
+
+
+def test_an_array_of_no_axes_holds_nothing(feature_retriever: Retriever) -> None:
+    with pytest.raises(InputError, match="expected a list of images"):
+        feature_retriever.encode_images(np.array(3.0))
+    with pytest.raises(InputError, match="expected a list of at least one string"):
+        feature_retriever.encode_texts(np.array("x"))
 
 
 @pytest.mark.parametrize(("backend", "extra"), [("auto", "cpu"), ("onnxruntime", "cpu"), ("onnxruntime-cuda", "gpu")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ import pytest
 from numpy.typing import NDArray
 
 from camp_sdk import BackendError, Bundle, BundleError, Gallery, InputError, Retriever
+from camp_sdk.evaluation import shortlist_metrics
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import TensorSpec
 from camp_sdk.runtime.encoded import EncodedImages, narrow, narrow_specs, widen
 from camp_sdk.runtime.engine import Arrays, Engine, Interface
 from camp_sdk.runtime.engines import open_engine
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.openvino_engine import OpenVinoEngine
 from camp_sdk.runtime.read_ahead import physical_cores
 from camp_sdk.runtime.scoring import PairScorer, best_images, nearest, plan_blocks
 from tests.conftest import needs_bfloat16
@@ -102,6 +104,13 @@ def test_bfloat16_is_refused_by_other_processors(feature_bundle: Path, monkeypat
     monkeypatch.setattr("openvino.Core.get_property", lambda *names: ["FP32"])
     with pytest.raises(BackendError, match="does not compute in bfloat16: use precision float32"):
         Retriever(feature_bundle, precision="bfloat16")
+
+
+def test_openvino_that_was_closed_says_so(feature_bundle: Path, features: NDArray[np.float32]) -> None:
+    engine = OpenVinoEngine(feature_bundle / "image.onnx")
+    engine.close()
+    with pytest.raises(BackendError, match=r"image.onnx: it was closed meanwhile"):
+        engine.run({"features": features})
 
 
 # Blocks
@@ -354,9 +363,9 @@ def test_an_unknown_gallery_precision(feature_retriever: Retriever, many: NDArra
 def test_nearest_are_the_largest_products_in_the_items_order() -> None:
     rng = np.random.default_rng(0)
     queries, items = rng.standard_normal((150, 8), dtype=np.float32), rng.standard_normal((40, 8), dtype=np.float32)
-    found = nearest(queries, items, 7)
     expected = np.sort(np.argsort(-(queries @ items.T), axis=1)[:, :7], axis=1)
-    np.testing.assert_array_equal(found, expected)
+    for budget in (None, 1, 16 * len(items) * 9):
+        np.testing.assert_array_equal(nearest(queries, items, 7, budget), expected)
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
@@ -391,7 +400,7 @@ def test_a_shortlist_of_everything_is_the_exhaustive_ranking(
     assert feature_retriever.rank(QUERY, gallery, 5, shortlist=100) == feature_retriever.rank(QUERY, gallery, 5)
 
 
-@pytest.mark.parametrize("shortlist", [4, 0, -1, 2.5, "9"])
+@pytest.mark.parametrize("shortlist", [4, 0, -1, 2.5, "9", True])
 def test_a_shortlist_that_is_none_is_refused(
     feature_retriever: Retriever, many: NDArray[np.float32], shortlist: Any
 ) -> None:
@@ -399,11 +408,35 @@ def test_a_shortlist_that_is_none_is_refused(
         feature_retriever.rank(QUERY, many, 5, shortlist=shortlist)
 
 
-def test_without_global_vectors_there_is_no_shortlist(feature_retriever: Retriever, many: NDArray[np.float32]) -> None:
-    gallery = feature_retriever.encode_images(many)
-    del gallery.encoded.tensors["image.global"]
-    with pytest.raises(InputError, match="no global vectors to make a shortlist with: rank without one"):
-        feature_retriever.rank(QUERY, gallery, 5, shortlist=9)
+def test_without_global_vectors_there_is_no_shortlist(
+    released_bundle: Callable[[str], Path], many: NDArray[np.float32]
+) -> None:
+    with (
+        Retriever(released_bundle("gate_fusion"), "onnxruntime") as retriever,
+        pytest.raises(InputError, match="no global vectors to make a shortlist with: rank without one"),
+    ):
+        retriever.rank(QUERY, many, 5, shortlist=9)
+
+
+def test_what_a_shortlist_leaves_out_is_a_miss_however_few_there_are() -> None:
+    logits = np.eye(8, dtype=np.float32)
+    found = shortlist_metrics(logits, -logits, np.arange(8), 1)
+    for side in (found.text_to_image, found.image_to_text):
+        assert (side.r1, side.r5, side.r10) == (0, 0, 0)
+        assert side.median_rank == 11
+    assert shortlist_metrics(logits, logits, np.arange(8), 1).rsum == 600
+
+
+@pytest.mark.parametrize("large", [np.inf, -np.inf, np.nan])
+def test_a_score_is_a_number_or_an_error(
+    feature_retriever: Retriever, many: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch, large: float
+) -> None:
+    run = PairScorer.run
+    monkeypatch.setattr(PairScorer, "run", lambda *arguments: run(*arguments) + np.float32(large))
+    with pytest.raises(InputError, match="a logit is not a number: the images are too large for the precision float32"):
+        feature_retriever.rank(QUERY, many)
+    with pytest.raises(InputError, match="a logit is not a number"):
+        feature_retriever.score([(many[0], QUERY)])
 
 
 # Memory

@@ -584,6 +584,7 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_checkpoint(tmp_path: Path, monk
         ({"warm_part": 1.5}, "--warm-part 1.5: expected 0 to 1"),
         ({"seed": -1}, "--seed -1: expected 0 or more"),
         ({"workers": -1}, "--workers -1: expected 0 or more"),
+        ({"weight_decay": -1.0}, "--weight-decay -1.0: expected 0 or more"),
         ({"patience": -1}, "--patience -1: expected 0 or more"),
         ({"devices": "foo"}, "--devices foo: expected auto, or how many, 1 or more"),
         ({"devices": "0"}, "--devices 0: expected auto, or how many, 1 or more"),
@@ -602,6 +603,16 @@ def test_options_no_run_can_have_are_refused(
     with pytest.raises(InputError, match=re.escape(message)):
         run_training(tiny_config(precomputed, tmp_path / "run", **options), cache)
     assert not (tmp_path / "run").exists()
+
+
+def test_splits_of_other_features_are_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    for path in precomputed.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    features = np.load(tmp_path / "dev_ims.npy")
+    np.save(tmp_path / "dev_ims.npy", np.concatenate([features, features[..., :1]], axis=2))
+    width = features.shape[2]
+    with pytest.raises(InputError, match=f"features of {width} numbers in train, {width + 1} in dev"):
+        run_training(tiny_config(tmp_path, tmp_path / "run"), cache)
 
 
 def test_one_training_image_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
