@@ -123,22 +123,22 @@ class Retriever:
             raise InputError(f"images is {found}: expected a list of images, or one array [I, R, D]")
         if not isinstance(max_megapixels, (int, float, np.number)) or not max_megapixels > 0:
             raise InputError(f"max_megapixels is {max_megapixels!r}: expected a number above 0")
-        names = None if names is None else [_name(name, index) for index, name in enumerate(names)]
+        named = None if names is None else [_name(name, index) for index, name in enumerate(names)]
         total = len(images) if isinstance(images, Sized) else None
-        if names is not None and total is not None and len(names) != total:
-            raise InputError(f"{len(names)} names for {total} images: expected one each")
+        if named is not None and total is not None and len(named) != total:
+            raise InputError(f"{len(named)} names for {total} images: expected one each")
         documents: list[str | None] = []
         skipped: list[Skipped] = []
         reader = self._reader(skip_broken, max_megapixels)
-        with closing(reader.batches(images, names, on_progress, documents, skipped)) as batches:
+        with closing(reader.batches(images, named, on_progress, documents, skipped)) as batches:
             first = next(batches, None)
             if first is None:
                 raise InputError(_nothing_left(skipped))
             keep = partial(narrow, precision=precision)
             encoded = scoring.encode_features(self._engine("image"), itertools.chain([first], batches), total, keep)
         given = len(encoded) + len(skipped)
-        if names is not None and len(names) != given:
-            raise InputError(f"{len(names)} names for {given} images: expected one each")
+        if named is not None and len(named) != given:
+            raise InputError(f"{len(named)} names for {given} images: expected one each")
         return Gallery(encoded, documents, self.bundle, precision, skipped)
 
     def encode_texts(self, texts: Iterable[str]) -> Gallery:

@@ -27,7 +27,7 @@ import typer
 from PIL import Image, ImageDraw
 
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import is_empty, write_aside
+from camp_sdk.runtime.files import followed, is_empty, write_aside
 from camp_sdk.terminal import progress, run_command
 
 COLOURS = {
@@ -201,7 +201,7 @@ def write_scenes(output: Path, counts: dict[str, int], seed: int = 0, size: int 
     for split, count in counts.items():
         if count < 1:
             raise InputError(f"--{split} {count}: a split needs at least one picture")
-    with write_aside(output) as aside:
+    with write_aside(followed(output)) as aside:
         for split, count in counts.items():
             write_split(aside / split, count, f"{seed}/{split}", size)
 

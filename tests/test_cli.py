@@ -40,6 +40,9 @@ class Camp:
     def __call__(self, *arguments: object, columns: int = 250) -> Result:
         self._monkeypatch.setenv("COLUMNS", str(columns))
         self._monkeypatch.setattr(sys, "argv", ["camp", *map(str, arguments)])
+        self._monkeypatch.setattr(
+            Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS
+        )  # commands lift it, other tests do not
         with pytest.raises(SystemExit) as stopped:
             main()
         out, err = self._capsys.readouterr()
