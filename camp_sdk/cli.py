@@ -117,8 +117,6 @@ def rank_command(
     """Rank the pictures of a folder or a gallery, or the rows of a file of features, by a text."""
     if (images is None) == (gallery is None):
         raise InputError("give --images or --gallery, one of the two")
-    if shortlist is not None and shortlist < top_k:
-        raise InputError(f"--shortlist {shortlist}: expected at least --top-k, {top_k}")
     with Retriever(bundle, backend, precision) as retriever:
         retriever.check_queries(query)  # before the pictures: they may take minutes
         retriever.check_counts(top_k, shortlist)

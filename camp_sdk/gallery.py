@@ -87,9 +87,8 @@ class Gallery:
 
         Raises InputError if the name is taken by something that is not a gallery, or holds other files too.
         """
-        target = followed(Path(folder))
-        check_output(target)
-        with write_aside(target) as aside:
+        check_output(Path(folder))
+        with write_aside(followed(Path(folder))) as aside:
             aside.mkdir()
             arrays = dict(self.encoded.tensors)
             if isinstance(self.encoded, EncodedTexts):

@@ -13,6 +13,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.arguments import check_top_k, checked_count, checked_names, distinct, is_several
 from camp_sdk.features import FeatureReader, Image, kind_of
 from camp_sdk.gallery import Gallery
 from camp_sdk.pictures import MAX_MEGAPIXELS
@@ -59,20 +60,13 @@ class Retriever:
         memory_budget_bytes: int | None = None,
         cuda_graphs: bool = False,
     ) -> None:
-        for name, count, most in (
-            ("threads", threads, MOST_THREADS),
-            ("memory_budget_bytes", memory_budget_bytes, None),
-        ):
-            if count is not None and (not _is_whole(count) or count < 1 or (most and count > most)):
-                sizes = f"from 1 to {most}" if most else "1 or more"
-                raise InputError(f"{name} is {count!r}: expected a whole number, {sizes}, or None")
+        self._threads = checked_count("threads", threads, MOST_THREADS)
+        self._memory_budget_bytes = checked_count("memory_budget_bytes", memory_budget_bytes)
         if not isinstance(bundle, (str, Path, Bundle)):
             raise InputError(f"bundle is {bundle!r}: expected the path of a folder")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         self.backend = choose_tested_backend(self.bundle, backend, precision)
         self.precision = precision
-        self._threads = None if threads is None else int(threads)
-        self._memory_budget_bytes = None if memory_budget_bytes is None else int(memory_budget_bytes)
         self._cuda_graphs = cuda_graphs
         self._engines: dict[str, Engine] = {}
         self._opening = threading.Lock()  # threads that use a graph first open it once
@@ -118,12 +112,12 @@ class Retriever:
         NaN, wrong sizes, or if there is no image at all, or none that can be read.
         """
         precision = self._gallery_precision(precision)
-        if isinstance(images, (str, Path, bytes)) or not _is_several(images):
+        if isinstance(images, (str, Path, bytes)) or not is_several(images):
             found = "bytes" if isinstance(images, bytes) else repr(images)
             raise InputError(f"images is {found}: expected a list of images, or one array [I, R, D]")
         if not isinstance(max_megapixels, (int, float, np.number)) or not max_megapixels > 0:
             raise InputError(f"max_megapixels is {max_megapixels!r}: expected a number above 0")
-        named = None if names is None else [_name(name, index) for index, name in enumerate(names)]
+        named = checked_names(names)
         total = len(images) if isinstance(images, Sized) else None
         if named is not None and total is not None and len(named) != total:
             raise InputError(f"{len(named)} names for {total} images: expected one each")
@@ -146,7 +140,7 @@ class Retriever:
 
         Raises InputError, naming the text, if one is empty, or if there is none at all.
         """
-        listed = list(texts) if _is_several(texts) and not isinstance(texts, str) else []
+        listed = list(texts) if is_several(texts) and not isinstance(texts, str) else []
         if not listed:
             raise InputError(f"texts is {texts!r}: expected a list of at least one string")
         tokens = self._tokenizer.encode(listed)
@@ -194,13 +188,8 @@ class Retriever:
 
     def check_counts(self, top_k: int, shortlist: int | None = None) -> None:
         """Raise InputError for a top_k or a shortlist that `rank` cannot use with this bundle; `rank` does this by itself."""
-        if not _is_whole(top_k) or top_k < 1:
-            raise InputError(f"top_k is {top_k!r}: expected a whole number, 1 or more")
-        if shortlist is None:
-            return
-        if not _is_whole(shortlist) or shortlist < top_k:
-            raise InputError(f"shortlist is {shortlist!r}: expected a whole number, at least top_k = {top_k}, or None")
-        if all(spec.name != "image.global" for spec in self.bundle.manifest.image_tensors):
+        check_top_k(top_k, shortlist)
+        if shortlist is not None and all(spec.name != "image.global" for spec in self.bundle.manifest.image_tensors):
             raise InputError("this bundle has no global vectors to make a shortlist with: rank without one")
 
     def score(self, pairs: Iterable[tuple[Image, str]]) -> FloatArray:
@@ -214,8 +203,8 @@ class Retriever:
                 raise InputError(f"pair {index} is {kind_of(pair)}: expected (image, text)")
         if not pairs:
             return np.empty(0, np.float32)
-        images, image_ids = _distinct([image for image, _ in pairs])
-        texts, text_ids = _distinct([text for _, text in pairs])
+        images, image_ids = distinct([image for image, _ in pairs])
+        texts, text_ids = distinct([text for _, text in pairs])
         gallery = self.encode_images(images)
         encoded_texts = self._texts_of(self.encode_texts(texts))
         where = np.stack([image_ids, text_ids], axis=1)
@@ -360,32 +349,3 @@ def _nothing_left(skipped: Sequence[Skipped]) -> str:
     if not skipped:
         return "there are no images to encode: expected at least one"
     return f"none of {len(skipped)} pictures can be read; {skipped[0].name}, the first: {skipped[0].reason}"
-
-
-def _is_whole(count: Any) -> bool:
-    return isinstance(count, (int, np.integer)) and not isinstance(count, bool)
-
-
-def _is_several(items: Any) -> bool:
-    """Whether one can walk over it: an array of no axes says that it is iterable, too."""
-    return isinstance(items, Iterable) and getattr(items, "ndim", 1) != 0
-
-
-def _name(name: Any, index: int) -> str:
-    if not isinstance(name, (str, Path)):
-        raise InputError(f"name {index} is {name!r}: expected a string or a path")
-    return str(name)
-
-
-def _distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.intp]]:
-    """Each distinct item once (strings, paths and bytes by value, arrays and PIL images by identity), and where each went."""
-    places: dict[Any, int] = {}
-    kept: list[Any] = []
-    where = np.empty(len(items), np.intp)
-    for index, item in enumerate(items):
-        key = item if isinstance(item, (str, Path, bytes)) else id(item)
-        if key not in places:
-            places[key] = len(kept)
-            kept.append(item)
-        where[index] = places[key]
-    return kept, where

@@ -296,7 +296,7 @@ def test_names_may_be_paths_and_nothing_else(
     gallery = feature_retriever.encode_images(features, names=paths)
     assert feature_retriever.open_gallery(saved(gallery, tmp_path / "g")).documents == tuple(map(str, paths))
     with pytest.raises(InputError, match="name 1 is 7: expected a string or a path"):
-        feature_retriever.encode_images(features, names=["a", 7])  # type: ignore[list-item]
+        feature_retriever.encode_images(features, names=["a", 7])  # type: ignore[list-item]  # what the test is about
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux alone")

@@ -720,9 +720,10 @@ def test_a_count_that_is_none(feature_bundle: Path, name: str, sizes: str, count
 
 
 def test_counts_of_numpy_are_taken(feature_bundle: Path, gallery: Gallery) -> None:
+    counts: list[Any] = [np.int64(1), np.int32(1 << 24)]
     with (
         Retriever(feature_bundle, "onnxruntime") as plain,
-        Retriever(feature_bundle, "onnxruntime", "float32", np.int64(1), np.int32(1 << 24)) as retriever,  # type: ignore[arg-type]
+        Retriever(feature_bundle, "onnxruntime", "float32", *counts) as retriever,
     ):
         assert [m.corpus_id for m in retriever.rank(QUERY, gallery)] == [
             m.corpus_id for m in plain.rank(QUERY, gallery)
