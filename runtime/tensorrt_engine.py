@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import queue
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ class TensorRtEngine(Engine):
         self._outputs = {name: self._dtype(name) for name in names if name not in inputs}
         self._config = RtxConfig(trt, self._engine, content, cuda_graphs) if backend == "tensorrt-rtx" else None
         self._records = cuda_graphs and self._config is None
-        self._idle: queue.SimpleQueue[_Context] = queue.SimpleQueue()
+        self._idle: list[_Context] = []  # the one that waits longest comes first
+        self._idle_lock = threading.Lock()
         self._uploader = cuda.Uploader()
 
     def _dtype(self, name: str) -> np.dtype[Any]:
@@ -74,7 +75,7 @@ class TensorRtEngine(Engine):
             raise BackendError(f"{self._plan} was closed")
         context: _Context | None = None
         try:
-            context = self._idle_context() or self._new_context(engine, config)
+            context = self._idle_context(feeds) or self._new_context(engine, config)
             outputs = context.run(feeds, self._inputs, self._outputs)
             if config is not None and context.runs == 1:
                 config.save()
@@ -84,16 +85,17 @@ class TensorRtEngine(Engine):
             if isinstance(error, (BackendError, RuntimeError)):  # TensorRT raises RuntimeError
                 raise BackendError(f"TensorRT cannot run {self._plan}: {error} ({self._library.reason()})") from None
             raise
-        self._idle.put(context)
+        self._idle.append(context)
         if self._engine is None:  # closed meanwhile by another thread
             self._close_idle()
         return outputs
 
-    def _idle_context(self) -> _Context | None:
-        try:
-            return self._idle.get_nowait()
-        except queue.Empty:
-            return None
+    def _idle_context(self, feeds: Mapping[str, Any] | None = None) -> _Context | None:
+        """One that is not running, if there is: if possible one whose last run had the shapes of ``feeds``, for it need not
+        be told them, and has perhaps recorded them; otherwise the one that waits longest."""
+        with self._idle_lock:
+            settled = (k for k, context in enumerate(self._idle) if feeds is not None and context.has_shapes_of(feeds))
+            return self._idle.pop(next(settled, 0)) if self._idle else None
 
     def _new_context(self, engine: Any, config: RtxConfig | None) -> _Context:
         context, needed = (engine.create_execution_context(), None) if config is None else config.new_context(engine)
@@ -170,6 +172,9 @@ class _Context:
         self._stream.synchronize()
         self.runs += 1
         return {name: array.copy() for name, array in staged.items()}
+
+    def has_shapes_of(self, feeds: Mapping[str, Any]) -> bool:
+        return all(self._shapes.get(name) == array.shape for name, array in feeds.items())
 
     def _execute(self) -> None:
         """Put the run into the stream: the second of the same shapes is recorded, later ones replay it.

@@ -191,7 +191,9 @@ def test_engines_and_pytorch_score_what_float64_does(
         before = fake.copied["cudaMemcpyHostToDevice"]
         ways[TENSORRT].score((3, 7))
         assert fake.copied["cudaMemcpyHostToDevice"] == before  # both sides are there already
-        np.testing.assert_array_equal(ways[REPLAYED].score((3, 7)), ways[TENSORRT].score((3, 7)))
+        expected = ways[TENSORRT].score((3, 4))
+        for _ in range(2):  # one run each
+            np.testing.assert_array_equal(ways[REPLAYED].score((3, 4)), expected)
         assert fake.launches > 0
         del ways, way
     assert fake.held == 0

@@ -265,6 +265,21 @@ def several_of(spec: GraphSpec, sizes: dict[str, int], count: int = 4) -> list[A
     return [feeds | {"image.V": np.float32(1 + turn / 2) * feeds["image.V"]} for turn in range(count)]
 
 
+def meet_in_two_contexts(setup: Setup, engine: TensorRtEngine, feeds: list[Arrays]) -> None:
+    """Two runs at the same time."""
+    meeting = threading.Barrier(2)
+    create = FakeEngine.create_execution_context
+
+    def create_together(*given: Any) -> Any:
+        meeting.wait()
+        return create(*given)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(FakeEngine, "create_execution_context", create_together)
+        for found, given in zip(pool.map(engine.run, feeds), feeds, strict=True):
+            assert_same(found, setup.plain(given))
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_the_second_run_of_the_same_shapes_is_recorded_and_later_ones_replay_it(setup: Setup, held: bool) -> None:
     with TensorRtEngine(setup.plan, "tensorrt", cuda_graphs=True) as engine:
@@ -281,6 +296,21 @@ def test_other_shapes_are_recorded_anew(setup: Setup) -> None:
             for feeds in several_of(setup.spec, SIZES | {"I": images}, 3):
                 assert_same(engine.run(feeds), setup.plain(feeds))
         assert setup.fake.launches == 3 * 2
+
+
+def test_shapes_go_to_the_context_that_ran_them_last(setup: Setup) -> None:
+    sizes = [SIZES | {"I": images} for images in (2, 5)]
+    with TensorRtEngine(setup.plan, "tensorrt", cuda_graphs=True) as engine:
+        meet_in_two_contexts(setup, engine, [feeds_of(setup.spec, each) for each in sizes])
+        for turn in range(1, 4):
+            for each in sizes:
+                feeds = several_of(setup.spec, each)[turn]
+                assert_same(engine.run(feeds), setup.plain(feeds))
+        assert (setup.trt.contexts, setup.fake.launches) == (2, 2 * 3)
+        for images in (3, 4):  # no context ran these: neither stays as it was
+            engine.run(feeds_of(setup.spec, SIZES | {"I": images}))
+        assert engine.run(feeds_of(setup.spec, sizes[0]))["logits"].shape[0] == 2
+        assert (setup.trt.contexts, setup.fake.launches) == (2, 2 * 3)
 
 
 def test_what_cannot_be_recorded_runs_all_the_same(setup: Setup) -> None:
