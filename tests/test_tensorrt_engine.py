@@ -141,7 +141,7 @@ def test_hold_casts_to_what_the_graph_reads(setup: Setup) -> None:
 def test_threads_never_share_a_context(setup: Setup) -> None:
     several = [feeds_of(setup.spec, SIZES | {"I": images}) for images in (1, 2, 3, 4)]
     expected = [setup.plain(feeds) for feeds in several]
-    meeting = threading.Barrier(4)
+    meeting = threading.Barrier(4, timeout=60)
 
     with TensorRtEngine(setup.plan, "tensorrt") as engine:
 
@@ -267,7 +267,7 @@ def several_of(spec: GraphSpec, sizes: dict[str, int], count: int = 4) -> list[A
 
 def meet_in_two_contexts(setup: Setup, engine: TensorRtEngine, feeds: list[Arrays]) -> None:
     """Two runs at the same time."""
-    meeting = threading.Barrier(2)
+    meeting = threading.Barrier(2, timeout=60)
     create = FakeEngine.create_execution_context
 
     def create_together(*given: Any) -> Any:
