@@ -68,7 +68,7 @@ class EfficientNetLite(nn.Module):
                 kept.append(SHARE * F.avg_pool2d(x, x.shape[-1] // self.grid))
         last = network._swish(network._bn1(network._conv_head(x)))  # [B, 1280, grid, grid]
         regions = torch.cat([last, *kept], dim=1).flatten(2).transpose(1, 2)  # [B, R, 1432]
-        boxes = cast(Tensor, self.boxes).expand(len(pixels), -1, -1)
+        boxes = cast(Tensor, self.boxes).expand(pixels.shape[0], -1, -1)  # len() would fix B in the export
         return torch.cat([regions, boxes], dim=2)  # [B, R, 1436]
 
 
