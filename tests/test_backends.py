@@ -23,6 +23,7 @@ from tests.fake_cuda import FakeCuda, FakeTensorRt, install, write_plan
 from tests.test_splitting import SAME, profile_between
 from tests.tiny import CAPTIONS
 
+pytestmark = pytest.mark.usefixtures("young_garbage")
 LARGEST = {"I": 4, "T": 4, "N": 64, "R": 8, "B": 4}
 PlanHere = Callable[[Bundle, str, str, str], tuple[Path, PlanRecord]]
 

@@ -16,6 +16,8 @@ from camp_sdk.runtime import cuda
 from camp_sdk.runtime.errors import MissingExtraError
 from tests.fake_cuda import FakeCuda, install
 
+pytestmark = pytest.mark.usefixtures("young_garbage")
+
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:

@@ -23,6 +23,7 @@ from tests.fake_cuda import FakeCuda, install, write_plan
 from tests.test_splitting import SAME, profile_between
 from tests.tiny import CAPTIONS, FEATURE_WIDTH
 
+pytestmark = pytest.mark.usefixtures("young_garbage")
 IMAGE_BYTES = 5 * 16 * 4  # of image.V, all that the scorer reads of an image
 
 

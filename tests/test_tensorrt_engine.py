@@ -36,6 +36,7 @@ from tests.fake_cuda import (
 )
 from tests.test_splitting import SAME, feeds_of, profile_between
 
+pytestmark = pytest.mark.usefixtures("young_garbage")
 LARGEST = {"I": 8, "T": 8, "N": 16, "R": 16}
 SIZES = {"I": 6, "T": 3, "N": 4, "R": 5}
 
