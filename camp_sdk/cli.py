@@ -34,7 +34,7 @@ from camp_sdk.progress import progress_bars
 from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import check_writable, write_aside
+from camp_sdk.runtime.files import check_writable, followed, write_aside
 from camp_sdk.terminal import run_app, visible
 
 app = typer.Typer(
@@ -82,6 +82,7 @@ def eval_command(
     if output and output.is_dir():
         raise InputError(f"--output {output} is a folder: name a file")
     if output:
+        output = followed(output)
         check_writable(output)  # before the work, not after it
     parts = protocol_folds(protocol, loaded) if protocol else folds or 1
     sizes = sorted({*(size for size in SHORTLISTS if size < shortlist), shortlist} - {0})

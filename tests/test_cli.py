@@ -150,6 +150,16 @@ def test_eval_notices_an_output_that_cannot_be_written_before_it_begins(
     assert result.err == f"error: [Errno 20] Not a directory: '{tmp_path / 'file' / 'x.json'}'\n"  # and no progress
 
 
+def test_eval_follows_a_link_to_where_its_results_go(
+    camp: Camp, picture_bundle: Path, scenes: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "latest.json"
+    link.symlink_to(tmp_path / "first.json")
+    result = camp("eval", picture_bundle, "--data", scenes, "--output", link, "--json")
+    assert (result.code, link.is_symlink()) == (0, True)
+    assert (tmp_path / "first.json").read_text() == result.out
+
+
 # camp encode
 
 
