@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from camp_sdk.runtime.errors import InputError
 
+MOST_THREADS = 1024  # engines start as many as they are told, whatever cores there are
+
 
 def is_whole(count: Any) -> bool:
     """Whether it is a whole number, Python's or numpy's."""

@@ -20,7 +20,7 @@ from camp_sdk.options import (
     PrecisionOption,
     SkipBrokenOption,
 )
-from camp_sdk.pictures import MAX_MEGAPIXELS, find_pictures
+from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError, find_pictures
 from camp_sdk.progress import progress_bar
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS
@@ -67,8 +67,5 @@ def encode_all(
             return retriever.encode_images(
                 found, names, advance, kept, skip_broken=skip_broken, max_megapixels=max_megapixels
             )
-    except InputError as error:
-        broken = "cannot be read as a picture" in str(error) or "megapixels are decoded" in str(error)
-        if names is None and not skip_broken and broken:
-            raise InputError(f"{error}; --skip-broken leaves out what cannot be read") from None
-        raise
+    except PictureError as error:
+        raise InputError(f"{error}; --skip-broken leaves out what cannot be read") from None

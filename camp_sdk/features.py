@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.pictures import MAX_MEGAPIXELS, check_picture, is_lazy, normalise, read_picture
+from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError, check_picture, is_lazy, normalise, read_picture
 from camp_sdk.results import Skipped
 from camp_sdk.runtime.bundle import PixelSpec
 from camp_sdk.runtime.errors import InputError
@@ -108,16 +108,16 @@ class FeatureReader:
 
     def _read(self, item: _Item, spec: PixelSpec) -> _Item:
         """The item with its pixels [H, W, 3], or with the error if it is broken, as its image."""
-        pixels: NDArray[np.uint8] | InputError
+        pixels: NDArray[np.uint8] | PictureError
         try:
             pixels = read_picture(item.image, spec.height, spec.width, item.name, spec.fit, self.max_megapixels)
-        except InputError as error:
+        except PictureError as error:
             pixels = error
         return item._replace(image=pixels)
 
     def _without_broken(self, decoded: Iterator[_Item], skipped: list[Skipped]) -> Iterator[_Item]:
         for item in decoded:
-            if not isinstance(item.image, InputError):
+            if not isinstance(item.image, PictureError):
                 yield item
             elif not self.skip_broken:
                 raise item.image

@@ -73,8 +73,8 @@ def read_picture(
     antialiasing. A JPEG is decoded at an eighth, a quarter or half of its size where that leaves at least twice the pixels
     needed in both directions: for a smooth one of 12 megapixels and 224 x 224, a quarter of the processor time or less, with
     pixels that differ by 0.15 of 255 on average and by 2 at most. The caller's own PIL image is not altered. Raises
-    InputError, naming the picture, if it cannot be read, is of another type, dtype or shape, or has over max_megapixels; its
-    header tells, before anything is decoded.
+    InputError, naming the picture, if it is of another type, dtype or shape, and PictureError if it cannot be read or has over
+    max_megapixels; its header tells, before anything is decoded.
     """
     if fit not in FITS:
         raise InputError(f"fit is {fit!r}: expected one of {', '.join(FITS)}")
@@ -82,7 +82,7 @@ def read_picture(
     try:
         with _open(picture) as opened:
             if opened.width * opened.height > max_megapixels * 1e6:
-                raise InputError(
+                raise PictureError(
                     f"{name} has {opened.width} x {opened.height} pixels: at most {max_megapixels:g} megapixels are "
                     "decoded; encode_images and camp rank take max_megapixels"
                 )
@@ -91,7 +91,11 @@ def read_picture(
     except (InputError, MemoryError):  # too little memory is not the picture's fault: never left out
         raise
     except Exception as error:  # decoders raise a dozen types for a broken file
-        raise InputError(f"{name} cannot be read as a picture: {_reason(error)}") from None
+        raise PictureError(f"{name} cannot be read as a picture: {_reason(error)}") from None
+
+
+class PictureError(InputError):
+    """A picture that cannot be read, or is too large: what `skip_broken` leaves out."""
 
 
 def check_picture(picture: Any, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.arguments import check_top_k, checked_count, checked_names, distinct, is_several
+from camp_sdk.arguments import MOST_THREADS, check_top_k, checked_count, checked_names, distinct, is_several
 from camp_sdk.features import FeatureReader, Image, kind_of
 from camp_sdk.gallery import Gallery
 from camp_sdk.pictures import MAX_MEGAPIXELS
@@ -26,8 +26,6 @@ from camp_sdk.runtime.engines import open_engine
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.selftest import choose_tested_backend
 from camp_sdk.runtime.tokenizer import Tokenizer
-
-MOST_THREADS = 1024  # engines start as many as they are told, whatever cores there are
 
 
 def _silent(items: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from camp_sdk.features import FeatureReader
 from camp_sdk.pictures import read_picture
 from camp_sdk.progress import progress_bar
 from camp_sdk.runtime.bundle import PixelSpec
+from camp_sdk.runtime.engine import Engine
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.read_ahead import available_cores, map_ahead
@@ -58,7 +60,8 @@ def prepare_images(train: Split, dev: Split, vision: Vision | None, tuned: bool,
         return Images(stores[0], stores[1], np.array(stores[1][:EXAMPLES]), vision.pixels)
     spec = vision.pixels
     few = [read_picture(path, spec.height, spec.width, str(path), spec.fit) for path in dev.images[:EXAMPLES]]
-    return Images(encode_pictures(train, vision, kept), encode_pictures(dev, vision, kept), np.stack(few))
+    of_train, of_dev = encode_pictures((train, dev), vision, kept)
+    return Images(of_train, of_dev, np.stack(few))
 
 
 def decode_pictures(split: Split, spec: PixelSpec, file: Path) -> NDArray[np.uint8]:
@@ -76,26 +79,42 @@ def decode_pictures(split: Split, spec: PixelSpec, file: Path) -> NDArray[np.uin
     return pixels
 
 
-def encode_pictures(split: Split, vision: Vision, folder: Path) -> NDArray[np.float32]:
-    """Features [I, R, D] of a split's pictures by a frozen network, memory-mapped: what the bundle's graph will make of them.
+def encode_pictures(splits: Sequence[Split], vision: Vision, folder: Path) -> list[NDArray[np.float32]]:
+    """Features [I, R, D] of each split's pictures by a frozen network, memory-mapped: what the bundle's graph will make.
 
     They are kept in ``folder``, and made again only if the network, its preprocessing or the pictures have changed.
     """
-    file = folder / f"features-{_key(split, vision)}.npy"
+    files = [folder / f"features-{_key(split, vision)}.npy" for split in splits]
+    missing = [(split, file) for split, file in zip(splits, files, strict=True) if not _is_whole(file)]
+    if missing:
+        with _engine_of(vision) as engine:
+            for split, file in missing:
+                with write_aside(file) as aside:
+                    _encode(split, vision, engine, aside)
+    return [open_memmap(file, mode="r") for file in files]
+
+
+def _is_whole(file: Path) -> bool:
     try:
-        return open_memmap(file, mode="r")
+        open_memmap(file, mode="r")
     except (OSError, ValueError):  # there is none, or it was cut
-        with write_aside(file) as aside:
-            _encode(split, vision, aside)
-    return open_memmap(file, mode="r")
+        return False
+    return True
 
 
-def _encode(split: Split, vision: Vision, file: Path) -> None:
+@contextmanager
+def _engine_of(vision: Vision) -> Iterator[Engine]:
+    """The network as the bundle will have it."""
     assert vision.network is not None
-    with ExitStack() as stack:
-        graph = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="camp-"))) / "vision.onnx"
+    with tempfile.TemporaryDirectory(prefix="camp-") as folder:
+        graph = Path(folder) / "vision.onnx"
         export_graph(vision_graph(vision.network), graph)
-        engine = stack.enter_context(OnnxRuntimeEngine(graph))
+        with OnnxRuntimeEngine(graph) as engine:
+            yield engine
+
+
+def _encode(split: Split, vision: Vision, engine: Engine, file: Path) -> None:
+    with ExitStack() as stack:
         advance = stack.enter_context(progress_bar(f"encoding {split.name}", len(split.images)))
         reader = FeatureReader(vision.pixels, vision.width, lambda pixels: engine.run({"pixels": pixels})["features"])
         batches = stack.enter_context(closing(reader.batches(split.images, None, advance, [], [])))

@@ -169,9 +169,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         content = io.BytesIO()  # a disk that is full is no OSError inside torch.save
         torch.save(checkpoint, content)
         with write_aside(Path(path)) as aside:
-            aside.write_bytes(
-                content.getvalue()
-            )  # no copy; a failed write's `getbuffer` crashes Python 3.12 when collected
+            # No copy. `getbuffer` after a write that failed crashes Python 3.12 when it is collected.
+            aside.write_bytes(content.getvalue())
 
 
 class RunCheckpoint(ModelCheckpoint):

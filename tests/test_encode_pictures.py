@@ -20,7 +20,7 @@ from PIL import Image, ImageSequence
 from camp_sdk import Bundle, Gallery, InputError, Retriever, Skipped
 from camp_sdk import features as features_module
 from camp_sdk.features import FeatureReader
-from camp_sdk.pictures import read_picture
+from camp_sdk.pictures import PictureError, read_picture
 from camp_sdk.runtime.bundle import FITS
 from camp_sdk.runtime.read_ahead import map_ahead
 from tests.test_bundle import put, rewrite
@@ -249,7 +249,7 @@ def test_an_error_leaves_no_thread(
             retriever.encode_images(images, on_progress=fail if where == "progress" else ignore)
         assert [thread for thread in threading.enumerate() if thread.name.startswith("camp-sdk")] == []
         assert threading.enumerate() == before
-        assert raised.type is (InputError if where in ("picture", "another kind") else LookupError)
+        assert raised.type is {"picture": PictureError, "another kind": InputError}.get(where, LookupError)
 
 
 def ignore(count: int) -> None: ...

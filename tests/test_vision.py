@@ -268,19 +268,19 @@ def test_pictures_are_encoded_once_until_something_changes(
     made: list[str] = []
     encode = images_module._encode
 
-    def watch(split: Any, vision: Any, file: Path) -> None:
+    def watch(split: Any, *others: Any) -> None:
         made.append(split.name)
-        encode(split, vision, file)
+        encode(split, *others)
 
     monkeypatch.setattr(images_module, "_encode", watch)
     split = load_split(scenes, "dev")
     vision = open_vision(tiny_config(scenes, tmp_path, vision=str(graph)), split)
     assert vision is not None
-    first = encode_pictures(split, vision, tmp_path)
-    np.testing.assert_array_equal(encode_pictures(split, vision, tmp_path), first)
+    (first,) = encode_pictures([split], vision, tmp_path)
+    np.testing.assert_array_equal(encode_pictures([split], vision, tmp_path), [first])
     assert (made, first.shape, first.dtype) == (["dev"], (6, REGIONS, WIDTH), np.float32)
-    encode_pictures(split, replace(vision, pixels=replace(vision.pixels, fit="crop")), tmp_path)
-    encode_pictures(replace(split, images=split.images[:4]), vision, tmp_path)
+    encode_pictures([split], replace(vision, pixels=replace(vision.pixels, fit="crop")), tmp_path)
+    encode_pictures([replace(split, images=split.images[:4]), split], vision, tmp_path)
     assert made == ["dev"] * 3
 
 
@@ -291,7 +291,7 @@ def test_an_interrupted_encoding_leaves_nothing(scenes: Path, graph: Path, tmp_p
     vision = open_vision(tiny_config(scenes, tmp_path, vision=str(graph)), split)
     assert vision is not None
     with pytest.raises(InputError, match=r"broken\.png cannot be read"):
-        encode_pictures(broken, vision, tmp_path / "cache")
+        encode_pictures([broken], vision, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
