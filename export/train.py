@@ -117,8 +117,10 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for values no run can have."""
         for name, least in LEAST.items():
-            if not getattr(self, name) >= least:  # not a number is not enough either
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {least} or more")
+            if not least <= getattr(self, name) < math.inf:  # not a number is not enough either
+                raise InputError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number, {least} or more"
+                )
         if self.variant not in VARIANTS:
             raise InputError(f"--variant {self.variant}: expected one of {', '.join(VARIANTS)}")
         self._check_stages()
