@@ -82,9 +82,10 @@ class Retriever:
 
     def close(self) -> None:
         """Free every engine; the next call opens what it needs again."""
-        for engine in self._engines.values():
+        with self._opening:
+            engines, self._engines = self._engines, {}
+        for engine in engines.values():
             engine.close()
-        self._engines.clear()
 
     def encode_images(
         self,

@@ -102,15 +102,15 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def room_bytes() -> int:
-    """Bytes of device memory that may be held: a part of what is free, for engines need some to work in.
+def room_bytes(reserved: int = 0) -> int:
+    """Bytes of device memory that may be held: a part of what is free beside ``reserved``, for engines need some to work in.
 
     Where the GPU shares the host's memory (Jetson), what the system keeps of files there is free, too.
     """
     free, _ = call("cudaMemGetInfo")
     if call("cudaDeviceGetAttribute", import_cuda().cudaDeviceAttr.cudaDevAttrIntegrated, 0):
         free = max(free, _available_bytes())
-    return int(free) * HELD_PERCENT // 100
+    return max(0, int(free) - reserved) * HELD_PERCENT // 100
 
 
 def _available_bytes() -> int:

@@ -68,7 +68,7 @@ class OnnxRuntimeEngine(Engine):
         if device == "tensorrt":
             providers.append((PROVIDERS["cuda"], CUDA_OPTIONS))  # runs what TensorRT leaves
         try:
-            self._session = ort.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
+            self._session: Any = ort.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises its own types, all derived from Exception
             if device != "cpu" and (reason := _load_error(ort, device)):
                 raise BackendError(f"{provider} cannot be used: {reason}") from None
@@ -85,17 +85,20 @@ class OnnxRuntimeEngine(Engine):
         self._uploader = cuda.Uploader()
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        session = self._session
+        if session is None:
+            raise BackendError(f"ONNX Runtime cannot run {self._path}: it was closed meanwhile")
         try:
             if any(isinstance(array, cuda.DeviceArray) for array in feeds.values()):
-                outputs = self._run_bound(feeds)
+                outputs = self._run_bound(session, feeds)
             else:
-                outputs = self._session.run(self._outputs, dict(feeds))
+                outputs = session.run(self._outputs, dict(feeds))
         except Exception as error:  # onnxruntime raises its own types, all derived from Exception
             raise BackendError(f"ONNX Runtime cannot run {self._path}: {error}") from None
         return dict(zip(self._outputs, outputs, strict=True))
 
-    def _run_bound(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
-        binding = self._session.io_binding()
+    def _run_bound(self, session: Any, feeds: Mapping[str, Any]) -> Sequence[Any]:
+        binding = session.io_binding()
         for name, array in feeds.items():
             if isinstance(array, cuda.DeviceArray):
                 place = (*self._memory, array.dtype.type, list(array.shape), array.address)
@@ -104,7 +107,7 @@ class OnnxRuntimeEngine(Engine):
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in self._outputs:
             binding.bind_output(name)
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         outputs: Sequence[Any] = binding.copy_outputs_to_cpu()
         return outputs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ class OpenVinoEngine(Engine):
     with a part of its own: more pairs a second, and a longer wait for a single run.
 
     It computes in the precision the graph says: in float32 where that says no other. Threads share the compiled graph, each
-    run has a request of its own. Raises BackendError if a run fails.
+    run has a request of its own. Raises BackendError if a run fails, or would wait for threads that a fork did not copy.
     """
 
     block_bytes = 16 << 20  # it passes over intermediates less often than ONNX Runtime
@@ -34,7 +35,7 @@ class OpenVinoEngine(Engine):
             self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
         except Exception as error:  # openvino raises RuntimeError and its own types
             raise BundleError(f"OpenVINO cannot open {path}: {error}") from None
-        self._path, self.streams = path, streams
+        self._path, self.streams, self._process = path, streams, os.getpid()
         # Its own threads compute: with a caller more, one that is done finds the next.
         self.callers = 1 if streams == 1 else streams + 1
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
@@ -44,6 +45,11 @@ class OpenVinoEngine(Engine):
         compiled, idle = self._compiled, self._idle
         if compiled is None:
             raise BackendError(f"OpenVINO cannot run {self._path}: it was closed meanwhile")
+        if os.getpid() != self._process:  # its threads are not here, and it would wait for them without an end
+            raise BackendError(
+                f"OpenVINO cannot run {self._path}: it was opened in another process, before a fork; make the Retriever anew "
+                "in each process, or take backend onnxruntime"
+            )
         try:
             request = idle.get_nowait()
         except queue.Empty:

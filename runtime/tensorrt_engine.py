@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from camp_sdk.runtime.rtx_config import RtxConfig
 from camp_sdk.runtime.tensorrt_library import here_of, open_library
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "BOOL": "bool"}
+UNSUPPORTED = "UNSUPPORTED_CC"  # what TensorRT-RTX calls a GPU that it is not made for
 Shape = tuple[int, ...]
 
 
@@ -48,17 +49,21 @@ class TensorRtEngine(Engine):
         trt = self._library.trt
         self._runtime = trt.Runtime(self._library.logger)
         content = plan.read_bytes()
-        is_valid = _is_valid(trt, self._runtime, content)
-        self._engine: Any = self._runtime.deserialize_cuda_engine(content) if is_valid else None
+        faults = _faults(trt, self._runtime, content)
+        self._engine: Any = None if faults else self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            reason = self._library.reason()
-            raise BackendError(f"{backend} cannot load {plan}: {reason}; build it again by camp build, with --force")
+            reason = f"{faults}: {self._library.reason()}" if faults else self._library.reason()
+            advice = "build it again by camp build, with --force"
+            if UNSUPPORTED in faults:
+                advice = f"TensorRT-RTX does not run on compute capability {cuda.gpu().compute_capability}: take another backend"
+            raise BackendError(f"{backend} cannot load {plan}: {reason}; {advice}")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         self._inputs = {name: self._dtype(name) for name in names if name in inputs}
         self._outputs = {name: self._dtype(name) for name in names if name not in inputs}
         self._config = RtxConfig(trt, self._engine, content, cuda_graphs) if backend == "tensorrt-rtx" else None
         self._records = cuda_graphs and self._config is None
+        self._contexts = 0  # how many were made
         self._idle: list[_Context] = []  # the one that waits longest comes first
         self._idle_lock = threading.Lock()
         self._uploader = cuda.Uploader()
@@ -101,13 +106,15 @@ class TensorRtEngine(Engine):
         context, needed = (engine.create_execution_context(), None) if config is None else config.new_context(engine)
         if context is None:
             raise BackendError("no execution context can be created")
-        return _Context(context, needed, self._records)
+        self._contexts += 1
+        return _Context(context, needed, self._records, self._library.errors.clear)
 
     def hold(self, tensors: Arrays) -> Mapping[str, Any]:
         return tensors | self._uploader.upload(tensors, self._inputs)
 
     def room_bytes(self) -> int | None:
-        return cuda.room_bytes()
+        """Contexts that are still to come keep their room: a gallery stays, and every run after it would fail."""
+        return cuda.room_bytes(max(0, self.callers - self._contexts) * int(self._engine.device_memory_size_v2))
 
     def close(self) -> None:
         if self._config is not None:
@@ -132,23 +139,29 @@ class TensorRtEngine(Engine):
         return described(self._inputs), described(self._outputs)
 
 
-def _is_valid(trt: Any, runtime: Any, plan: bytes) -> bool:
-    """What TensorRT-RTX says of a plan before it is opened: a portable one need not be for every GPU. TensorRT cannot say."""
+def _faults(trt: Any, runtime: Any, plan: bytes) -> str:
+    """What TensorRT-RTX has against a plan, in its own names, before it is opened: a portable one need not be for every GPU.
+    Empty if nothing; TensorRT cannot say."""
     if not hasattr(runtime, "get_engine_validity"):
-        return True
-    validity, _ = runtime.get_engine_validity(plan)
-    return bool(validity != trt.EngineValidity.INVALID)
+        return ""
+    validity, found = runtime.get_engine_validity(plan)
+    if validity != trt.EngineValidity.INVALID:
+        return ""
+    flags = trt.EngineInvalidityDiagnostics.__members__.items()
+    return ", ".join(name for name, flag in flags if int(found) & int(flag)) or "it is invalid here"
 
 
 class _Context:
     """One execution context with its stream and buffers, for one thread at a time. Shapes and addresses are set when they
     change, and buffers grow on demand.
 
-    needed: what must live as long as the context. records: whether runs are recorded and replayed.
+    needed: what must live as long as the context. records: whether runs are recorded and replayed. forget_errors: clears what
+    the library logged.
     """
 
-    def __init__(self, context: Any, needed: object, records: bool) -> None:
+    def __init__(self, context: Any, needed: object, records: bool, forget_errors: Callable[[], None]) -> None:
         self._context, self._needed, self._records = context, needed, records
+        self._forget_errors = forget_errors
         self._stream = cuda.Stream()
         self._device: dict[str, cuda.Buffer] = {}
         self._host: dict[str, cuda.Buffer] = {}
@@ -187,6 +200,7 @@ class _Context:
                 self._recording = self._stream.record(self._enqueue)
             except BackendError:  # a graph may do what cannot be recorded; a loop, for example
                 self._records = False
+                self._forget_errors()  # otherwise they would be told as the reason of the next failure
         if self._recording is not None:
             self._recording.replay()
         else:

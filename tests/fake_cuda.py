@@ -250,24 +250,36 @@ class EngineValidity(enum.Enum):
     VALID = 1
 
 
+class EngineInvalidityDiagnostics(enum.Enum):
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+
+    def __int__(self) -> int:  # as the library's own, which are no Python enums
+        return int(self.value)
+
+
 class FakeTensorRt(ModuleType):
     """`tensorrt`, whose plans are what `write_plan` writes.
 
-    can_record: whether its engines can be recorded. compiled: what TensorRT-RTX compiled of its kernels, run by run.
+    can_record: whether its engines can be recorded. context_bytes: what a context takes. faults: what TensorRT-RTX has
+    against every plan, flags. compiled: what TensorRT-RTX compiled of its kernels, run by run.
     """
 
     ILogger, TensorIOMode, __version__ = ILogger, TensorIOMode, "10.3.0"
     CudaGraphStrategy, EngineValidity = CudaGraphStrategy, EngineValidity
+    EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
 
     def __init__(self, cuda: FakeCuda, name: str = "tensorrt") -> None:
         super().__init__(name)
         self.cuda, self.contexts, self.can_record = cuda, 0, True
+        self.context_bytes, self.faults = 0, 0
         self.compiled: list[bytes] = []
         self.strategies: list[CudaGraphStrategy] = []
 
     def Runtime(self, logger: ILogger) -> Any:
         assert self.cuda.driver, "TensorRT ends the process here"
-        rtx = {"get_engine_validity": lambda plan: (EngineValidity.VALID, 0)} if self.__name__ == "tensorrt_rtx" else {}
+        validity = EngineValidity.INVALID if self.faults else EngineValidity.VALID
+        rtx = {"get_engine_validity": lambda plan: (validity, self.faults)} if self.__name__ == "tensorrt_rtx" else {}
         return SimpleNamespace(deserialize_cuda_engine=lambda plan: self._deserialized(plan, logger), **rtx)
 
     def _deserialized(self, plan: bytes, logger: ILogger) -> FakeEngine | None:
@@ -284,7 +296,7 @@ class FakeEngine:
         self.session = onnxruntime.InferenceSession(plan["graph"], providers=["CPUExecutionProvider"])
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.tensors = self.inputs | {value.name: value for value in self.session.get_outputs()}
-        self.num_io_tensors = len(self.tensors)
+        self.num_io_tensors, self.device_memory_size_v2 = len(self.tensors), trt.context_bytes
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]
@@ -384,6 +396,7 @@ class FakeContext:
         if stream_handle in cuda.captures:
             if not self.has_run or not self.engine.trt.can_record:
                 cuda.spoiled.add(stream_handle)
+                self.engine.logger.log(ILogger.Severity.ERROR, "not permitted when stream is capturing")
                 return False
         else:
             assert not self.busy, "two runs in one context"

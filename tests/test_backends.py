@@ -216,6 +216,16 @@ def test_a_provider_whose_libraries_load_but_has_no_device(
         OnnxRuntimeEngine(feature_bundle / "image.onnx", "cuda")
 
 
+def test_the_text_graph_of_cuda_in_float32_runs_on_the_processor(
+    gpu_build: dict[str, Any], feature_bundle: Path
+) -> None:
+    bundle = Bundle(feature_bundle)
+    open_engine(bundle, "image", "onnxruntime-cuda").close()
+    assert gpu_build["providers"][0][0] == "CUDAExecutionProvider"
+    open_engine(bundle, "text", "onnxruntime-cuda").close()
+    assert gpu_build["providers"][0][0] == "CPUExecutionProvider"
+
+
 def test_the_tensorrt_provider_keeps_its_engines_out_of_the_bundle(
     gpu_build: dict[str, Any],
     feature_bundle: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -106,11 +107,24 @@ def test_bfloat16_is_refused_by_other_processors(feature_bundle: Path, monkeypat
         Retriever(feature_bundle, precision="bfloat16")
 
 
-def test_openvino_that_was_closed_says_so(feature_bundle: Path, features: NDArray[np.float32]) -> None:
-    engine = OpenVinoEngine(feature_bundle / "image.onnx")
+@pytest.mark.parametrize("kind", [OpenVinoEngine, OnnxRuntimeEngine])
+def test_an_engine_that_was_closed_says_so(
+    feature_bundle: Path, features: NDArray[np.float32], kind: type[OpenVinoEngine] | type[OnnxRuntimeEngine]
+) -> None:
+    engine = kind(feature_bundle / "image.onnx")
     engine.close()
     with pytest.raises(BackendError, match=r"image.onnx: it was closed meanwhile"):
         engine.run({"features": features})
+
+
+def test_openvino_in_a_forked_process_is_refused(
+    feature_bundle: Path, features: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Really forked, the run would wait for ever."""
+    with OpenVinoEngine(feature_bundle / "image.onnx") as engine:
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(BackendError, match="opened in another process, before a fork; make the Retriever anew"):
+            engine.run({"features": features})
 
 
 # Blocks

@@ -224,6 +224,14 @@ def test_memory_that_does_not_suffice(setup: Setup) -> None:
         assert_same(engine.run(good), setup.plain(good))
 
 
+def test_contexts_that_are_still_to_come_keep_their_room(setup: Setup) -> None:
+    setup.trt.context_bytes = 1 << 20
+    with TensorRtEngine(setup.plan, "tensorrt") as engine:
+        assert engine.room_bytes() == cuda.room_bytes(2 << 20) < cuda.room_bytes()
+        engine.run(feeds_of(setup.spec, SIZES))
+        assert engine.room_bytes() == cuda.room_bytes(1 << 20)
+
+
 def test_a_closed_engine(setup: Setup) -> None:
     engine: Engine = TensorRtEngine(setup.plan, "tensorrt")
     feeds = feeds_of(setup.spec, SIZES)
@@ -323,6 +331,9 @@ def test_what_cannot_be_recorded_runs_all_the_same(setup: Setup) -> None:
         assert_same(engine.run(held), setup.plain(feeds_of(setup.spec, SIZES | {"R": 16})))
         assert setup.fake.launches == 0
         del held
+        with pytest.raises(BackendError) as later:  # what was logged of the recording is not its reason
+            engine.run(feeds_of(setup.spec, SIZES | {"I": 9}))
+        assert "capturing" not in str(later.value)
 
 
 def test_threads_with_cuda_graphs(setup: Setup) -> None:
@@ -352,6 +363,16 @@ def test_kernels_are_compiled_once_and_kept_for_later_processes(setup: Setup, rt
         assert_same(second.run(feeds), setup.plain(feeds))
     assert rtx.compiled == [b"logits"]
     first.close()
+
+
+def test_a_gpu_that_tensorrt_rtx_is_not_made_for(setup: Setup, rtx: FakeTensorRt) -> None:
+    rtx.faults = 3
+    found = "VERSION_MISMATCH, UNSUPPORTED_CC: .*; TensorRT-RTX does not run on compute capability 8.7: take another backend"
+    with pytest.raises(BackendError, match=found):
+        TensorRtEngine(setup.plan, "tensorrt-rtx")
+    rtx.faults = 1
+    with pytest.raises(BackendError, match="VERSION_MISMATCH: .*; build it again by camp build"):
+        TensorRtEngine(setup.plan, "tensorrt-rtx")
 
 
 def test_every_plan_has_kernels_of_its_own(setup: Setup, rtx: FakeTensorRt, tmp_path: Path) -> None:
@@ -400,7 +421,7 @@ def test_the_stand_ins_have_no_name_that_the_real_ones_lack() -> None:
     for kind, name in made.items():
         faces = {face for face in vars(kind) if not face.startswith("_")}
         assert {face for face in faces if not hasattr(getattr(real, name), face)} == set()
-    for enum in ("TensorIOMode", "CudaGraphStrategy", "EngineValidity"):
+    for enum in ("TensorIOMode", "CudaGraphStrategy", "EngineValidity", "EngineInvalidityDiagnostics"):
         assert {member.name for member in getattr(FakeTensorRt, enum)} <= set(getattr(real, enum).__members__)
 
 
