@@ -43,9 +43,11 @@ def check_top_k(top_k: Any, shortlist: Any) -> None:
 
 
 def checked_names(names: Iterable[Any] | None) -> list[str] | None:
-    """Names as strings. Raises InputError for the first that is neither a string nor a path."""
+    """Names as strings. Raises InputError unless it is a list, for the first that is neither a string nor a path."""
     if names is None:
         return None
+    if isinstance(names, (str, bytes)) or not is_several(names):
+        raise InputError(f"names is {names!r}: expected a list of strings or paths")
     listed = list(names)
     for index, name in enumerate(listed):
         if not isinstance(name, (str, Path)):

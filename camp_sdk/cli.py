@@ -30,7 +30,7 @@ from camp_sdk.options import (
     SkipBrokenOption,
 )
 from camp_sdk.pictures import MAX_MEGAPIXELS
-from camp_sdk.progress import progress_bars
+from camp_sdk.progress import progress_bar, progress_bars
 from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
@@ -126,14 +126,15 @@ def rank_command(
         else:
             assert images is not None
             corpus = encode_all(retriever, images, skip_broken, max_megapixels)
-        rankings = retriever.rank(query, corpus, top_k, shortlist)
+        pairs = len(query) * min(len(corpus), shortlist or len(corpus))
+        with progress_bar("scoring pairs", pairs) as scored:
+            rankings = retriever.rank(query, corpus, top_k, shortlist, scored)
     if as_json:
         found = [
             {"query": text, "matches": [_as_dict(match) for match in matches]}
             for text, matches in zip(query, rankings, strict=True)
         ]
-        answer = found[0] if len(found) == 1 else {"rankings": found}
-        typer.echo(json.dumps(answer | {"skipped": [asdict(one) for one in corpus.skipped]}, indent=2))
+        typer.echo(json.dumps({"rankings": found, "skipped": [asdict(one) for one in corpus.skipped]}, indent=2))
     else:
         for text, matches in zip(query, rankings, strict=True):
             Console().print(_ranking_table(text, matches))

@@ -23,6 +23,7 @@ from camp_sdk.metrics import (
 )
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.tokenizer import Tokenizer
 
 Matrix = NDArray[np.float32]
 Progress = Callable[[str, int], None]
@@ -170,14 +171,20 @@ def similarity_matrices(
 ) -> tuple[Matrix, Matrix | None]:
     """Logits [I, T], and the dot products of the global vectors [I, T] if the bundle has them.
 
-    Captions are encoded a few at a time, so that memory does not grow with their number.
+    Captions are encoded a few at a time, so that memory does not grow with their number; those that are the same to the
+    network are scored once, for in blocks of another shape they would differ by rounding, where they must tie.
     """
+    first, where = Tokenizer(retriever.bundle.path("tokenizer.json")).encode(captions).distinct()
     logits = np.empty((len(images), len(captions)), np.float32)
     vectors = np.empty_like(logits) if "image.global" in images.encoded.tensors else None
-    for start in range(0, len(captions), TEXTS_AT_ONCE):
-        part = slice(start, start + TEXTS_AT_ONCE)
-        texts = retriever.encode_texts(captions[part])
-        logits[:, part] = retriever.score_matrix(images, texts, logits=True, on_progress=on_progress)
+    for start in range(0, len(first), TEXTS_AT_ONCE):
+        kept = first[start : start + TEXTS_AT_ONCE]
+        columns = np.flatnonzero((where >= start) & (where < start + len(kept)))
+        copies = where[columns] - start
+        texts = retriever.encode_texts([captions[index] for index in kept])
+        logits[:, columns] = retriever.score_matrix(images, texts, logits=True, on_progress=on_progress)[:, copies]
+        on_progress(len(images) * (len(columns) - len(kept)))
         if vectors is not None:
-            vectors[:, part] = images.encoded.tensors["image.global"] @ texts.encoded.tensors["text.global"].T
+            products = images.encoded.tensors["image.global"] @ texts.encoded.tensors["text.global"].T
+            vectors[:, columns] = products[:, copies]
     return logits, vectors

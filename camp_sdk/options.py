@@ -9,7 +9,9 @@ import typer
 
 from camp_sdk.runtime.engines import BACKENDS
 
-IMAGES_HELP = "Folder of pictures (not of its subfolders), or a .npy file of features [I, R, D]."
+IMAGES_HELP = (
+    "Folder of pictures (not of its subfolders), or float32 features [I, R, D], a .npy file; equal fives count once."
+)
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder made by export/to_onnx.py.")]
 BackendOption = Annotated[str, typer.Option(help=f"auto, {', '.join(BACKENDS)}.")]

@@ -82,12 +82,17 @@ class Explanation:
         """Draw every word's map over the picture, as `encode_images` takes it, into an image file, a PNG if its name has no
         ending. The picture is shown as the network saw it: stretched, letterboxed or cropped.
 
-        Raises MissingExtraError without matplotlib (extra `plot`).
+        Raises InputError for an ending that no image format has, MissingExtraError without matplotlib (extra `plot`).
         """
         try:
+            from matplotlib.backend_bases import FigureCanvasBase
             from matplotlib.figure import Figure
         except ImportError:
             raise MissingExtraError("matplotlib", "plot") from None
+        target = Path(path) if Path(path).suffix else Path(f"{path}.png")
+        endings = FigureCanvasBase.get_supported_filetypes()
+        if target.suffix[1:].lower() not in endings:
+            raise InputError(f"{target} ends in {target.suffix}: expected one of .{', .'.join(sorted(endings))}")
         spec = self.pixels
         seen = None
         if picture is not None and spec is not None:  # twice as sharp as the network saw it
@@ -101,6 +106,5 @@ class Explanation:
             axes.imshow(self.word_map(k), extent=(0, 1, 0, 1), alpha=0.6, cmap="magma", vmin=0, interpolation="bicubic")
             axes.set_title(self.words[k], fontsize=9, parse_math=False)
             axes.axis("off")
-        target = Path(path) if Path(path).suffix else Path(f"{path}.png")
         with write_aside(target) as aside:
             figure.savefig(aside, dpi=120)

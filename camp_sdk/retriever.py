@@ -151,16 +151,31 @@ class Retriever:
 
     @overload
     def rank(
-        self, query: list[str], corpus: Gallery | Iterable[Image], top_k: int = 5, shortlist: int | None = None
+        self,
+        query: list[str],
+        corpus: Gallery | Iterable[Image],
+        top_k: int = 5,
+        shortlist: int | None = None,
+        on_progress: Callable[[int], None] = _silent,
     ) -> list[list[Match]]: ...
 
     @overload
     def rank(
-        self, query: Image, corpus: Gallery | Iterable[Image], top_k: int = 5, shortlist: int | None = None
+        self,
+        query: Image,
+        corpus: Gallery | Iterable[Image],
+        top_k: int = 5,
+        shortlist: int | None = None,
+        on_progress: Callable[[int], None] = _silent,
     ) -> list[Match]: ...
 
     def rank(
-        self, query: Any, corpus: Gallery | Iterable[Any], top_k: int = 5, shortlist: int | None = None
+        self,
+        query: Any,
+        corpus: Gallery | Iterable[Any],
+        top_k: int = 5,
+        shortlist: int | None = None,
+        on_progress: Callable[[int], None] = _silent,
     ) -> list[Match] | list[list[Match]]:
         """The best matches of a query, best first; equal logits keep the gallery's order.
 
@@ -168,17 +183,20 @@ class Retriever:
         or what one is made of: pictures for a text query, a list of texts for an image query. A path as a query is an
         image when the corpus is a gallery of texts, or when it is a `Path`. top_k above the size of the gallery returns
         all of it. shortlist: score only so many items, those whose global vectors are nearest to the query's, and rank
-        those; None scores every item (`camp eval --shortlist` shows what a shortlist loses). Raises InputError for an empty
-        query, one without a single known word, top_k below 1, or a shortlist shorter than top_k or without global vectors.
+        those; None scores every item (`camp eval --shortlist` shows what a shortlist loses). on_progress hears the number of
+        pairs of each block scored. Raises InputError for an empty query, one without a single known word, top_k below 1, or a
+        shortlist shorter than top_k or without global vectors.
         """
         self.check_counts(top_k, shortlist)
         if not self._is_text_query(query, corpus):
             texts = self._as_gallery(corpus, "text")
-            return self._rank_texts(self._as_gallery([query], "image"), texts, top_k, shortlist)
+            return self._rank_texts(self._as_gallery([query], "image"), texts, top_k, shortlist, on_progress)
         queries = [query] if isinstance(query, str) else list(query)
+        if not queries:
+            raise InputError("query is []: expected a string, or a list of at least one")
         self.check_queries(queries)
         images = self._as_gallery(corpus, "image")
-        rankings = self._rank_images(self.encode_texts(queries), images, top_k, shortlist)
+        rankings = self._rank_images(self.encode_texts(queries), images, top_k, shortlist, on_progress)
         return rankings[0] if isinstance(query, str) else rankings
 
     def check_queries(self, queries: Sequence[str]) -> None:
@@ -289,23 +307,27 @@ class Retriever:
         encoded_images, encoded_texts = self._images_of(images), self._texts_of(texts)
         return scoring.logit_matrix(self._scorer(), encoded_images, encoded_texts, on_progress)
 
-    def _rank_images(self, queries: Gallery, images: Gallery, top_k: int, shortlist: int | None) -> list[list[Match]]:
+    def _rank_images(
+        self, queries: Gallery, images: Gallery, top_k: int, shortlist: int | None, on_progress: Callable[[int], None]
+    ) -> list[list[Match]]:
         scorer, encoded, texts = self._scorer(), self._images_of(images), self._texts_of(queries)
         if shortlist is None or shortlist >= len(images):
-            found = zip(*scoring.best_images(scorer, encoded, texts, top_k), strict=True)
+            found = zip(*scoring.best_images(scorer, encoded, texts, top_k, on_progress), strict=True)
             return [self._matches(numbers, logits, images) for numbers, logits in found]
         vectors = texts.tensors["text.global"], encoded.tensors["image.global"]
         nearest = scoring.nearest(*vectors, shortlist, self._memory_budget_bytes)  # [T, shortlist]
         pairs = np.stack([nearest.ravel(), np.arange(len(texts)).repeat(shortlist)], axis=1)
-        logits = scoring.pair_logits(scorer, encoded, texts, pairs).reshape(len(texts), shortlist)
+        logits = scoring.pair_logits(scorer, encoded, texts, pairs, on_progress).reshape(len(texts), shortlist)
         return [self._best(*row, images, top_k) for row in zip(nearest, logits, strict=True)]
 
-    def _rank_texts(self, image: Gallery, texts: Gallery, top_k: int, shortlist: int | None) -> list[Match]:
+    def _rank_texts(
+        self, image: Gallery, texts: Gallery, top_k: int, shortlist: int | None, on_progress: Callable[[int], None]
+    ) -> list[Match]:
         if shortlist is None or shortlist >= len(texts):
-            return self._best(np.arange(len(texts)), self._logits(image, texts)[0], texts, top_k)
+            return self._best(np.arange(len(texts)), self._logits(image, texts, on_progress)[0], texts, top_k)
         vectors = self._images_of(image).tensors["image.global"], self._texts_of(texts).tensors["text.global"]
         numbers = scoring.nearest(*vectors, shortlist, self._memory_budget_bytes)[0]
-        return self._best(numbers, self._logits(image, texts.select(numbers))[0], texts, top_k)
+        return self._best(numbers, self._logits(image, texts.select(numbers), on_progress)[0], texts, top_k)
 
     def _best(self, numbers: NDArray[np.intp], logits: FloatArray, corpus: Gallery, top_k: int) -> list[Match]:
         """The best of some items, given in the gallery's order."""

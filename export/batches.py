@@ -51,7 +51,7 @@ class CaptionDataset(Dataset[tuple[int, int]]):
         self.store, self.pixels = store, pixels
         self.tokens = tokenizer.encode(split.captions)
         # Captions are the same if they are to the network.
-        self._sentences = np.unique(self.tokens.ids, axis=0, return_inverse=True)[1].reshape(-1)
+        self._sentences = self.tokens.distinct()[1]
         self._written = np.unique(self._key(self.owner, self._sentences))
 
     def __len__(self) -> int:

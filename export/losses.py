@@ -71,9 +71,10 @@ def choose_negatives(logits: Tensor, candidates: int, count: int = 1) -> Tensor:
     """For each row of logits [B, C], ``count`` columns among its ``candidates`` highest, at random: [B, count] int64.
 
     As many candidates as negatives are the hardest; all of them is any negatives of the batch. Pairs that match must hold
-    -inf, and are not chosen: where a row has fewer others, every row gets that few. A row of matches alone gets one of them.
+    -inf, and are not chosen: where a row has fewer others, every row gets that few. A row of matches alone gets some of them.
     """
-    usable = max(1, int(torch.isfinite(logits).sum(1).min()))
+    others = torch.isfinite(logits).sum(1)
+    usable = int(others[others > 0].min()) if others.any() else 1
     best = logits.topk(min(max(candidates, count), usable), dim=1).indices  # [B, candidates]
     order = torch.rand(best.shape, device=best.device).argsort(1)
     return best.gather(1, order[:, :count])

@@ -51,16 +51,22 @@ def measure_network(
     model.eval()
     device = next(model.parameters()).device
     image = _encode_images(model, data, device)
-    order = np.argsort(data.tokens.lengths, kind="stable")
+    first, where = data.tokens.distinct()  # the same caption twice must tie, whatever block it is scored in
+    order = np.argsort(data.tokens.lengths[first], kind="stable")
     logits = np.empty((len(data.store), len(data)), np.float32)
     vectors = np.empty_like(logits) if model.config.global_vectors else None
     for start in range(0, len(order), TEXTS_AT_ONCE):
         chosen = order[start : start + TEXTS_AT_ONCE]
-        text = _encode_texts(model, data, chosen, device)
+        text = _encode_texts(model, data, first[chosen], device)
+        place = np.full(len(first), -1)
+        place[chosen] = np.arange(len(chosen))
+        columns = np.flatnonzero(place[where] >= 0)
+        copies = place[where[columns]]
         if vectors is not None:
-            vectors[:, chosen] = (image["image.global"] @ text.pop("text.global").T).float().cpu().numpy()
-        logits[:, chosen] = score_blocks(model.scorer, image, text).float().cpu().numpy()
-        on_progress(logits.shape[0] * len(chosen))
+            products = (image["image.global"] @ text.pop("text.global").T).float().cpu().numpy()
+            vectors[:, columns] = products[:, copies]
+        logits[:, columns] = score_blocks(model.scorer, image, text).float().cpu().numpy()[:, copies]
+        on_progress(logits.shape[0] * len(columns))
     model.train(was_training)
     return evaluate_matrix(logits, data.owner), None if vectors is None else evaluate_matrix(vectors, data.owner)
 

@@ -149,7 +149,7 @@ class CrossAttentionNew(ReleasedScorer):
         padded = masked_softmax(alike @ first.transpose(-1, -2), mask[:, None, :]) @ first  # [I, T, 1, R]
         words = mask.sum(-1)[:, None, None]  # [T, 1, 1]
         real = (to_words * mask[..., None]).sum(-2, keepdim=True)  # [I, T, 1, R]
-        mean = (real + (PADDED_WORDS - words) * padded) / PADDED_WORDS
+        mean = (real + (PADDED_WORDS - words).clamp(min=0) * padded) / PADDED_WORDS  # a cosine: any divisor will do
         return cosines(to_regions.mean(-2, keepdim=True), mean, image, text)
 
 

@@ -28,6 +28,7 @@ from camp_sdk.export.training import (
     TrainingData,
     build_trainer,
     keep_freed_memory,
+    keep_logged,
     quiet_lightning,
 )
 from camp_sdk.export.vision import open_vision
@@ -98,7 +99,7 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
 @rank_zero_only
 def _tell_best(best: Path, epochs: int) -> None:
     told = load_checkpoint(best)[1].training
-    line = f"{best}: epoch {told['epoch'] + 1} of {epochs}, rsum {told['dev']['rsum']:.1f} on dev"
+    line = f"{best}: epoch {finished_epochs(best)} of {epochs}, rsum {told['dev']['rsum']:.1f} on dev"
     stderr.print(line, highlight=False, soft_wrap=True)
 
 
@@ -113,8 +114,10 @@ def check_data(config: TrainConfig, train: Split, dev: Split) -> None:
         )
     if len(train.images) < 2:
         raise InputError(f"{config.data}: one training image; negatives are other images, expected 2 or more")
-    if config.batch_size > len(train.captions):
-        raise InputError(f"--batch-size {config.batch_size} is more than the {len(train.captions)} training captions")
+    devices = int(config.devices) if config.devices.isdecimal() else 1
+    if config.batch_size > (share := len(train.captions) // devices):
+        what = f"the {share} training captions" + (f" of each of {devices} devices" if devices > 1 else "")
+        raise InputError(f"--batch-size {config.batch_size} is more than {what}")
 
 
 def check_output(config: TrainConfig) -> None:
@@ -176,6 +179,8 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
     every = RunCheckpoint(config.output, "last", enable_version_counter=False)
     with quiet_lightning():
         trainer = build_trainer(config, [best, every, RichProgressBar(refresh_rate=10, leave=True)])
+        if resume:
+            keep_logged(trainer, finished_epochs(last))
         try:
             trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
         except SystemExit as stopped:  # Lightning ends the process with 1 on Ctrl-C
@@ -184,6 +189,11 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
                 raise KeyboardInterrupt from None
             raise
     return config.output / "best.ckpt"
+
+
+def finished_epochs(checkpoint: Path) -> int:
+    """How many epochs of its stage a run's checkpoint has seen."""
+    return int(load_checkpoint(checkpoint)[1].training["epoch"]) + 1
 
 
 def _begin(model: Camp, config: TrainConfig) -> None:

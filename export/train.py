@@ -34,6 +34,7 @@ UNTOLD = ("data", "output", "start", "resume", "devices", "workers", "cache")  #
 LEAST = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
 LEAST |= dict.fromkeys(("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed"), 0)
 LEAST |= dict.fromkeys(("pair_batch", "picture_size", "workers", "weight_decay"), 0)
+MOST_SEED = 2**32 - 1  # of Lightning and numpy
 VARIANTS = (*DISTANCE_VARIANTS, *CROSS_ATTENTION.values(), *CROSS_ATTENTION)
 VARIANT = "paper (gates of d numbers), scalar (one number, factored), or one of the released code's: " + ", ".join(
     [*CROSS_ATTENTION.values(), *CROSS_ATTENTION]
@@ -133,6 +134,8 @@ class TrainConfig:
                 raise InputError(f"--{name} 1: negatives come from the batch, expected 2 or more")
         if self.precision not in PRECISIONS:
             raise InputError(f"--precision {self.precision}: expected one of {', '.join(PRECISIONS)}")
+        if self.seed > MOST_SEED:
+            raise InputError(f"--seed {self.seed}: expected {MOST_SEED} or less")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
 

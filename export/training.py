@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import io
 import logging
@@ -20,6 +21,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -129,11 +131,16 @@ class CampTraining(lightning.LightningModule):
         pairs = len(self.data.dev) * len(self.data.dev.store)
         with progress_of(self.trainer, "measuring on dev", pairs) as advance:
             network, vectors = measure_network(self.model, self.data.dev, advance)
-        self.log("rsum", network.rsum, prog_bar=True, sync_dist=True)
-        self.log("text_to_image_r1", network.text_to_image.r1, prog_bar=True, sync_dist=True)
+        self.log("rsum", network.rsum, sync_dist=True)
+        self.log("text_to_image_r1", network.text_to_image.r1, sync_dist=True)
         self.log("image_to_text_r1", network.image_to_text.r1, sync_dist=True)
         if vectors:
             self.log("global_rsum", vectors.rsum, sync_dist=True)
+        r1 = f"R@1 {network.text_to_image.r1:.1f} text to image, {network.image_to_text.r1:.1f} image to text"
+        tell(
+            self.trainer,
+            f"epoch {self.current_epoch + 1} of {self.config.epochs}: rsum {network.rsum:.1f}, {r1}, on dev",
+        )
 
     def configure_optimizers(self) -> Any:
         """AdamW under a one-cycle learning rate."""
@@ -197,6 +204,32 @@ def progress_of(trainer: lightning.Trainer, title: str, total: int) -> Iterator[
     task = bars.add_task(title, total=total)
     yield lambda done: bars.update(task, advance=done, refresh=True)  # Lightning's bars do not refresh by themselves
     bars.update(task, visible=False)
+
+
+def tell(trainer: lightning.Trainer, line: str) -> None:
+    """A line above the trainer's bars. (Lightning's own shows what was measured an epoch before.)"""
+    bars = getattr(trainer.progress_bar_callback, "progress", None)
+    if bars is not None:  # only the first of several devices shows any
+        bars.console.print(line, highlight=False, soft_wrap=True)
+
+
+@rank_zero_only
+def keep_logged(trainer: lightning.Trainer, epochs: int) -> None:
+    """Before a run goes on: keep what metrics.csv has of the epochs that are done, which Lightning would delete."""
+    logger = next(one for one in trainer.loggers if isinstance(one, CSVLogger))
+    path = Path(logger.log_dir, "metrics.csv")
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if (row.get("epoch") or "").isdecimal() and int(row["epoch"]) < epochs]
+        names = sorted(reader.fieldnames or ())
+    writer = logger.experiment  # deletes the file
+    with write_aside(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, names)
+        table.writeheader()
+        table.writerows(rows)
+    writer.metrics_keys = names  # as if it had written these rows itself
 
 
 def keep_freed_memory() -> None:

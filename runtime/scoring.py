@@ -216,8 +216,15 @@ def logit_matrix(
     return logits
 
 
-def best_images(scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, top_k: int) -> tuple[Indices, Logits]:
+def best_images(
+    scorer: PairScorer,
+    images: EncodedImages,
+    texts: EncodedTexts,
+    top_k: int,
+    on_block: Callable[[int], None] = lambda pairs: None,
+) -> tuple[Indices, Logits]:
     """The ``top_k`` best images of each text, best first: indices and logits, [T, top_k]; equal logits in gallery order.
+    ``on_block`` hears how many pairs each block scored.
 
     No more than the best so far and a part of the gallery's logits are held at a time, whatever the gallery's size.
     """
@@ -235,6 +242,7 @@ def best_images(scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, 
                 found[text], logits[text] = _best_of(held.pop(text), top_k)
             elif len(mine) * len(numbers) > MERGE_IMAGES:
                 held[text] = [_best_of(mine, top_k)]
+        on_block(block.size)
     return found, logits
 
 
@@ -267,13 +275,21 @@ def nearest(queries: Logits, items: Logits, count: int, memory_budget_bytes: int
     return np.sort(np.concatenate(rows), axis=1)
 
 
-def pair_logits(scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, pairs: Indices) -> Logits:
-    """Logits [P] of chosen pairs, rows (image index, text index) of ``pairs`` [P, 2]; each text meets its images at once."""
+def pair_logits(
+    scorer: PairScorer,
+    images: EncodedImages,
+    texts: EncodedTexts,
+    pairs: Indices,
+    on_block: Callable[[int], None] = lambda pairs: None,
+) -> Logits:
+    """Logits [P] of chosen pairs, rows (image index, text index) of ``pairs`` [P, 2]; each text meets its images at once.
+    ``on_block`` hears how many pairs each block scored."""
     logits = np.empty(len(pairs), np.float32)
     longest = texts.select([int(texts.lengths.argmax())])
     blocks = plan_blocks(images, longest, scorer.engine, scorer.memory_budget_bytes)
     for where, block in scorer.run_each(_chosen_meetings(scorer, images, texts, pairs, blocks.images), blocks.at_once):
         logits[where] = block[:, 0]
+        on_block(block.size)
     return logits
 
 

@@ -55,7 +55,8 @@ class TensorRtEngine(Engine):
             reason = f"{faults}: {self._library.reason()}" if faults else self._library.reason()
             advice = "build it again by camp build, with --force"
             if UNSUPPORTED in faults:
-                advice = f"TensorRT-RTX does not run on compute capability {cuda.gpu().compute_capability}: take another backend"
+                capability = cuda.gpu().compute_capability
+                advice = f"TensorRT-RTX does not run on compute capability {capability}: take another backend"
             raise BackendError(f"{backend} cannot load {plan}: {reason}; {advice}")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}

@@ -22,6 +22,11 @@ class Tokens:
     lengths: NDArray[np.int64]
     words: tuple[tuple[str, ...], ...]
 
+    def distinct(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Texts that differ to the network: the index of each, [D], and for every text which of these it is, [T]."""
+        _, first, where = np.unique(self.ids, axis=0, return_index=True, return_inverse=True)
+        return first, where.reshape(-1)  # NumPy 2.0.0 gives it another axis
+
 
 class Tokenizer:
     """Lower-cases, splits, cuts at the limit and wraps in two markers, as the file says.

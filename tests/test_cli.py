@@ -175,7 +175,8 @@ def test_a_gallery_is_encoded_once_and_ranked_many_times(
     for query in (QUERY, "a large blue star"):
         asked = ["--gallery", tmp_path / "gallery", "--query", query, "--backend", "onnxruntime", "--json"]
         found = json.loads(camp("rank", picture_bundle, *asked).out)
-        assert found["matches"] == [match_as_dict(match) for match in picture_retriever.rank(query, opened)]
+        matches = [match_as_dict(match) for match in picture_retriever.rank(query, opened)]
+        assert found == {"rankings": [{"query": query, "matches": matches}], "skipped": []}
 
 
 def match_as_dict(match: Match) -> dict[str, Any]:
@@ -254,18 +255,19 @@ def test_rank_json_is_in_order(camp: Camp, picture_bundle: Path, scenes: Path, p
     answer = json.loads(result.out)
     paths = sorted((scenes / "test").glob("*.png"))
     expected = picture_retriever.rank(QUERY, paths, 3)
-    assert list(answer) == ["query", "matches", "skipped"]
-    assert (answer["query"], answer["skipped"]) == (QUERY, [])
-    assert [match["rank"] for match in answer["matches"]] == [1, 2, 3]
-    assert [match["document"] for match in answer["matches"]] == [match.document for match in expected]
-    assert [match["logit"] for match in answer["matches"]] == sorted((m.logit for m in expected), reverse=True)
-    assert [set(match) for match in answer["matches"]] == [{"rank", "document", "score", "logit", "corpus_id"}] * 3
+    assert list(answer) == ["rankings", "skipped"]
+    ((query, matches),) = (one.values() for one in answer["rankings"])
+    assert (query, answer["skipped"]) == (QUERY, [])
+    assert [match["rank"] for match in matches] == [1, 2, 3]
+    assert [match["document"] for match in matches] == [match.document for match in expected]
+    assert [match["logit"] for match in matches] == sorted((m.logit for m in expected), reverse=True)
+    assert [set(match) for match in matches] == [{"rank", "document", "score", "logit", "corpus_id"}] * 3
 
 
 @pytest.mark.parametrize(("top_k", "count"), [(1, 1), (100, 8)])
 def test_rank_top_k(camp: Camp, picture_bundle: Path, scenes: Path, top_k: int, count: int) -> None:
     result = camp("rank", picture_bundle, "--images", scenes / "test", "--query", QUERY, "--top-k", top_k, "--json")
-    assert len(json.loads(result.out)["matches"]) == count
+    assert len(json.loads(result.out)["rankings"][0]["matches"]) == count
 
 
 def test_the_table_of_rank(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:
@@ -322,7 +324,8 @@ def test_rank_skips_broken_pictures_if_told(camp: Camp, picture_bundle: Path, tm
     folder = with_a_broken_one(tmp_path / "pictures")
     result = camp("rank", picture_bundle, "--images", folder, "--query", QUERY, "--skip-broken", "--json")
     answer = json.loads(result.out)
-    assert {match["document"] for match in answer["matches"]} == {str(folder / "one.png"), str(folder / "two.png")}
+    documents = {match["document"] for match in answer["rankings"][0]["matches"]}
+    assert documents == {str(folder / "one.png"), str(folder / "two.png")}
     reason = "cannot be read as a picture: it is in no format that Pillow knows"
     assert answer["skipped"] == [{"index": 0, "name": str(folder / "broken.jpg"), "reason": reason}]
 
@@ -540,10 +543,10 @@ def test_shortlists_show_what_they_lose(
 
 def test_a_shortlist_in_camp_rank(camp: Camp, picture_bundle: Path, scenes: Path) -> None:
     options = ["--images", scenes / "test", "--query", QUERY, "--top-k", 2, "--json"]
-    short = json.loads(camp("rank", picture_bundle, *options, "--shortlist", 3).out)["matches"]
+    short = json.loads(camp("rank", picture_bundle, *options, "--shortlist", 3).out)["rankings"][0]["matches"]
     assert len(short) == 2
-    whole = json.loads(camp("rank", picture_bundle, *options, "--shortlist", 8).out)["matches"]
-    assert whole == json.loads(camp("rank", picture_bundle, *options).out)["matches"]
+    whole = json.loads(camp("rank", picture_bundle, *options, "--shortlist", 8).out)["rankings"][0]["matches"]
+    assert whole == json.loads(camp("rank", picture_bundle, *options).out)["rankings"][0]["matches"]
 
 
 def test_rank_over_a_file_of_features(
@@ -552,7 +555,7 @@ def test_rank_over_a_file_of_features(
     images = precomputed / "test_ims.npy"
     answer = json.loads(camp("rank", feature_bundle, "--images", images, "--query", QUERY, "--json").out)
     expected = feature_retriever.rank(QUERY, np.load(images))
-    assert [match["corpus_id"] for match in answer["matches"]] == [match.corpus_id for match in expected]
+    assert [match["corpus_id"] for match in answer["rankings"][0]["matches"]] == [match.corpus_id for match in expected]
     table = camp("rank", feature_bundle, "--images", images, "--query", QUERY).out
     assert f"row {expected[0].corpus_id}" in table
 

@@ -182,6 +182,14 @@ def test_where_negatives_are_few_all_are_taken() -> None:
     assert choose_negatives(logits, 1, 4)[0].tolist() == [1]
 
 
+def test_a_row_of_matches_alone_leaves_the_others_their_choice() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([[-math.inf] * 4, [2.0, -math.inf, 7.0, 9.0]])
+    drawn = torch.cat([choose_negatives(logits, 3, 2) for _ in range(50)], dim=1)
+    assert set(drawn[1].tolist()) == {0, 2, 3}
+    assert choose_negatives(logits[:1], 3, 2).shape == (1, 1)
+
+
 def test_a_pair_without_negatives_costs_no_more_than_its_own_terms() -> None:
     table = torch.tensor([[3.0, 2.0], [1.5, 4.0]], requires_grad=True)
     stub = Bilinear(table)

@@ -181,7 +181,7 @@ def test_branches_are_refused(tmp_path: Path) -> None:
 
 
 def a_check(name: str = "real") -> PrecisionCheck:
-    return PrecisionCheck(name, 20, 100, True, 1e-3, 1e-3, 1.0, 1e-3, 1e-4)
+    return PrecisionCheck(name, 20, 100, True, 1e-3, 1e-3, 1e-3, 1.0, 1e-3, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,10 @@ def a_check(name: str = "real") -> PrecisionCheck:
         ({"max_score_error": math.nan}, False),
         ({"top10_agreement": 0.99}, True),
         ({"top10_agreement": 0.985}, False),
-        ({"share_of_range": 0.5}, True),
+        ({"share_of_range": 0.5}, True),  # where all logits are about the same
+        ({"share_of_largest": 0.5}, True),  # where they are small
+        ({"share_of_range": 0.11, "share_of_largest": 0.011}, False),  # scores at 0 or 1 hide it
+        ({"share_of_range": math.nan, "share_of_largest": math.nan}, False),
         ({"max_look_error": 0.03}, False),
         ({"max_vector_error": math.nan}, False),
         ({"name": "features 100 x too large", "max_score_error": 0.9}, True),

@@ -118,6 +118,10 @@ def test_blocks_hear_every_pair_once(
     feature_retriever.score_matrix(gallery, CAPTIONS, on_progress=heard.append)
     assert sum(heard) == 10 * 6
     assert len(heard) > 1
+    for corpus, query, shortlist, pairs in ((gallery, list(CAPTIONS), None, 10 * 6), (gallery, CAPTIONS[0], 3, 3)):
+        heard.clear()
+        feature_retriever.rank(query, corpus, 2, shortlist, heard.append)
+        assert sum(heard) == pairs
 
 
 def test_the_order_of_texts_is_the_order_of_columns(
@@ -511,6 +515,8 @@ def test_the_unreadable_picture_is_named(picture_retriever: Retriever, drawn: li
 def test_names_are_as_many_as_images(feature_retriever: Retriever, features: Features) -> None:
     with pytest.raises(InputError, match="2 names for 10 images: expected one each"):
         feature_retriever.encode_images(features, names=["a", "b"])
+    with pytest.raises(InputError, match="names is 'ab': expected a list of strings or paths"):
+        feature_retriever.encode_images(features, names="ab")
 
 
 def test_encoding_reports_its_progress(feature_retriever: Retriever) -> None:
@@ -612,6 +618,14 @@ def test_plot_writes_a_picture(
     with Image.open(tmp_path / "plot.png") as plotted:
         assert plotted.format == "PNG"
         assert plotted.width > 100
+
+
+def test_plot_knows_its_endings(picture_retriever: Retriever, drawn: list[Path], tmp_path: Path) -> None:
+    explanation = picture_retriever.explain(QUERY, drawn[0])
+    there = set(tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"why v1\.2 ends in \.2: expected one of \..*, \.png"):
+        explanation.plot(tmp_path / "why v1.2")
+    assert set(tmp_path.iterdir()) == there
 
 
 def test_plot_takes_what_the_retriever_takes(picture_retriever: Retriever, drawn: list[Path], tmp_path: Path) -> None:

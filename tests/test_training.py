@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import math
 import os
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,6 +182,44 @@ def test_a_run_resumed_after_a_kill_equals_the_uninterrupted_run(
     whole, resumed = (saved(config.output / "last.ckpt") for config in (run, killed))
     assert resumed["global_step"] == whole["global_step"]
     assert all(torch.equal(whole["state_dict"][name], w) for name, w in resumed["state_dict"].items())
+    assert logged(killed.output) == logged(run.output)
+
+
+def logged(output: Path) -> list[dict[str, str]]:
+    """What metrics.csv tells of each epoch's end; values as they are written."""
+    with (output / "logs" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["rsum"]]
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(EPOCHS)]
+    return rows
+
+
+def test_what_a_run_is_told_reaches_its_trainer(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    config = tiny_config(precomputed, tmp_path / "run", weight_decay=0.03, precision="bf16-mixed", epochs=1)
+    trainer = training_module.build_trainer(config, [])
+    assert (trainer.precision, trainer.gradient_clip_val) == ("bf16-mixed", training_module.CLIP_NORM)
+    run_training(replace(config, precision="32-true"), cache)
+    (optimiser,) = saved(config.output / "last.ckpt")["optimizer_states"]
+    assert [group["weight_decay"] for group in optimiser["param_groups"]] == [0.03]
+
+
+def test_a_step_weighs_its_losses(precomputed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(precomputed, tmp_path / "run", softmax_weight=3.0, global_weight=5.0)
+    names = {"pair_loss": 1.0, "softmax_loss": 10.0, "drift_loss": 100.0}
+    monkeypatch.setattr(training_module, "contrastive_loss", lambda *given: torch.tensor(1000.0))
+    monkeypatch.setattr(training_module, "features_of", lambda model, images: images)
+    vectors = {"image.global": torch.zeros(1), "text.global": torch.zeros(1)}
+    model = SimpleNamespace(encode_images=lambda x: dict(vectors), encode_texts=lambda x, lengths: dict(vectors))
+    module: Any = SimpleNamespace(
+        config=config,
+        model=model,
+        device="cpu",
+        log_scale=None,
+        log_dict=lambda *given, **options: None,
+        _pair_losses=lambda *given: {name: torch.tensor(value) for name, value in names.items()},
+    )
+    batch: Any = SimpleNamespace(images=None, tokens=torch.ones(1, 3), lengths=[3], matches=None)
+    expected = 1 + 3 * 10 + training_module.DRIFT_WEIGHT * 100 + 5 * 1000
+    assert float(training_module.CampTraining.training_step(module, batch)) == pytest.approx(expected)
 
 
 def test_another_seed_gives_other_weights(precomputed: Path, tmp_path: Path, cache: Path) -> None:
@@ -583,6 +623,11 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_checkpoint(tmp_path: Path, monk
         ({"learning_rate": float("nan")}, "--learning-rate nan: expected a positive number"),
         ({"warm_part": 1.5}, "--warm-part 1.5: expected 0 to 1"),
         ({"seed": -1}, "--seed -1: expected a number, 0 or more"),
+        ({"seed": 2**32}, "--seed 4294967296: expected 4294967295 or less"),
+        (
+            {"batch_size": 41, "devices": "2"},
+            "--batch-size 41 is more than the 40 training captions of each of 2 devices",
+        ),
         ({"workers": -1}, "--workers -1: expected a number, 0 or more"),
         ({"weight_decay": -1.0}, "--weight-decay -1.0: expected a number, 0 or more"),
         ({"weight_decay": math.inf}, "--weight-decay inf: expected a number, 0 or more"),
