@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ from numpy.lib.format import open_memmap
 
 from camp_sdk.results import Skipped
 from camp_sdk.runtime.bundle import Bundle, Manifest, TensorSpec
-from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, Indices, narrow_specs, words_axis
+from camp_sdk.runtime.encoded import (
+    GALLERY_PRECISIONS,
+    EncodedImages,
+    EncodedTexts,
+    Indices,
+    joined,
+    narrow_specs,
+    words_axis,
+)
 from camp_sdk.runtime.engine import Arrays
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import check_writable, followed, is_empty, write_aside
@@ -81,6 +89,28 @@ class Gallery:
             raise InputError(f"select left none of {len(self)} items: a gallery holds at least one")
         documents = [self.documents[i] for i in chosen]
         return Gallery(self.encoded.select(indices), documents, self._bundle, self.precision)
+
+    @classmethod
+    def join(cls, galleries: Iterable[Gallery]) -> Gallery:
+        """The items of several galleries in one, in their order, copied into memory: how a gallery grows. None is altered.
+
+        Raises InputError if there is none, or they differ in bundle, kind, precision or number of regions.
+        """
+        parts = list(galleries)
+        if not parts or not all(isinstance(part, Gallery) for part in parts):
+            raise InputError("join takes a list of at least one gallery")
+        first = parts[0]
+        for index, part in enumerate(parts):
+            for what in ("kind", "fingerprint", "precision"):
+                own, expected = getattr(part, what), getattr(first, what)
+                if own != expected:
+                    what = "bundle" if what == "fingerprint" else what
+                    raise InputError(f"gallery {index} is of {what} {own[:12]}, the first of {expected[:12]}")
+            for name, array in part.encoded.tensors.items():
+                if array.shape[1:] != (shape := first.encoded.tensors[name].shape[1:]):
+                    raise InputError(f"gallery {index} has {name} of {array.shape[1:]} an item, the first of {shape}")
+        documents = [document for part in parts for document in part.documents]
+        return cls(joined([part.encoded for part in parts]), documents, first._bundle, first.precision)
 
     def save(self, folder: str | Path) -> None:
         """Write the gallery as a folder, whole or not at all; an older gallery of that name is replaced. A link is followed.

@@ -167,6 +167,15 @@ class EncodedTexts:
         return max(size * (longest if per_word else 1) for size, per_word in sizes)
 
 
+def joined(parts: Sequence[EncodedImages | EncodedTexts]) -> EncodedImages | EncodedTexts:
+    """The items of several of one kind, of the same tensors, in one."""
+    tensors = {name: np.concatenate([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+    texts = [part for part in parts if isinstance(part, EncodedTexts)]
+    if texts:
+        return EncodedTexts(tensors, np.concatenate([part.lengths for part in texts]), texts[0].per_word)
+    return EncodedImages(tensors)
+
+
 def _padded(array: NDArray[Any], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[Any]:
     out = np.zeros((len(starts), int(lengths.max()), *array.shape[1:]), array.dtype)
     for row, start, length in zip(out, starts, lengths, strict=True):

@@ -402,3 +402,66 @@ def test_a_part_can_be_saved(feature_retriever: Retriever, texts: Gallery, tmp_p
 
 def test_repr_tells_size_and_kind(texts: Gallery) -> None:
     assert repr(texts) == "<Gallery of 6 texts, 0.0 MB>"
+
+
+# Joined
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_joined_images_score_as_those_encoded_at_once(
+    feature_retriever: Retriever, features: NDArray[np.float32], texts: Gallery, precision: str
+) -> None:
+    names = [f"image {index}" for index in range(10)]
+    whole = feature_retriever.encode_images(features, names, precision=precision)
+    parts = [
+        feature_retriever.encode_images(features[part], names[part], precision=precision)
+        for part in (slice(0, 7), slice(7, 8), slice(8, 10))
+    ]
+    joined = Gallery.join(parts)
+    assert (joined.documents, joined.precision, joined.kind) == (whole.documents, precision, "image")
+    for name, array in whole.encoded.tensors.items():
+        # An image encoded in another batch differs by rounding; a step of int8 where that meets the middle between two.
+        np.testing.assert_allclose(
+            joined.encoded.tensors[name], array, rtol=2e-3, atol=1 if array.dtype == np.int8 else 1e-5
+        )
+    assert [len(part) for part in parts] == [7, 1, 2]
+    matches = feature_retriever.rank(CAPTIONS[0], joined, top_k=10)
+    for match in matches:
+        (alone,) = feature_retriever.rank(CAPTIONS[0], joined.select([match.corpus_id]))
+        assert alone.document == match.document
+        assert alone.logit == pytest.approx(match.logit, abs=1e-5)
+
+
+def test_joined_texts_score_as_those_encoded_at_once(
+    feature_retriever: Retriever, images: Gallery, texts: Gallery, tmp_path: Path
+) -> None:
+    joined = Gallery.join(
+        [texts.select([0, 1]), feature_retriever.open_gallery(saved(texts.select([2]), tmp_path / "one"))]
+    )
+    assert joined.documents == tuple(CAPTIONS[:3])
+    found = feature_retriever.score_matrix(images, joined, logits=True)
+    np.testing.assert_allclose(found, feature_retriever.score_matrix(images, texts, logits=True)[:, :3], atol=1e-5)
+
+
+def test_what_cannot_be_joined(
+    feature_retriever: Retriever,
+    picture_retriever: Retriever,
+    features: NDArray[np.float32],
+    images: Gallery,
+    texts: Gallery,
+) -> None:
+    narrow, other = (
+        feature_retriever.encode_images(features, precision="int8"),
+        picture_retriever.encode_texts(CAPTIONS),
+    )
+    fewer = feature_retriever.encode_images(features[:, :3])
+    for parts, message in (
+        ([], "join takes a list of at least one gallery"),
+        ([images, features], "join takes a list of at least one gallery"),
+        ([images, texts], "gallery 1 is of kind text, the first of image"),
+        ([images, images, narrow], "gallery 2 is of precision int8, the first of float32"),
+        ([texts, other], "gallery 1 is of bundle [0-9a-f]{12}, the first of "),
+        ([images, fewer], r"gallery 1 has image.V of \(3, 16\) an item, the first of \(5, 16\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Gallery.join(parts)
