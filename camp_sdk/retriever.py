@@ -193,7 +193,7 @@ class Retriever:
             return self._rank_texts(self._as_gallery([query], "image"), texts, top_k, shortlist, on_progress)
         queries = [query] if isinstance(query, str) else list(query)
         if not queries:
-            raise InputError("query is []: expected a string, or a list of at least one")
+            raise InputError("query is []: expected a string, or a list of at least one string")
         self.check_queries(queries)
         images = self._as_gallery(corpus, "image")
         rankings = self._rank_images(self.encode_texts(queries), images, top_k, shortlist, on_progress)
