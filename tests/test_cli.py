@@ -580,7 +580,8 @@ def test_a_file_whose_first_rows_are_equal_is_ranked_as_it_is(
 ) -> None:
     np.save(tmp_path / "x.npy", features[[0, 0, 1, 2]])
     answer = json.loads(camp("rank", feature_bundle, "--images", tmp_path / "x.npy", "--query", QUERY, "--json").out)
-    assert sorted(match["document"] for match in answer["rankings"][0]["matches"]) == ["row 0", "row 1", "row 2", "row 3"]
+    (ranking,) = answer["rankings"]
+    assert sorted(match["document"] for match in ranking["matches"]) == ["row 0", "row 1", "row 2", "row 3"]
 
 
 def test_a_broken_picture_ends_in_one_line(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:

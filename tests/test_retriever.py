@@ -402,7 +402,7 @@ def test_the_bad_query_of_a_list_is_named_by_its_place(feature_retriever: Retrie
 
 
 def test_no_query(feature_retriever: Retriever, gallery: Gallery) -> None:
-    with pytest.raises(InputError, match="expected a list of at least one string"):
+    with pytest.raises(InputError, match=r"query is \[\]: expected a string, or a list of at least one string"):
         feature_retriever.rank([], gallery)
 
 
