@@ -34,9 +34,8 @@ from camp_sdk.runtime.tensorrt_library import here_of
 
 EAGER, COMPILED = "pytorch eager float16", "pytorch compiled float16"
 GRAPHS = ", CUDA graphs"
-LARGE_GPU_BYTES = (
-    60 << 30
-)  # a context of 1,024 x 16 takes 7 GB (TensorRT-RTX 1.7, d = 1024), and eight are open at once
+# A context of 1,024 x 16 takes 7 GB (TensorRT-RTX 1.7, d = 1024), and eight may be open at once.
+LARGE_GPU_BYTES = 60 << 30
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 
 from camp_sdk.runtime.errors import InputError
 
+Advance = Callable[[int], None]  # hears of so many items just done
 MOST_THREADS = 1024  # engines start as many as they are told, whatever cores there are
+
+
+def silent(items: int) -> None:
+    """The progress callback that does nothing."""
 
 
 def is_whole(count: Any) -> bool:

@@ -187,3 +187,10 @@ def kind_of(image: Any) -> str:
     if isinstance(image, np.ndarray):
         return f"{image.dtype} array {image.shape}"
     return "picture" if isinstance(image, (str, Path, bytes)) else type(image).__name__
+
+
+def nothing_left(skipped: Sequence[Skipped]) -> str:
+    """Why there is no image to encode: none was given, or the first that cannot be read."""
+    if not skipped:
+        return "there are no images to encode: expected at least one"
+    return f"none of {len(skipped)} pictures can be read; {skipped[0].name}, the first: {skipped[0].reason}"

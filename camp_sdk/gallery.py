@@ -170,6 +170,24 @@ class Gallery:
         return cls(encoded, about["documents"], bundle, about["precision"])
 
 
+def is_text_query(query: Any, corpus: Any) -> bool:
+    """Whether a query ranks images: by the corpus if that is a gallery, otherwise by its own type. Raises InputError for what
+    can rank no images, and for an empty list."""
+    if isinstance(query, list) and not query:
+        raise InputError("query is []: expected a string, or a list of at least one string")
+    texts = isinstance(query, str) or (isinstance(query, list) and all(isinstance(text, str) for text in query))
+    if isinstance(corpus, Gallery) and corpus.kind == "image" and not texts:
+        raise InputError(f"the query is a {type(query).__name__}: expected a string, or a list of strings")
+    return corpus.kind == "image" if isinstance(corpus, Gallery) else texts
+
+
+def texts_of(gallery: Gallery) -> EncodedTexts:
+    """The encoded texts of a gallery. Raises InputError for one of images."""
+    if not isinstance(gallery.encoded, EncodedTexts):
+        raise InputError("this is a gallery of images: expected texts here")
+    return gallery.encoded
+
+
 def check_output(folder: Path) -> None:
     """Raise InputError if a folder is taken by something that is not a gallery, or holds other files too, and OSError if
     nothing can be written there: before long work, not after it."""

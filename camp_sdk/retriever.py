@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -13,23 +13,30 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.arguments import MOST_THREADS, check_top_k, checked_count, checked_names, distinct, is_several
-from camp_sdk.features import FeatureReader, Image, kind_of
-from camp_sdk.gallery import Gallery
+from camp_sdk.arguments import (
+    MOST_THREADS,
+    Advance,
+    check_top_k,
+    checked_count,
+    checked_names,
+    distinct,
+    is_several,
+    silent,
+)
+from camp_sdk.features import FeatureReader, Image, kind_of, nothing_left
+from camp_sdk.gallery import Gallery, is_text_query, texts_of
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.results import Explanation, FloatArray, Match, Skipped
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow, widen
+from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, narrow, widen
 from camp_sdk.runtime.engine import Engine
 from camp_sdk.runtime.engines import open_engine
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.selftest import choose_tested_backend
 from camp_sdk.runtime.tokenizer import Tokenizer
 
-
-def _silent(items: int) -> None:
-    """The default progress callback."""
+Corpus = Gallery | Iterable[Image]  # what `rank` and `score_matrix` take
 
 
 class Retriever:
@@ -91,7 +98,7 @@ class Retriever:
         self,
         images: Iterable[Image],
         names: Iterable[str | Path] | None = None,
-        on_progress: Callable[[int], None] = _silent,
+        on_progress: Advance = silent,
         precision: str | None = None,
         skip_broken: bool = False,
         max_megapixels: float = MAX_MEGAPIXELS,
@@ -126,7 +133,7 @@ class Retriever:
         with closing(reader.batches(images, named, on_progress, documents, skipped)) as batches:
             first = next(batches, None)
             if first is None:
-                raise InputError(_nothing_left(skipped))
+                raise InputError(nothing_left(skipped))
             keep = partial(narrow, precision=precision)
             encoded = scoring.encode_features(self._engine("image"), itertools.chain([first], batches), total, keep)
         given = len(encoded) + len(skipped)
@@ -153,29 +160,19 @@ class Retriever:
     def rank(
         self,
         query: list[str],
-        corpus: Gallery | Iterable[Image],
+        corpus: Corpus,
         top_k: int = 5,
         shortlist: int | None = None,
-        on_progress: Callable[[int], None] = _silent,
+        on_progress: Advance = silent,
     ) -> list[list[Match]]: ...
 
     @overload
     def rank(
-        self,
-        query: Image,
-        corpus: Gallery | Iterable[Image],
-        top_k: int = 5,
-        shortlist: int | None = None,
-        on_progress: Callable[[int], None] = _silent,
+        self, query: Image, corpus: Corpus, top_k: int = 5, shortlist: int | None = None, on_progress: Advance = silent
     ) -> list[Match]: ...
 
     def rank(
-        self,
-        query: Any,
-        corpus: Gallery | Iterable[Any],
-        top_k: int = 5,
-        shortlist: int | None = None,
-        on_progress: Callable[[int], None] = _silent,
+        self, query: Any, corpus: Corpus, top_k: int = 5, shortlist: int | None = None, on_progress: Advance = silent
     ) -> list[Match] | list[list[Match]]:
         """The best matches of a query, best first; equal logits keep the gallery's order.
 
@@ -188,12 +185,10 @@ class Retriever:
         shortlist shorter than top_k or without global vectors.
         """
         self.check_counts(top_k, shortlist)
-        if not self._is_text_query(query, corpus):
+        if not is_text_query(query, corpus):
             texts = self._as_gallery(corpus, "text")
             return self._rank_texts(self._as_gallery([query], "image"), texts, top_k, shortlist, on_progress)
         queries = [query] if isinstance(query, str) else list(query)
-        if not queries:
-            raise InputError("query is []: expected a string, or a list of at least one string")
         self.check_queries(queries)
         images = self._as_gallery(corpus, "image")
         rankings = self._rank_images(self.encode_texts(queries), images, top_k, shortlist, on_progress)
@@ -223,17 +218,17 @@ class Retriever:
         images, image_ids = distinct([image for image, _ in pairs])
         texts, text_ids = distinct([text for _, text in pairs])
         gallery = self.encode_images(images)
-        encoded_texts = self._texts_of(self.encode_texts(texts))
+        encoded_texts = texts_of(self.encode_texts(texts))
         where = np.stack([image_ids, text_ids], axis=1)
         scorer = self._scorer()
         return self._activate(scoring.pair_logits(scorer, self._images_of(gallery), encoded_texts, where))
 
     def score_matrix(
         self,
-        images: Gallery | Iterable[Image],
+        images: Corpus,
         texts: Gallery | Sequence[str],
         logits: bool = False,
-        on_progress: Callable[[int], None] = _silent,
+        on_progress: Advance = silent,
     ) -> FloatArray:
         """Scores [I, T] float32 of all images against all texts; with ``logits``, before the activation.
 
@@ -254,7 +249,7 @@ class Retriever:
             raise InputError(f"explain takes one image, this gallery has {len(gallery)}: use gallery.select([index])")
         texts = self.encode_texts([text])
         image = widen(self._images_of(gallery).take(slice(0, 1)))
-        tensors = image | self._texts_of(texts).take(slice(0, 1))
+        tensors = image | texts_of(texts).take(slice(0, 1))
         explainer = self._engine("explainer")
         out = explainer.run(scoring.feeds_of(self._graphs["explainer"].inputs, tensors))
         pixels = self.bundle.manifest.pixels
@@ -303,14 +298,14 @@ class Retriever:
             raise InputError(f"a logit is not a number: the images are too large for the precision {self.precision}")
         return scoring.activate(logits, self.bundle.manifest.activation)
 
-    def _logits(self, images: Gallery, texts: Gallery, on_progress: Callable[[int], None] = _silent) -> FloatArray:
-        encoded_images, encoded_texts = self._images_of(images), self._texts_of(texts)
+    def _logits(self, images: Gallery, texts: Gallery, on_progress: Advance = silent) -> FloatArray:
+        encoded_images, encoded_texts = self._images_of(images), texts_of(texts)
         return scoring.logit_matrix(self._scorer(), encoded_images, encoded_texts, on_progress)
 
     def _rank_images(
-        self, queries: Gallery, images: Gallery, top_k: int, shortlist: int | None, on_progress: Callable[[int], None]
+        self, queries: Gallery, images: Gallery, top_k: int, shortlist: int | None, on_progress: Advance
     ) -> list[list[Match]]:
-        scorer, encoded, texts = self._scorer(), self._images_of(images), self._texts_of(queries)
+        scorer, encoded, texts = self._scorer(), self._images_of(images), texts_of(queries)
         if shortlist is None or shortlist >= len(images):
             found = zip(*scoring.best_images(scorer, encoded, texts, top_k, on_progress), strict=True)
             return [self._matches(numbers, logits, images) for numbers, logits in found]
@@ -321,11 +316,11 @@ class Retriever:
         return [self._best(*row, images, top_k) for row in zip(nearest, logits, strict=True)]
 
     def _rank_texts(
-        self, image: Gallery, texts: Gallery, top_k: int, shortlist: int | None, on_progress: Callable[[int], None]
+        self, image: Gallery, texts: Gallery, top_k: int, shortlist: int | None, on_progress: Advance
     ) -> list[Match]:
         if shortlist is None or shortlist >= len(texts):
             return self._best(np.arange(len(texts)), self._logits(image, texts, on_progress)[0], texts, top_k)
-        vectors = self._images_of(image).tensors["image.global"], self._texts_of(texts).tensors["text.global"]
+        vectors = self._images_of(image).tensors["image.global"], texts_of(texts).tensors["text.global"]
         numbers = scoring.nearest(*vectors, shortlist, self._memory_budget_bytes)[0]
         return self._best(numbers, self._logits(image, texts.select(numbers), on_progress)[0], texts, top_k)
 
@@ -340,12 +335,6 @@ class Retriever:
             for rank, (number, score, logit) in enumerate(rows, start=1)
         ]
 
-    def _is_text_query(self, query: Any, corpus: Any) -> bool:
-        texts = isinstance(query, str) or (isinstance(query, list) and all(isinstance(text, str) for text in query))
-        if isinstance(corpus, Gallery) and corpus.kind == "image" and not texts:
-            raise InputError(f"the query is a {type(query).__name__}: expected a string, or a list of strings")
-        return corpus.kind == "image" if isinstance(corpus, Gallery) else texts
-
     def _as_gallery(self, corpus: Any, kind: str) -> Gallery:
         if not isinstance(corpus, Gallery):
             return self.encode_images(corpus) if kind == "image" else self.encode_texts(corpus)
@@ -359,14 +348,3 @@ class Retriever:
         if not isinstance(gallery.encoded, EncodedImages):
             raise InputError("this is a gallery of texts: expected images here")
         return gallery.encoded.halves if gallery.precision == self.precision == "float16" else gallery.encoded
-
-    def _texts_of(self, gallery: Gallery) -> EncodedTexts:
-        if not isinstance(gallery.encoded, EncodedTexts):
-            raise InputError("this is a gallery of images: expected texts here")
-        return gallery.encoded
-
-
-def _nothing_left(skipped: Sequence[Skipped]) -> str:
-    if not skipped:
-        return "there are no images to encode: expected at least one"
-    return f"none of {len(skipped)} pictures can be read; {skipped[0].name}, the first: {skipped[0].reason}"

@@ -143,9 +143,8 @@ def open_engine(
         backend = "onnxruntime"  # a graph that nobody built an engine of: camp build may be told to leave it
         _check_backend(backend, precision)
     if (backend, graph, precision) == ("onnxruntime-cuda", "text", "float32"):
-        backend = (
-            "onnxruntime"  # cuDNN runs its GRU in TF32, and ONNX Runtime has no option against it: logits off by 6e-4
-        )
+        # cuDNN may run its GRU in TF32, and ONNX Runtime has no option against that: logits would be off by 6e-4.
+        backend = "onnxruntime"
     alone = graph != "scorer" or backend not in ("onnxruntime", "openvino")
     streams = 1 if alone else min(STREAMS, threads or physical_cores())
     engine: Engine
