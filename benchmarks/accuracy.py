@@ -66,6 +66,7 @@ def measure_run(data: Path, output: Path, variant: str, seed: int) -> dict[str, 
         train(TrainConfig(data, run, variant, epochs=EPOCHS, seed=seed, resume=resume))
         minutes = (time.monotonic() - started) / 60
         network, vectors = measure_checkpoint(run / "best.ckpt", data, "test")
+        assert vectors is not None  # both variants have them
         measured = {"network": asdict(network), "global_vectors": asdict(vectors)}
         with write_aside(result) as aside:
             # A resumed run has lost the time of its first part.

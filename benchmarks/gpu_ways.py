@@ -170,9 +170,9 @@ def parts_of(tensors: dict[str, torch.Tensor], count: int, most: int) -> list[di
 
 def event_s(call: Callable[[], object]) -> float:
     """Seconds of a call on the GPU, between two CUDA events of PyTorch's stream."""
-    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # so torch has it
     before.record()
     call()
     after.record()
     after.synchronize()
-    return before.elapsed_time(after) / 1000
+    return float(before.elapsed_time(after)) / 1000

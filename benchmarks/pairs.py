@@ -32,6 +32,7 @@ from camp_sdk.export.checkpoint import KEY, Origin, load_checkpoint
 from camp_sdk.export.model import Camp, ModelConfig
 from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.export.vocabulary import build_tokenizer
+from camp_sdk.gallery import texts_of
 from camp_sdk.runtime.encoded import EncodedImages
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.scoring import plan_blocks
@@ -216,7 +217,7 @@ def sweep_blocks(bundle: Path, backend: str, precision: str, inputs: Inputs) -> 
     """Pairs a second of a few like blocks at many shapes, and what the rule of `plan_blocks` reaches of the best."""
     with Retriever(bundle, backend, precision) as retriever:
         images = retriever._images_of(retriever.encode_images(inputs.features))
-        texts = retriever._texts_of(retriever.encode_texts(inputs.captions))
+        texts = texts_of(retriever.encode_texts(inputs.captions))
         scorer = retriever._scorer()
         middle = np.argsort(texts.lengths)[len(texts) // 2 - 16 :]  # texts of about the median length
 

@@ -30,7 +30,7 @@ print(held("VmHWM"), held("VmHWM") - before)
 
 def measure_memory(
     ways: dict[Path, list[tuple[str, str]]], features: Path, captions: Sequence[str]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, int]]:
     """Peak resident bytes of a process that scores the matrix, and by how much scoring raised it."""
     found = {}
     for bundle, engines in ways.items():

@@ -72,7 +72,8 @@ def scalar(weights: Weights, V: Tensor, t: Tensor, mask: Tensor) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """Rows of unit length."""
-    return x / (x.norm(dim=-1, keepdim=True) + 1e-8)
+    length: Tensor = x.norm(dim=-1, keepdim=True)
+    return x / (length + 1e-8)
 
 
 def summary(weights: Weights, name: str, rows: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -48,7 +48,7 @@ def measure(variant: str, kind: str, batch: int) -> tuple[float, int]:
             logits = model.scorer(image, text)
             wrong = logits.masked_fill(matches, -math.inf)
             loss = matching_bce(logits.diagonal(), wrong.max(1).values, wrong.max(0).values)
-        loss.backward()
+        torch.autograd.backward(loss)
 
     before = held("VmRSS")
     seconds = median_s(step, 3)
@@ -72,10 +72,10 @@ def main(
         return
     cases = [(variant, kind, batch) for variant in ("paper", "scalar") for batch in BATCHES for kind in KINDS]
     rows = []
-    for variant, kind, batch in progress(cases, "training steps"):
-        command = [sys.executable, __file__, "--one", f"{variant}/{kind}/{batch}"]
+    for variant, kind, size in progress(cases, "training steps"):
+        command = [sys.executable, __file__, "--one", f"{variant}/{kind}/{size}"]
         seconds, grown = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        rows.append({"variant": variant, "kind": kind, "batch": batch, "seconds": seconds, "peak_bytes": grown})
+        rows.append({"variant": variant, "kind": kind, "batch": size, "seconds": seconds, "peak_bytes": grown})
     sizes = {"d": WIDTH, "regions": REGIONS, "words": WORDS}
     report = {**describe("camp-sdk", "torch"), "sizes": sizes, "rows": rows}
     RESULTS.parent.mkdir(exist_ok=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from camp_sdk import BackendError, Bundle, BundleError, Gallery, InputError, Retriever
 from camp_sdk.evaluation import shortlist_metrics
+from camp_sdk.gallery import texts_of
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import TensorSpec
 from camp_sdk.runtime.encoded import EncodedImages, narrow, narrow_specs, widen
@@ -155,7 +156,7 @@ def images_of(count: int, width: int = 1024) -> EncodedImages:
 
 
 def test_blocks_stay_within_bytes_and_counts(feature_retriever: Retriever) -> None:
-    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
+    texts = texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
     blocks = plan_blocks(images_of(1000), texts, ALONE)
     assert blocks.texts == scoring.BLOCK_TEXTS
     pair_bytes = images_of(1).item_bytes + texts.item_bytes
@@ -175,7 +176,7 @@ def test_blocks_stay_within_bytes_and_counts(feature_retriever: Retriever) -> No
     ],
 )
 def test_blocks_stay_within_a_budget(feature_retriever: Retriever, budget: int, streams: int, at_once: int) -> None:
-    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
+    texts = texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
     blocks = plan_blocks(images_of(1000), texts, SideBySide(streams), budget)
     pair_bytes = images_of(1).item_bytes + texts.item_bytes
     assert blocks.at_once == at_once
@@ -184,7 +185,7 @@ def test_blocks_stay_within_a_budget(feature_retriever: Retriever, budget: int, 
 
 
 def test_few_images_or_texts_are_shared_among_streams(feature_retriever: Retriever) -> None:
-    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
+    texts = texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
     assert [plan_blocks(images_of(count), texts, SideBySide()).images for count in (1, 2, 9)] == [1, 1, 5]
     few = texts.select(range(7))
     assert [plan_blocks(images_of(count), few, SideBySide()).texts for count in (1, 2)] == [4, 7]
@@ -193,7 +194,7 @@ def test_few_images_or_texts_are_shared_among_streams(feature_retriever: Retriev
 def test_an_engine_of_one_stream_and_two_callers_has_two_full_blocks_on_their_way(
     feature_retriever: Retriever,
 ) -> None:
-    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
+    texts = texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
     engine = SideBySide(2)
     engine.streams, engine.blocks = 1, (128, 8)
     assert plan_blocks(images_of(1000), texts, engine) == scoring.Blocks(128, 8, scoring.GROUP_TEXTS, 2)
@@ -281,7 +282,7 @@ def test_equal_logits_keep_the_gallerys_order_through_every_merge(
     run = scoring.PairScorer.run
     monkeypatch.setattr(scoring.PairScorer, "run", lambda *arguments: np.round(run(*arguments)))
     images = feature_retriever._images_of(feature_retriever.encode_images(many))
-    texts = feature_retriever._texts_of(feature_retriever.encode_texts(CAPTIONS))
+    texts = texts_of(feature_retriever.encode_texts(CAPTIONS))
     scorer = feature_retriever._scorer()
     found, _ = best_images(scorer, images, texts, 50)
     matrix = scoring.logit_matrix(scorer, images, texts)
