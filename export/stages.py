@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
 
 from camp_sdk.data import Split, load_split
 from camp_sdk.export.batches import CaptionDataset
@@ -20,6 +18,7 @@ from camp_sdk.export.checkpoint import Origin, load_checkpoint, open_tokenizer
 from camp_sdk.export.images import EXAMPLES, prepare_images
 from camp_sdk.export.model import Camp, ModelConfig
 from camp_sdk.export.networks import CampScorer
+from camp_sdk.export.resume import check_output, check_resumed, note_begun, what_decides
 from camp_sdk.export.sentences import SentenceConfig, load_pretrained, read_config, read_tokenizer
 from camp_sdk.export.train import CROSS_ATTENTION, TrainConfig
 from camp_sdk.export.training import (
@@ -34,10 +33,7 @@ from camp_sdk.export.training import (
 from camp_sdk.export.vision import open_vision
 from camp_sdk.export.vocabulary import LEARNED, build_tokenizer
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import check_writable
 from camp_sdk.terminal import stderr
-
-STAGE_FOLDERS = ("attention", "fusion", ".")  # of a run's folder
 
 
 @dataclass(frozen=True)
@@ -81,9 +77,11 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
     config.check()
     check_data(config, train, dev)
     stages = stages_of(config)
-    check_output(config)
+    begun = what_decides(config, train, dev)
+    check_output(config, begun)
     keep_freed_memory()
     data, origin = prepare(config, train, dev, cache, started)
+    note_begun(config.output, begun)
     best = config.start
     for stage in stages:
         if config.resume and stage.finished.is_file():
@@ -118,46 +116,6 @@ def check_data(config: TrainConfig, train: Split, dev: Split) -> None:
     if config.batch_size > (share := len(train.captions) // devices):
         what = f"the {share} training captions" + (f" of each of {devices} devices" if devices > 1 else "")
         raise InputError(f"--batch-size {config.batch_size} is more than {what}")
-
-
-def check_output(config: TrainConfig) -> None:
-    """Raise InputError for a folder in use, one without anything to resume, or a run begun with other options."""
-    if not config.resume:
-        if config.output.exists() and any(config.output.iterdir()):
-            raise InputError(f"{config.output} is not empty: name a new folder, or go on with --resume")
-        check_writable(config.output / "best.ckpt")  # now, not after hours
-        return
-    if not config.output.is_dir():
-        raise InputError(f"--resume: {config.output} not found; start the run without --resume")
-    begun = [path for stage in STAGE_FOLDERS if (path := config.output / stage / "last.ckpt").is_file()]
-    if not begun:
-        _begin_anew(config.output)
-    for path in begun:
-        told, stage = load_checkpoint(path)[1].training, path.parent.name if path.parent != config.output else "."
-        asked = _options_of_stage(config, stage)
-        changed = [
-            f"--{n.replace('_', '-')} was {told[n]}, is {v}" for n, v in asked.items() if n in told and told[n] != v
-        ]
-        if changed:
-            raise InputError(f"--resume: {path} was trained with other options: {'; '.join(changed)}")
-
-
-def _begin_anew(run: Path) -> None:
-    """Empty the folder of a run that was stopped in its first epoch, and so has nothing to go on from."""
-    found = {path.name for path in run.iterdir()}
-    if not found <= {"logs", "best.ckpt", "attention", "fusion"}:
-        raise InputError(f"--resume: {run / 'last.ckpt'} not found; start the run without --resume, in a new folder")
-    if found:
-        stderr.print(f"{run} was stopped in its first epoch: it begins anew", highlight=False, soft_wrap=True)
-    for stage in STAGE_FOLDERS:
-        shutil.rmtree(run / stage / "logs", ignore_errors=True)
-        (run / stage / "best.ckpt").unlink(missing_ok=True)
-
-
-def _options_of_stage(config: TrainConfig, stage: str) -> dict[str, Any]:
-    """The options as a stage's checkpoint tells them; its own variant and epochs are checked by what they follow from."""
-    options = config.as_dict()
-    return options if stage == "." else {n: v for n, v in options.items() if n not in ("variant", "epochs")}
 
 
 def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | None) -> Path:
@@ -202,17 +160,6 @@ def _begin(model: Camp, config: TrainConfig) -> None:
         load_pretrained(model.text_encoder.embed, model.config.words)
     if config.begin_as_distance:
         cast(CampScorer, model.scorer).begin_as_distance()
-
-
-def check_resumed(last: Path, model: ModelConfig, tokenizer: str, frozen: nn.Module | None) -> None:
-    """Raise InputError if a run cannot go on with this network, these words, or this frozen vision network."""
-    before, found = load_checkpoint(last)
-    if (found.model, found.tokenizer) != (model, tokenizer):
-        raise InputError(f"--resume: {last} holds {found.model} and its words; these data make {model}, or other words")
-    if frozen is not None and before.vision is not None:
-        own, now = before.vision.state_dict(), frozen.state_dict()
-        if own.keys() != now.keys() or not all(torch.equal(own[name], now[name]) for name in own):
-            raise InputError(f"--resume: {last} was trained with another --vision network: give the one it began with")
 
 
 def start_from(model: Camp, checkpoint: Path) -> None:

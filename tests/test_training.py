@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from camp_sdk import BundleError, Direction, InputError, Metrics, Retriever, evaluate, load_split
+from camp_sdk.export import stages
 from camp_sdk.export import training as training_module
 from camp_sdk.export.batches import CaptionDataset, NeighbourSampler
 from camp_sdk.export.checkpoint import load_checkpoint
@@ -34,6 +35,7 @@ from camp_sdk.export.networks import DISTANCE, VisionNet
 from camp_sdk.export.stages import prepare, run_training
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.training import CampTraining, WholeCheckpoints, forget_words
+from camp_sdk.export.vocabulary import build_tokenizer
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 2
@@ -328,6 +330,14 @@ def staged(request: pytest.FixtureRequest, precomputed: Path, tmp_path_factory: 
     return config
 
 
+@pytest.fixture(scope="module")
+def whole(staged: TrainConfig) -> TrainConfig:
+    """The same with two epochs of everything. Read only."""
+    config = replace(staged, output=staged.output.with_name("whole"), epochs=2)
+    run_training(config, config.data)
+    return config
+
+
 def test_each_stage_has_its_variant_and_its_folder(staged: TrainConfig) -> None:
     found = [load_checkpoint(staged.output / stage / "best.ckpt")[1].model for stage in ("attention", "fusion", ".")]
     attention = staged.variant.replace("gate_fusion", "cross_attention")
@@ -353,13 +363,11 @@ def test_the_last_stage_trains_everything(staged: TrainConfig) -> None:
 @pytest.mark.parametrize("killed_at", [0, 3], ids=["between stages", "midway"])
 @pytest.mark.parametrize("stage", ["fusion", "."])
 def test_a_killed_stage_goes_on_as_if_nothing_had_happened(
-    staged: TrainConfig, tmp_path: Path, cache: Path, stage: str, killed_at: int
+    whole: TrainConfig, tmp_path: Path, cache: Path, stage: str, killed_at: int
 ) -> None:
-    killed = replace(staged, output=tmp_path / "killed", epochs=2)
+    killed = replace(whole, output=tmp_path / "killed")
     run_until_killed(killed, cache, killed.output / stage, killed_at)
     run_training(replace(killed, resume=True), cache)
-    whole = replace(staged, output=tmp_path / "whole", epochs=2)
-    run_training(whole, cache)
     expected = weights(whole.output / "last.ckpt")
     assert all(torch.equal(expected[name], w) for name, w in weights(killed.output / "last.ckpt").items())
 
@@ -550,24 +558,38 @@ def test_resuming_without_a_checkpoint_is_refused(precomputed: Path, tmp_path: P
         run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
-    with pytest.raises(InputError, match=r"--resume: .*last\.ckpt not found"):
+    with pytest.raises(InputError, match=r"--resume: .*run\.json not found"):
         run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
     assert (tmp_path / "run" / "mine.txt").exists()
 
 
-@pytest.mark.parametrize("left", [[], ["logs/metrics.csv"], ["logs/metrics.csv", "best.ckpt", "attention/logs/x"]])
 def test_resuming_a_run_stopped_in_its_first_epoch_begins_anew(
-    precomputed: Path, tmp_path: Path, cache: Path, left: list[str], capsys: pytest.CaptureFixture[str]
+    precomputed: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in left:
-        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "run" / name).touch()
-    (tmp_path / "run").mkdir(exist_ok=True)
-    best = run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
-    assert saved(best)["epoch"] in (0, 1)
+    config = tiny_config(precomputed, tmp_path / "run")
+    run_until_killed(config, cache, config.output, 3)
+    (config.output / "best.ckpt").touch()  # as a kill between the two checkpoints leaves it
+    best = run_training(replace(config, resume=True), cache)
     told = capsys.readouterr().err.replace("\n", "")
-    assert ("was stopped in its first epoch: it begins anew" in told) == bool(left)
+    assert "was stopped in its first epoch: it begins anew" in told
     assert re.search(r"best\.ckpt: epoch [12] of 2, rsum \d+\.\d on dev", told)
+    whole = run_training(replace(config, output=tmp_path / "whole"), cache)
+    assert all(torch.equal(weights(whole)[name], w) for name, w in weights(best).items())
+
+
+def test_resuming_in_an_empty_folder_begins(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert run_training(tiny_config(precomputed, tmp_path / "run", epochs=1, resume=True), cache).is_file()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"options": 3}', "[" * 100_000])
+def test_resuming_a_run_whose_notes_are_broken_is_refused(
+    precomputed: Path, tmp_path: Path, cache: Path, text: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(text)
+    with pytest.raises(InputError, match=r"--resume: .*run\.json is broken"):
+        run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -694,20 +716,48 @@ def test_resuming_with_another_option_is_refused(
         run_training(replace(config, resume=True, **{option: value}), cache)
 
 
-def test_resuming_a_stage_without_its_option_is_refused(staged: TrainConfig, tmp_path: Path, cache: Path) -> None:
-    shutil.copytree(staged.output / "attention", tmp_path / "run/attention")
-    config = replace(staged, output=tmp_path / "run", resume=True, attention_epochs=0, fusion_epochs=0)
-    with pytest.raises(InputError, match="--attention-epochs was 1, is 0"):
-        run_training(config, cache)
-
-
-def test_resuming_with_other_words_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("changed", ["train_caps.txt", "dev_caps.txt", "train_ims.npy", "dev_ims.npy"])
+def test_resuming_with_other_data_is_refused(precomputed: Path, tmp_path: Path, cache: Path, changed: str) -> None:
     data = same_captions(precomputed, tmp_path)
-    config = tiny_config(data, tmp_path / "run", epochs=1)
-    run_training(config, cache)
-    (tmp_path / "run/finished").unlink()
-    captions = (data / "train_caps.txt").read_text()
-    (data / "train_caps.txt").write_text(captions.replace("pink", "teal"))
+    config = tiny_config(data, tmp_path / "run")
+    run_until_killed(config, cache, config.output, 3)
+    split, kind = changed.split("_")
+    if kind == "ims.npy":
+        np.save(data / changed, np.load(data / changed)[::-1])
+    else:
+        (data / changed).write_text((data / changed).read_text().replace("pink", "teal"))
+    with pytest.raises(InputError, match=f"was begun with other data than the {split} split of .* now holds"):
+        run_training(replace(config, resume=True), cache)
+
+
+def test_resuming_with_another_picture_is_refused(scenes: Path, tmp_path: Path, cache: Path) -> None:
+    data = tmp_path / "scenes"
+    shutil.copytree(scenes, data)
+    config = tiny_config(data, tmp_path / "run", batch_size=12)
+    run_until_killed(config, cache, config.output, 3)
+    picture = next((data / "dev").glob("*.*g"))
+    picture.write_bytes(picture.read_bytes() + b"\0")
+    with pytest.raises(InputError, match="was begun with other data than the dev split"):
+        run_training(replace(config, resume=True), cache)
+
+
+def test_resuming_from_another_start_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    starts = [run_training(tiny_config(precomputed, tmp_path / str(k), epochs=1, seed=k), cache) for k in (0, 1)]
+    config = tiny_config(precomputed, tmp_path / "run", start=starts[0])
+    run_until_killed(config, cache, config.output, 3)
+    for start in (None, starts[1]):
+        with pytest.raises(InputError, match="was begun with another --start, or with none"):
+            run_training(replace(config, resume=True, start=start), cache)
+
+
+def test_resuming_with_other_words_is_refused(
+    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version of the library may order a vocabulary otherwise."""
+    config = tiny_config(precomputed, tmp_path / "run")
+    run_until_killed(config, cache, config.output, STEPS_ON_FEATURES + 3)
+    other = build_tokenizer([*load_split(precomputed, "train").captions, "teal"], 1).to_str()
+    monkeypatch.setattr(stages, "make_tokenizer", lambda config, train: other)
     with pytest.raises(InputError, match=r"and its words; these data make .* or other words"):
         run_training(replace(config, resume=True), cache)
 
