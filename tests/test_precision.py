@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -185,32 +186,36 @@ def a_check(name: str = "real") -> PrecisionCheck:
 
 
 @pytest.mark.parametrize(
-    ("change", "passes"),
+    ("change", "fault"),
     [
-        ({}, True),
-        ({"finite": False}, False),
-        ({"max_score_error": 6e-3}, False),
-        ({"max_score_error": math.nan}, False),
-        ({"top10_agreement": 0.99}, True),
-        ({"top10_agreement": 0.985}, False),
-        ({"share_of_range": 0.5}, True),  # where all logits are about the same
-        ({"share_of_largest": 0.5}, True),  # where they are small
-        ({"share_of_range": 0.11, "share_of_largest": 0.011}, False),  # scores at 0 or 1 hide it
-        ({"share_of_range": math.nan, "share_of_largest": math.nan}, False),
-        ({"max_look_error": 0.03}, False),
-        ({"max_vector_error": math.nan}, False),
-        ({"name": "features 100 x too large", "max_score_error": 0.9}, True),
-        ({"name": "features 100 x too large", "share_of_range": 0.11}, False),
-        ({"texts": 6, "top10_agreement": 59 / 60}, True),
-        ({"texts": 6, "top10_agreement": 58 / 60}, False),
+        ({}, None),
+        ({"finite": False}, "not finite"),
+        ({"max_score_error": 6e-3}, "scores off by 6.0e-03 (at most 0.005)"),
+        ({"max_score_error": math.nan}, "scores off by nan"),
+        ({"top10_agreement": 0.99}, None),
+        ({"top10_agreement": 0.985}, "98.5% of the top 10 (at least 99%)"),
+        ({"share_of_range": 0.5}, None),  # where all logits are about the same
+        ({"share_of_largest": 0.5}, None),  # where they are small
+        # Scores at 0 or 1 hide it.
+        ({"share_of_range": 0.11, "share_of_largest": 0.011}, "of their range of 1.1e-01 (at most 0.1)"),
+        ({"share_of_range": math.nan, "share_of_largest": math.nan}, "of their range of nan"),
+        ({"max_look_error": 0.03}, "attention off by"),
+        ({"max_vector_error": math.nan}, "global vectors off by"),
+        ({"name": "features 100 x too large", "max_score_error": 0.9}, None),
+        ({"name": "features 100 x too large", "share_of_range": 0.11}, "too large: logits off by a share"),
+        ({"texts": 6, "top10_agreement": 59 / 60}, None),
+        ({"texts": 6, "top10_agreement": 58 / 60}, "of the top 10"),
     ],
 )
-def test_what_passes_the_gate(change: dict[str, float], passes: bool) -> None:
+def test_what_passes_the_gate(change: dict[str, Any], fault: str | None) -> None:
     check = replace(a_check(), **change)
-    assert check.passed == passes
-    if not passes:
-        with pytest.raises(ExportError, match="float16 graphs are too far from PyTorch's scores"):
-            require_precision([a_check(), check], "float16")
+    assert check.passed == (fault is None)
+    if fault:
+        with pytest.raises(ExportError, match="float16 graphs are too far from PyTorch's scores") as refused:
+            require_precision([a_check("fine"), check], "float16")
+        assert fault in str(refused.value)
+        assert "fine" not in str(refused.value)
+        assert str(refused.value).endswith("The float32 graphs passed: export without --precision")
 
 
 def test_agreement_counts_ties_as_the_same() -> None:
