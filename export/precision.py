@@ -234,19 +234,22 @@ class _Casts:
 
 
 def emulate_half(source: Path, target: Path) -> None:
-    """Write a float16 graph in float32, every float16 number rounded where it is made; inputs and outputs are float32.
+    """Write a float16 graph in float32, every float16 number rounded where it comes in or is made; inputs and outputs are float32.
 
     ONNX Runtime's own way to run a float16 graph on a processor is float32 without the rounding between operators, which
     hides what half precision loses, and every overflow.
     """
     model = ir.load(source)
     graph = model.graph
+    nodes = list(graph)
     for value in (*graph.inputs, *graph.initializers.values()):
         if value.dtype == ir.DataType.FLOAT16:
             value.dtype = FLOAT
-            if value.const_value is not None:
+            if value.const_value is None:
+                _round(graph, None, value)
+            else:
                 value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-    for node in list(graph):
+    for node in nodes:
         for value in node.outputs:
             if value.dtype == ir.DataType.FLOAT16:
                 value.dtype = FLOAT
@@ -257,7 +260,8 @@ def emulate_half(source: Path, target: Path) -> None:
     _saved(model, target)
 
 
-def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+def _round(graph: ir.Graph, node: ir.Node | None, value: ir.Value) -> None:
+    """Round a value to half after the node that makes it, or before all nodes."""
     there = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16})
     back = ir.node("Cast", [there.outputs[0]], {"to": FLOAT})
     for made, dtype in ((there, ir.DataType.FLOAT16), (back, FLOAT)):
@@ -269,7 +273,10 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     for index, output in enumerate(graph.outputs):
         if output is value:
             graph.outputs[index], value.name, rounded.name = rounded, f"{name}.exact", name
-    graph.insert_after(node, [there, back])
+    if node is None:
+        graph.insert_before(graph[0], [there, back])
+    else:
+        graph.insert_after(node, [there, back])
 
 
 def check_half(name: str, values: np.ndarray) -> None:

@@ -29,6 +29,9 @@ from camp_sdk.terminal import progress, run_command, stderr
 MADE_WITH = ("camp-sdk", "torch", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
 
 
+ENCODERS = ("vision", "image", "text")  # run once an image or a text, not for each pair
+
+
 class Lower(Enum):
     """Precisions a bundle may hold beside float32, by their folders."""
 
@@ -45,7 +48,6 @@ def export_bundle(checkpoint: Path, output: Path, precisions: Collection[str] = 
     """
     from camp_sdk.export.checkpoint import load_checkpoint  # here: --help need not wait for torch
     from camp_sdk.export.parity import check_parity, parity_table, require_parity
-    from camp_sdk.export.precision_gate import check_precision, precision_table, require_precision
 
     check_output(output)
     import_onnxruntime("cpu")  # the gates need it: not to be missed after a minute of exporting
@@ -58,19 +60,42 @@ def export_bundle(checkpoint: Path, output: Path, precisions: Collection[str] = 
         (aside / "tokenizer.json").write_text(origin.tokenizer, encoding="utf-8")
         np.savez(aside / "golden.npz", **golden_arrays(model, origin))
         manifest = _manifest(origin, contract, model.scorer.activation)
-        manifest["precisions"] = {name: {"graphs": write_lowered(name, contract, aside)} for name in precisions}
         _write_manifest(aside, manifest)
         checks = check_parity(model, origin, Bundle(aside))
         stderr.print(parity_table(checks))
         require_parity(checks)
         manifest["parity"] = [asdict(check) for check in checks]
         for precision in precisions:
-            found = check_precision(model, origin, Bundle(aside), precision)
-            stderr.print(precision_table(found, precision))
-            require_precision(found, precision)
-            manifest["precisions"][precision]["checks"] = [asdict(check) for check in found]
+            add_precision(precision, model, origin, manifest, aside)
         _write_manifest(aside, manifest)
     return Bundle(output)
+
+
+def add_precision(precision: str, model: Any, origin: Any, manifest: dict[str, Any], folder: Path) -> None:
+    """Write the graphs of a lower precision beside those of a manifest, check them, and add both to the manifest.
+
+    In float16 the encoders are left in float32, and told of, where examples lose too much with them in half. Raises
+    ExportError if scores are too far from PyTorch's.
+    """
+    from camp_sdk.export.precision_gate import check_precision, precision_table, require_precision
+
+    def check() -> list[Any]:
+        _write_manifest(folder, manifest)
+        found = check_precision(model, origin, Bundle(folder), precision)
+        stderr.print(precision_table(found, precision))
+        return found
+
+    graphs = write_lowered(precision, manifest["graphs"], folder)
+    own = manifest["precisions"][precision] = {"graphs": graphs}
+    checks = check()
+    encoders = [name for name in ENCODERS if name in graphs]
+    if encoders and not all(found.with_margin for found in checks):
+        for name in encoders:
+            (folder / graphs.pop(name)["file"]).unlink()
+        stderr.print(f"encoders in {precision} cost this network too much: {', '.join(encoders)} stay float32")
+        checks = check()
+    require_precision(checks, precision)
+    own["checks"] = [asdict(found) for found in checks]
 
 
 def write_graphs(model: Any, folder: Path) -> dict[str, Any]:
@@ -88,7 +113,7 @@ def write_lowered(precision: str, contract: dict[str, Any], folder: Path) -> dic
     """Write the graphs of a folder in a lower precision, too; returns their contract. bfloat16 is for the scorer alone."""
     from camp_sdk.export.precision import lower_graph
 
-    graphs = ("scorer",) if precision == "bfloat16" else ("vision", "image", "text", "scorer", "explainer")
+    graphs = ("scorer",) if precision == "bfloat16" else (*ENCODERS, "scorer", "explainer")
     (folder / PRECISION_FOLDERS[precision]).mkdir()
     lowered: dict[str, Any] = {}
     halves: set[str] = set()

@@ -104,7 +104,7 @@ class TrainConfig:
         small = {"width": 128, "word_width": 64, "epochs": 5, "batch_size": 24, "learning_rate": 7e-4}
         large = {"width": 1024, "word_width": 300, "epochs": 30, "batch_size": 128, "learning_rate": 5e-4}
         chosen = small | {"neighbours": 2, "negatives": 3} if pictures else large | {"neighbours": 1, "negatives": 1}
-        chosen["picture_size"] = PICTURE_SIZES.get(self.vision, 0)
+        chosen["picture_size"] = PICTURE_SIZES.get(self.vision, 0) if pictures else 0
         values: dict[str, Any] = {name: getattr(self, name) or value for name, value in chosen.items()}
         if not self.learning_rate and self.batch_size > 0:
             values["learning_rate"] *= math.sqrt(self.batch_size / chosen["batch_size"])
@@ -158,6 +158,8 @@ class TrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1, below 1")
         if self.unknown_words and self.words != "learned":
             raise InputError(f"--unknown-words {self.unknown_words}: the words of {self.words} are known")
+        if self.min_count != TrainConfig.min_count and (self.start or self.words != "learned"):
+            raise InputError(f"--min-count {self.min_count}: {self.start or self.words} brings its words, leave it out")
 
     def _check_stages(self) -> None:
         if self.attention_epochs and self.variant not in CROSS_ATTENTION:

@@ -58,10 +58,15 @@ def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] 
 def _check_use(config: TrainConfig, pictures: bool) -> None:
     """Raise InputError for options that would be silently of no use."""
     fixed = config.start or ("--vision small" if config.vision == "small" else None)
-    asked = config.start is None  # otherwise it is the checkpoint that brings them, and is checked elsewhere
-    if not pictures and asked and (config.vision != "small" or config.fit or config.pixel_mean or config.pixel_std):
+    names = ("cache", "pixel_mean", "pixel_std")
+    if not config.start:  # which brings the others, and is checked elsewhere
+        names = ("vision", "picture_size", "fit", *names)
+    given = [f"--{n.replace('_', '-')}" for n in names if getattr(config, n) != getattr(TrainConfig, n)]
+    if given and not pictures:
+        raise InputError(f"{', '.join(given)}: for pictures, and {config.data} holds features")
+    if config.cache and (config.vision == "small" or config.tune_vision):
         raise InputError(
-            f"--vision, --fit, --pixel-mean and --pixel-std are for pictures: {config.data} holds features"
+            f"--cache {config.cache}: keeps what a frozen network makes, and --vision {config.vision} is trained"
         )
     if fixed and (config.pixel_mean or config.pixel_std):
         raise InputError(f"--pixel-mean, --pixel-std: {fixed} brings its own")

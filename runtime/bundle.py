@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -226,7 +226,8 @@ def _parse_lowered(raw: Any) -> dict[str, dict[str, GraphSpec]]:
 def _check_contract(graphs: dict[str, GraphSpec]) -> None:
     made = {spec.name: spec for side in ("image", "text") for spec in graphs[side].outputs}
     for spec in graphs["scorer"].inputs:
-        if made.get(spec.name) != spec:
+        narrowed = replace(spec, dtype="float32") if spec.dtype == "float16" else spec
+        if made.get(spec.name) not in (spec, narrowed):
             raise ValueError(f"the scorer reads {spec}, the encoders make {made.get(spec.name)}")
     (features,) = graphs["image"].inputs
     if len(features.shape) != 3 or not isinstance(features.shape[2], int):

@@ -128,21 +128,21 @@ def open_engine(
     """Open one graph of a bundle ("image", "text", "scorer", "explainer" or "vision") on a backend.
 
     On TensorRT, a graph other than the scorer of which no engine was built is run by ONNX Runtime on the processor, and with
-    onnxruntime-cuda in float32 the text graph is.
+    onnxruntime-cuda a text graph in float32 is.
     cuda_graphs: as of `TensorRtEngine`; the other backends have none.
 
     Raises BundleError if the bundle has no such graph, or one that is not what the manifest says, BackendError if the
     backend is not there.
     """
     _check_precision(bundle, precision)
-    spec, _ = graph_of(bundle, graph, precision)
+    spec, own = graph_of(bundle, graph, precision)
     if backend == "auto":
         backend = choose_backend(bundle, backend, precision)
     _check_backend(backend, precision)
     if backend in LIBRARIES and graph != "scorer" and not was_built(bundle, graph, precision, backend):
         backend = "onnxruntime"  # a graph that nobody built an engine of: camp build may be told to leave it
         _check_backend(backend, precision)
-    if (backend, graph, precision) == ("onnxruntime-cuda", "text", "float32"):
+    if (backend, graph, own) == ("onnxruntime-cuda", "text", "float32"):
         # cuDNN may run its GRU in TF32, and ONNX Runtime has no option against that: logits would be off by 6e-4.
         backend = "onnxruntime"
     alone = graph != "scorer" or backend not in ("onnxruntime", "openvino")

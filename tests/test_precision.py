@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +24,11 @@ from camp_sdk.export.graphs import ExportError
 from camp_sdk.export.model import SCORERS
 from camp_sdk.export.precision import check_half, emulate_half, lower_graph
 from camp_sdk.export.precision_gate import PrecisionCheck, check_precision, require_precision, top_agreement
-from camp_sdk.export.to_onnx import export_bundle
+from camp_sdk.export.to_onnx import add_precision, export_bundle
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines import open_engine
 from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.plans import graph_of
 from tests.conftest import bfloat16_here, needs_bfloat16
 from tests.tiny import CAPTIONS
 
@@ -112,6 +115,16 @@ def test_emulation_rounds_as_half_precision_does(tmp_path: Path, x: float, expec
         assert engine.run({"x": np.array([x], np.float32)})["y"][0] == expected
 
 
+def test_emulation_rounds_what_comes_in(tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [1])]
+    values.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1]))
+    graph = helper.make_graph([helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)], "cast", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "x.onnx")
+    emulate_half(tmp_path / "x.onnx", tmp_path / "emulated.onnx")
+    with OnnxRuntimeEngine(tmp_path / "emulated.onnx") as engine:
+        assert engine.run({"x": np.array([1.0004], np.float32)})["y"][0] == 1.0
+
+
 def test_emulation_computes_what_the_half_graph_says(feature_bundle: Path, tmp_path: Path) -> None:
     """Against numpy's own float16, on the image graph: a rounded product, a rounded sum."""
     path = feature_bundle / "fp16" / "image.onnx"
@@ -182,7 +195,7 @@ def test_branches_are_refused(tmp_path: Path) -> None:
 
 
 def a_check(name: str = "real") -> PrecisionCheck:
-    return PrecisionCheck(name, 20, 100, True, 1e-3, 1e-3, 1e-3, 1.0, 1e-3, 1e-4)
+    return PrecisionCheck(name, 20, 100, True, 1e-3, 1e-3, 1e-3, 1e-3, 1.0, 1e-3, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +215,11 @@ def a_check(name: str = "real") -> PrecisionCheck:
         ({"max_look_error": 0.03}, "attention off by"),
         ({"max_vector_error": math.nan}, "global vectors off by"),
         ({"name": "features 100 x too large", "max_score_error": 0.9}, None),
-        ({"name": "features 100 x too large", "share_of_range": 0.11}, "too large: logits off by a share"),
+        ({"name": "features 100 x too large", "share_of_range": 0.5}, None),
+        (
+            {"name": "features 100 x too large", "usual_share": 0.021},
+            "99% of the logits off by a share of their range of",
+        ),
         ({"texts": 6, "top10_agreement": 59 / 60}, None),
         ({"texts": 6, "top10_agreement": 58 / 60}, "of the top 10"),
     ],
@@ -290,6 +307,44 @@ def test_galleries_serve_retrievers_of_either_precision(
             made[name, reader.precision] = reader.score_matrix(*galleries)
     for scores in made.values():  # int8 rounds a hundred times coarser than half
         np.testing.assert_allclose(scores, made["wide", "float32"], rtol=0, atol=0.05 if precision == "int8" else 5e-3)
+
+
+def test_encoders_stay_float32_where_half_costs_too_much(
+    bundle_copy: Path,
+    checkpoints: Callable[[str, bool], Path],
+    features: NDArray[np.float32],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for folder in ("fp16", "bf16"):
+        shutil.rmtree(bundle_copy / folder, ignore_errors=True)
+    manifest = json.loads((bundle_copy / "manifest.json").read_text()) | {"precisions": {}}
+    monkeypatch.setattr(precision_gate, "ENCODERS_SCORE_ERROR", 0.0)
+    add_precision("float16", *load_checkpoint(checkpoints("paper", False)), manifest, bundle_copy)
+    assert "encoders in float16 cost this network too much: image, text stay float32" in told_by(capsys)
+    bundle = Bundle(bundle_copy)
+    graphs = [path.name for path in sorted((bundle_copy / "fp16").iterdir())]
+    assert graphs == ["explainer.onnx", "scorer.onnx"]
+    assert [graph_of(bundle, name, "float16")[1] for name in ("text", "scorer")] == ["float32", "float16"]
+
+    with Retriever(bundle, "onnxruntime", "float16") as half, Retriever(bundle, "onnxruntime") as full:
+        found, expected = (r.score_matrix(features, CAPTIONS) for r in (half, full))
+        assert 0 < np.abs(found - expected).max() < 5e-3
+        gallery = full.encode_images(features, precision="float16")  # what both encode, rounded once
+        np.testing.assert_array_equal(half.score_matrix(gallery, full.encode_texts(CAPTIONS)), found)
+        looks = half.explain(CAPTIONS[0], gallery.select([2]))
+        np.testing.assert_allclose(looks.to_words.sum(0), 1, rtol=0, atol=1e-3)
+
+
+def test_a_network_close_to_the_bound_has_no_margin() -> None:
+    near = replace(a_check(), max_score_error=4e-3)
+    assert (near.passed, near.with_margin, a_check().with_margin) == (True, False, True)
+    assert not replace(a_check(), finite=False).with_margin
+    assert replace(near, name="features 100 x too large").with_margin
+
+
+def told_by(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 def test_pictures_in_half(checkpoints: Callable[[str, bool], Path], tmp_path: Path) -> None:

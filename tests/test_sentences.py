@@ -202,7 +202,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(data: Path, output: Path, words: str = "tiny", **options: object) -> TrainConfig:
     """A run of one epoch with a network of width 8 on one device."""
-    config = TrainConfig(data, output, words=words, width=8, epochs=1, batch_size=4, min_count=1, devices="1")
+    config = TrainConfig(data, output, words=words, width=8, epochs=1, batch_size=4, devices="1")
     return replace(config, **options)  # type: ignore[arg-type]  # each test names fields there are
 
 

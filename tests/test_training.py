@@ -49,7 +49,8 @@ both_variants = pytest.mark.parametrize("variant", ["paper", "scalar"])
 
 def tiny_config(data: Path, output: Path, **options: Any) -> TrainConfig:
     """A run of two epochs with a network of width 8 on one device."""
-    sizes = {"width": 8, "word_width": 8, "epochs": EPOCHS, "batch_size": 4, "min_count": 1, "devices": "1"}
+    sizes = {"width": 8, "word_width": 8, "epochs": EPOCHS, "batch_size": 4, "devices": "1"}
+    sizes |= {} if options.get("start") else {"min_count": 1}
     return TrainConfig(data, output, **{**sizes, **options})
 
 
@@ -661,6 +662,8 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_checkpoint(tmp_path: Path, monk
         ({"attention_epochs": 1}, "--attention-epochs: paper has no cross-attention model to start from"),
         ({"fusion_epochs": 1}, "--fusion-epochs: nothing to freeze; give --attention-epochs, or --start"),
         ({"global_weight": float("nan")}, "--global-weight nan: expected a number, 0 or more"),
+        ({"picture_size": 96, "cache": Path("here")}, "--picture-size, --cache: for pictures, and .* holds features"),
+        ({"words": "all-minilm-l6-v2"}, "--min-count 1: all-minilm-l6-v2 brings its words, leave it out"),
         ({"variant": "papr"}, "--variant papr: expected one of paper, scalar"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",

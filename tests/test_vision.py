@@ -240,6 +240,7 @@ def test_a_run_does_not_go_on_with_another_graph(run: TrainConfig, tmp_path: Pat
         ({"vision": "ONNX", "picture_size": 96}, "--picture-size 96: .*vision.onnx takes 24 x 32 pixels"),
         ({"picture_size": 1056}, "--vision of 1056 x 1056 pixels: expected 1 to 1024"),
         ({"pixel_mean": "0,0,0"}, "--vision small brings its own"),
+        ({"cache": Path("here")}, "--cache here: keeps what a frozen network makes, and --vision small is trained"),
         ({"fit": "squeeze"}, "--fit squeeze: expected one of stretch, letterbox, crop"),
         ({"vision": "ONNX", "pixel_std": "1,1"}, "--pixel-std '1,1': expected three numbers"),
         ({"vision": "ONNX", "pixel_std": "1,1,0"}, "--pixel-std '1,1,0': expected finite numbers"),
