@@ -234,7 +234,7 @@ class _Casts:
 
 
 def emulate_half(source: Path, target: Path) -> None:
-    """Write a float16 graph in float32, every float16 number rounded where it comes in or is made; inputs and outputs are float32.
+    """Write a float16 graph in float32, every float16 number rounded where it comes in or is made; it reads and gives float32.
 
     ONNX Runtime's own way to run a float16 graph on a processor is float32 without the rounding between operators, which
     hides what half precision loses, and every overflow.

@@ -118,7 +118,9 @@ def test_emulation_rounds_as_half_precision_does(tmp_path: Path, x: float, expec
 def test_emulation_rounds_what_comes_in(tmp_path: Path) -> None:
     values = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [1])]
     values.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1]))
-    graph = helper.make_graph([helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)], "cast", values[:1], values[1:])
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)], "cast", values[:1], values[1:]
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "x.onnx")
     emulate_half(tmp_path / "x.onnx", tmp_path / "emulated.onnx")
     with OnnxRuntimeEngine(tmp_path / "emulated.onnx") as engine:
