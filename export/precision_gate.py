@@ -45,8 +45,8 @@ MAX_SHARE_OF_RANGE = 0.1
 # the largest where all are about the same. 0.02 of a logit of 2 or less moves a score by 5e-3 at most.
 MAX_SHARE_OF_LARGEST = 0.01
 SMALL_LOGIT = 2.0
-# The examples are few: among 18,000 other pairs, the largest error of a trained network's scores was 1.6 times as large.
-ENCODERS_SCORE_ERROR = 3e-3
+# The examples are few: among 18,000 other pairs, the largest error of seven trained networks' scores was up to twice as large.
+ENCODERS_SCORE_ERROR = MAX_SCORE_ERROR / 2
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def add_precision(precision: str, model: Any, origin: Any, manifest: dict[str, A
         return found
 
     graphs = write_lowered(precision, manifest["graphs"], folder)
-    own = manifest["precisions"][precision] = {"graphs": graphs}
+    own: dict[str, Any] = {"graphs": graphs}
+    manifest["precisions"][precision] = own
     checks = check()
     encoders = [name for name in ENCODERS if name in graphs]
     if encoders and not all(found.with_margin for found in checks):

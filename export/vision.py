@@ -58,9 +58,8 @@ def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] 
 def _check_use(config: TrainConfig, pictures: bool) -> None:
     """Raise InputError for options that would be silently of no use."""
     fixed = config.start or ("--vision small" if config.vision == "small" else None)
-    names = ("cache", "pixel_mean", "pixel_std")
-    if not config.start:  # which brings the others, and is checked elsewhere
-        names = ("vision", "picture_size", "fit", *names)
+    brought = () if config.start else ("vision", "picture_size", "fit")  # by a checkpoint, and checked elsewhere
+    names = (*brought, "cache", "pixel_mean", "pixel_std")
     given = [f"--{n.replace('_', '-')}" for n in names if getattr(config, n) != getattr(TrainConfig, n)]
     if given and not pictures:
         raise InputError(f"{', '.join(given)}: for pictures, and {config.data} holds features")

@@ -203,7 +203,8 @@ def test_regions_that_make_no_square_have_no_grid(bundle: Path, scenes: Path) ->
 
 
 def test_a_run_goes_on_from_a_checkpoint_with_its_graph(run: TrainConfig, scenes: Path, tmp_path: Path) -> None:
-    config = tiny_config(scenes, tmp_path / "run", start=run.output / "best.ckpt", width=0, word_width=0)
+    own = {"width": 0, "word_width": 0, "min_count": TrainConfig.min_count}  # as the checkpoint has them
+    config = tiny_config(scenes, tmp_path / "run", start=run.output / "best.ckpt", **own)
     model, origin = load_checkpoint(run_training(config, tmp_path))
     before, started = load_checkpoint(run.output / "best.ckpt")
     assert isinstance(model.vision, OnnxVision)
