@@ -37,9 +37,10 @@ ONE_WORD_CAPTIONS = 50
 # With features a hundred times too large, logits are a hundred times too large, and attention picks single words and regions:
 # where two are nearly as good, rounding picks the other. Rounding what the encoders give to half and computing all else in
 # float64 then moves scores by 0.1, and single logits of trained networks by up to 13% of their range. What can be asked of such
-# logits is their order, and that 99% of them are off by a small part of their range: 0.1 to 0.6% in the networks measured.
-LARGE = 100
-MAX_USUAL_SHARE = 0.02
+# logits is their order, and that 99% of them are off by a small part of their range: 0.1 to 0.6% in trained networks, 2% with
+# 72 pairs of a random one.
+HUGE, LARGE = "huge features", 100
+MAX_USUAL_SHARE = 0.05
 MAX_SHARE_OF_RANGE = 0.1
 # Scores near 0 or 1 hide what logits are off by, so logits are looked at everywhere: off by a small part of their range, or of
 # the largest where all are about the same. 0.02 of a logit of 2 or less moves a score by 5e-3 at most.
@@ -85,7 +86,7 @@ class PrecisionCheck:
             ("attention off by", self.max_look_error, MAX_LOOK_ERROR),
             ("global vectors off by", self.max_vector_error, MAX_VECTOR_ERROR),
         ]
-        if "large" in self.name:
+        if self.name == HUGE:
             bounds = [("99% of the logits off by a share of their range of", self.usual_share, MAX_USUAL_SHARE)]
         elif not self.share_of_largest <= MAX_SHARE_OF_LARGEST:
             bounds.append(of_range)
@@ -99,7 +100,7 @@ class PrecisionCheck:
     @property
     def with_margin(self) -> bool:
         """Whether it passed so well that pairs which are not among the examples will, too."""
-        return self.passed and ("large" in self.name or self.max_score_error <= ENCODERS_SCORE_ERROR)
+        return self.passed and (self.name == HUGE or self.max_score_error <= ENCODERS_SCORE_ERROR)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def precision_cases(model: Camp, origin: Origin) -> Iterator[Case]:
     short = torch.tensor([[start, word, end] for word in words])
     yield Case("real", batch, ids, lengths)
     yield Case("zero features", features * 0, ids, lengths)
-    yield Case(f"features {LARGE} x too large", features * LARGE, ids, lengths)
+    yield Case(HUGE, features * LARGE, ids, lengths)
     yield Case("one word", features, short, torch.full((len(words),), 3))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from camp_sdk import Bundle, BundleError, InputError, MissingExtraError, Retriever
-from camp_sdk.export import sentences
+from camp_sdk.export import precision_gate, sentences
 from camp_sdk.export.checkpoint import KEY, Origin, load_checkpoint, open_tokenizer
 from camp_sdk.export.model import Camp, ModelConfig
 from camp_sdk.export.networks import word_mask
@@ -296,8 +296,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Exported with both gates. Read only, but for engines."""
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundles") / "bundle", ["float16"])
+    """Exported with both gates, whatever margin the encoders have. Read only, but for engines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision_gate, "ENCODERS_SCORE_ERROR", precision_gate.MAX_SCORE_ERROR)
+        return export_bundle(checkpoint, tmp_path_factory.mktemp("bundles") / "bundle", ["float16"])
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
