@@ -144,7 +144,10 @@ def import_onnxruntime(device: str) -> tuple[Any, str]:
         raise MissingExtraError("onnxruntime", "cpu" if device == "cpu" else "gpu") from None
     provider = PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():
-        raise BackendError(f"ONNX Runtime here has no {provider}; install it with: pip install 'camp-sdk[gpu]'")
+        raise BackendError(
+            f"ONNX Runtime here has no {provider}; the package that has it takes this one's place: "
+            "pip uninstall onnxruntime, then pip install 'camp-sdk[gpu]' (in a clone: '.[gpu]')"
+        )
     if device != "cpu":
         _preload(onnxruntime)
     return onnxruntime, provider
