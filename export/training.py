@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from camp_sdk.runtime.files import write_aside
 
 CLIP_NORM = 2.0
 DRIFT_WEIGHT = 0.1
+TELL_S = 60.0  # between two lines of a log file
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class CampTraining(lightning.LightningModule):
         self.model.text_encoder.dropout.p = config.word_dropout
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=origin.model.global_vectors)
         self.origin, self.config, self.data, self.fusion_only = origin, config, data, fusion_only
+        self.told = time.monotonic()
         if fusion_only:
             self.requires_grad_(False)
             for part in self.model.scorer.fusion:
@@ -84,6 +87,15 @@ class CampTraining(lightning.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed what a step draws by step and device, for the same reason: by epoch is not enough, a resumed run draws more."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step + 7_919_000_003 * self.global_rank)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Where bars do not move, in a log file, a line a minute tells how far the epoch is."""
+        bars = bars_of(self.trainer)
+        if bars is None or bars.console.is_terminal or time.monotonic() < self.told + TELL_S:
+            return
+        self.told = time.monotonic()
+        epoch = f"epoch {self.current_epoch + 1} of {self.config.epochs}"
+        tell(self.trainer, f"{epoch}: step {batch_idx + 1} of {self.trainer.num_training_batches}")
 
     def training_step(self, batch: Batch) -> Tensor:
         """One step: hardest-negative loss on pairs and, where they have a weight, softmax loss on all pairs and contrastive
@@ -194,11 +206,16 @@ class RunCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
 
 
+def bars_of(trainer: lightning.Trainer) -> Any:
+    """The trainer's bars; None on all but the first of several devices."""
+    return getattr(trainer.progress_bar_callback, "progress", None)
+
+
 @contextmanager
 def progress_of(trainer: lightning.Trainer, title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar below the trainer's own; yields the function to call with the number of items just done."""
-    bars = getattr(trainer.progress_bar_callback, "progress", None)
-    if bars is None:  # only the first of several devices shows any
+    bars = bars_of(trainer)
+    if bars is None:
         yield lambda done: None
         return
     task = bars.add_task(title, total=total)
@@ -208,8 +225,8 @@ def progress_of(trainer: lightning.Trainer, title: str, total: int) -> Iterator[
 
 def tell(trainer: lightning.Trainer, line: str) -> None:
     """A line above the trainer's bars. (Lightning's own shows what was measured an epoch before.)"""
-    bars = getattr(trainer.progress_bar_callback, "progress", None)
-    if bars is not None:  # only the first of several devices shows any
+    bars = bars_of(trainer)
+    if bars is not None:
         bars.console.print(line, highlight=False, soft_wrap=True)
 
 

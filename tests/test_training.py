@@ -578,6 +578,18 @@ def test_resuming_a_run_stopped_in_its_first_epoch_begins_anew(
     assert all(torch.equal(weights(whole)[name], w) for name, w in weights(best).items())
 
 
+def test_a_log_file_hears_how_far_an_epoch_is(
+    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(precomputed, tmp_path / "run", epochs=1)
+    run_training(config, cache)
+    assert "step" not in "".join(capsys.readouterr())  # it took no minute
+    monkeypatch.setattr(training_module, "TELL_S", 0.0)
+    run_training(replace(config, output=tmp_path / "slow"), cache)
+    told = "".join(capsys.readouterr())
+    assert all(f"epoch 1 of 1: step {k} of {STEPS_ON_FEATURES}\n" in told for k in range(1, STEPS_ON_FEATURES + 1))
+
+
 def test_resuming_in_an_empty_folder_begins(precomputed: Path, tmp_path: Path, cache: Path) -> None:
     (tmp_path / "run").mkdir()
     assert run_training(tiny_config(precomputed, tmp_path / "run", epochs=1, resume=True), cache).is_file()
