@@ -62,15 +62,15 @@ def measure_run(data: Path, output: Path, variant: str, seed: int) -> dict[str, 
     if not result.is_file():
         stderr.rule(f"{variant}, seed {seed}", align="left")
         started = time.monotonic()
-        resume = (run / "last.ckpt").is_file()
-        train(TrainConfig(data, run, variant, epochs=EPOCHS, seed=seed, resume=resume))
+        resumed = (run / "last.ckpt").is_file()
+        train(TrainConfig(data, run, variant, epochs=EPOCHS, seed=seed, resume=run.is_dir()))
         minutes = (time.monotonic() - started) / 60
         network, vectors = measure_checkpoint(run / "best.ckpt", data, "test")
         assert vectors is not None  # both variants have them
         measured = {"network": asdict(network), "global_vectors": asdict(vectors)}
         with write_aside(result) as aside:
             # A resumed run has lost the time of its first part.
-            about = {"variant": variant, "seed": seed, "minutes": None if resume else round(minutes, 2)}
+            about = {"variant": variant, "seed": seed, "minutes": None if resumed else round(minutes, 2)}
             aside.write_text(json.dumps(about | measured), encoding="utf-8")
     return dict(json.loads(result.read_text(encoding="utf-8")))
 

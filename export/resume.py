@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
 
 from camp_sdk.data import Split
-from camp_sdk.export.checkpoint import load_checkpoint
-from camp_sdk.export.model import ModelConfig
+from camp_sdk.export.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.training import TrainingData
 from camp_sdk.runtime.bundle import sha256_of
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import check_writable, write_aside
@@ -49,14 +51,15 @@ def digest_of(split: Split) -> str:
 def check_output(config: TrainConfig, begun: dict[str, Any]) -> None:
     """Raise InputError for a folder in use, one without anything to resume, or a run begun with something else."""
     run = config.output
+    used = run.is_dir() and _names(run)
     if not config.resume:
-        if run.exists() and any(run.iterdir()):
+        if used:
             raise InputError(f"{run} is not empty: name a new folder, or go on with --resume")
         check_writable(run / "best.ckpt")  # now, not after hours
         return
     if not run.is_dir():
         raise InputError(f"--resume: {run} not found; start the run without --resume")
-    if not any(run.iterdir()):
+    if not used:
         return
     _check_begun(run, config.data, begun)
     if not any((run / stage / "last.ckpt").is_file() for stage in STAGE_FOLDERS):
@@ -70,29 +73,55 @@ def _check_begun(run: Path, data: Path, asked: dict[str, Any]) -> None:
         options = dict(told["options"])
     except FileNotFoundError:
         raise InputError(
-            f"--resume: {run / BEGUN} not found; start the run without --resume, in a new folder"
+            f"--resume: {run} holds something, but no {BEGUN}, which every run writes: remove it, or name another folder"
         ) from None
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise InputError(f"--resume: {run / BEGUN} is broken ({error}): start the run anew, in a new folder") from None
+    if told.get("start") != asked.get("start"):  # first: it brings some of the options
+        raise InputError(f"--resume: {run} was begun with another --start, or with none: give the one it began with")
+    default = TrainConfig(data, run).as_dict()  # what an option that came later was
     changed = [
-        f"--{name.replace('_', '-')} was {options.get(name)}, is {value}"
+        f"--{name.replace('_', '-')} was {was}, is {value}"
         for name, value in asked["options"].items()
-        if options.get(name) != value
+        if (was := options.get(name, default.get(name))) != value
     ]
     if changed:
         raise InputError(f"--resume: {run} was begun with other options: {'; '.join(changed)}")
     for split in ("train", "dev"):
         if told.get(split) != asked[split]:
             raise InputError(f"--resume: {run} was begun with other data than the {split} split of {data} now holds")
-    if told.get("start") != asked.get("start"):
-        raise InputError(f"--resume: {run} was begun with another --start, or with none: give the one it began with")
+
+
+@contextmanager
+def noted(run: Path, begun: dict[str, Any]) -> Iterator[None]:
+    """Keep in a run's folder what it is begun with; not if its preparation fails, and there is nothing else yet."""
+    there = run.is_dir()
+    _note(run / BEGUN, begun)
+    try:
+        yield
+    except BaseException:
+        _forget(run, there)
+        raise
 
 
 @rank_zero_only
-def note_begun(run: Path, begun: dict[str, Any]) -> None:
-    """Write into a run's folder what it is begun with."""
-    with write_aside(run / BEGUN) as aside:
-        aside.write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
+def _note(path: Path, begun: dict[str, Any]) -> None:
+    if not path.is_file():
+        with write_aside(path) as aside:
+            aside.write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
+
+
+@rank_zero_only
+def _forget(run: Path, keep_folder: bool) -> None:
+    if _names(run) == [BEGUN]:
+        (run / BEGUN).unlink()
+        if not keep_folder:
+            run.rmdir()
+
+
+def _names(run: Path) -> list[str]:
+    """What is in a run's folder, but for writes that were killed."""
+    return [path.name for path in run.iterdir() if not path.name.startswith(".")]
 
 
 def _begin_anew(run: Path) -> None:
@@ -103,12 +132,24 @@ def _begin_anew(run: Path) -> None:
         (run / stage / "best.ckpt").unlink(missing_ok=True)
 
 
-def check_resumed(last: Path, model: ModelConfig, tokenizer: str, frozen: nn.Module | None) -> None:
-    """Raise InputError if a run cannot go on with this network, these words, or this frozen vision network."""
+def check_resumed(config: TrainConfig, data: TrainingData, origin: Origin) -> None:
+    """Raise InputError if a stage of these options cannot go on, or be followed, with this network, these words, or this
+    frozen vision network."""
+    last = config.output / "last.ckpt"
+    model = replace(origin.model, variant=config.variant)
     before, found = load_checkpoint(last)
-    if (found.model, found.tokenizer) != (model, tokenizer):
+    if (found.model, found.tokenizer) != (model, origin.tokenizer):
         raise InputError(f"--resume: {last} holds {found.model} and its words; these data make {model}, or other words")
-    if frozen is not None and before.vision is not None:
-        own, now = before.vision.state_dict(), frozen.state_dict()
+    if data.vision is not None and before.vision is not None and not config.tune_vision:
+        own, now = before.vision.state_dict(), data.vision.state_dict()
         if own.keys() != now.keys() or not all(torch.equal(own[name], now[name]) for name in own):
             raise InputError(f"--resume: {last} was trained with another --vision network: give the one it began with")
+
+
+def check_devices(last: Path, devices: int) -> None:
+    """Raise InputError if a checkpoint was trained on another number of devices: an epoch then has other steps."""
+    told = load_checkpoint(last)[1].training
+    if (before := told.get("on_devices", devices)) != devices:
+        raise InputError(
+            f"--resume: {last} was trained on {before} devices, these are {devices}: give --devices {before}"
+        )

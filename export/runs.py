@@ -32,13 +32,12 @@ def configs_of(
     recipe: options of export/train.py. With a sentence encoder, those ``of_learned`` words are left out, and ``of_sentences``
     take the place of others.
     """
-    cache = (
-        None if recipe.get("vision", "small") == "small" else output / "cache"
-    )  # the small one is trained by each run
     for variant, words in models:
         options = recipe
         if words != LEARNED:
             options = {name: value for name, value in recipe.items() if name not in of_learned} | of_sentences
+        trained = options.get("vision", "small") == "small" or options.get("tune_vision")
+        cache = None if trained else output / "cache"
         yield TrainConfig(data, output / f"{variant}-{words}", variant, words=words, cache=cache, **options)
 
 

@@ -18,7 +18,7 @@ from camp_sdk.export.checkpoint import Origin, load_checkpoint, open_tokenizer
 from camp_sdk.export.images import EXAMPLES, prepare_images
 from camp_sdk.export.model import Camp, ModelConfig
 from camp_sdk.export.networks import CampScorer
-from camp_sdk.export.resume import check_output, check_resumed, note_begun, what_decides
+from camp_sdk.export.resume import check_devices, check_output, check_resumed, noted, what_decides
 from camp_sdk.export.sentences import SentenceConfig, load_pretrained, read_config, read_tokenizer
 from camp_sdk.export.train import CROSS_ATTENTION, TrainConfig
 from camp_sdk.export.training import (
@@ -80,8 +80,11 @@ def run_training(config: TrainConfig, cache: Path) -> Path:
     begun = what_decides(config, train, dev)
     check_output(config, begun)
     keep_freed_memory()
-    data, origin = prepare(config, train, dev, cache, started)
-    note_begun(config.output, begun)
+    with noted(config.output, begun):
+        data, origin = prepare(config, train, dev, cache, started)
+    for stage in stages:
+        if config.resume and (stage.config.output / "last.ckpt").is_file():
+            check_resumed(stage.config, data, origin)
     best = config.start
     for stage in stages:
         if config.resume and stage.finished.is_file():
@@ -126,8 +129,6 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
     module = CampTraining(replace(origin, model=model, training=config.as_dict()), config, data, stage.fusion_only)
     last = config.output / "last.ckpt"
     resume = config.resume and last.is_file()
-    if resume:
-        check_resumed(last, model, origin.tokenizer, None if config.tune_vision else data.vision)
     if start and not resume:
         start_from(module.model, start)
     elif not resume:
@@ -138,6 +139,7 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
     with quiet_lightning():
         trainer = build_trainer(config, [best, every, RichProgressBar(refresh_rate=10, leave=True)])
         if resume:
+            check_devices(last, trainer.world_size)
             keep_logged(trainer, finished_epochs(last))
         try:
             trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)

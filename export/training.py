@@ -166,8 +166,8 @@ class CampTraining(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model without this class."""
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        training = self.origin.training | {"epoch": self.current_epoch, "dev": metrics}
-        checkpoint[KEY] = replace(self.origin, training=training).as_dict()
+        ran = {"epoch": self.current_epoch, "dev": metrics, "on_devices": self.trainer.world_size}
+        checkpoint[KEY] = replace(self.origin, training=self.origin.training | ran).as_dict()
 
 
 def forget_words(tokens: Tensor, part: float) -> Tensor:

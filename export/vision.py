@@ -41,6 +41,8 @@ def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] 
 
     Raises InputError for options that do not fit it, BundleError for a broken ONNX file, MissingExtraError.
     """
+    if started and started[1].pixels and not train.has_pictures:
+        return None  # which is refused, and not for what the checkpoint brings
     _check_use(config, train.has_pictures)
     if not train.has_pictures:
         return None
@@ -58,8 +60,7 @@ def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] 
 def _check_use(config: TrainConfig, pictures: bool) -> None:
     """Raise InputError for options that would be silently of no use."""
     fixed = config.start or ("--vision small" if config.vision == "small" else None)
-    brought = () if config.start else ("vision", "picture_size", "fit")  # by a checkpoint, and checked elsewhere
-    names = (*brought, "cache", "pixel_mean", "pixel_std")
+    names = ("vision", "tune_vision", "picture_size", "fit", "pixel_mean", "pixel_std", "cache")
     given = [f"--{n.replace('_', '-')}" for n in names if getattr(config, n) != getattr(TrainConfig, n)]
     if given and not pictures:
         raise InputError(f"{', '.join(given)}: for pictures, and {config.data} holds features")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import math
 import os
 import re
@@ -32,6 +33,7 @@ from camp_sdk.export.losses import CLAMP
 from camp_sdk.export.measure import measure_network
 from camp_sdk.export.model import Camp
 from camp_sdk.export.networks import DISTANCE, VisionNet
+from camp_sdk.export.resume import check_devices
 from camp_sdk.export.stages import prepare, run_training
 from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.training import CampTraining, WholeCheckpoints, forget_words
@@ -559,7 +561,7 @@ def test_resuming_without_a_checkpoint_is_refused(precomputed: Path, tmp_path: P
         run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
-    with pytest.raises(InputError, match=r"--resume: .*run\.json not found"):
+    with pytest.raises(InputError, match=r"--resume: .*run holds something, but no run\.json"):
         run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
     assert (tmp_path / "run" / "mine.txt").exists()
 
@@ -588,6 +590,58 @@ def test_a_log_file_hears_how_far_an_epoch_is(
     run_training(replace(config, output=tmp_path / "slow"), cache)
     told = "".join(capsys.readouterr())
     assert all(f"epoch 1 of 1: step {k} of {STEPS_ON_FEATURES}\n" in told for k in range(1, STEPS_ON_FEATURES + 1))
+
+
+def test_a_folder_of_a_run_that_could_not_be_prepared_is_free(
+    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.run.json.x").mkdir()  # as a kill leaves it
+    with pytest.raises(InputError, match="no word occurs 1000 times"):
+        run_training(tiny_config(precomputed, tmp_path / "run", min_count=1000), cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "prepare", lambda *of: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_training(tiny_config(precomputed, tmp_path / "run"), cache)
+    assert run_training(tiny_config(precomputed, tmp_path / "run", epochs=1), cache).is_file()
+
+
+def test_a_run_killed_while_it_was_prepared_begins_with_resume(
+    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(precomputed, tmp_path / "run", epochs=1)
+
+    def die(*of: Any) -> None:
+        (tmp_path / "run/cache").mkdir()  # as --cache in the run's folder does
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "prepare", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(config, cache)
+    assert run_training(replace(config, resume=True), cache).is_file()
+
+
+def test_resuming_on_another_number_of_devices_is_refused(
+    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(precomputed, tmp_path / "run")
+    run_until_killed(config, cache, config.output, STEPS_ON_FEATURES + 3)
+    assert load_checkpoint(config.output / "last.ckpt")[1].training["on_devices"] == 1
+    monkeypatch.setattr(stages, "check_devices", lambda last, devices: check_devices(last, 2))
+    with pytest.raises(InputError, match=r"last\.ckpt was trained on 1 devices, these are 2: give --devices 1"):
+        run_training(replace(config, resume=True), cache)
+
+
+def test_resuming_a_run_of_before_an_option_came(precomputed: Path, tmp_path: Path, cache: Path) -> None:
+    config = tiny_config(precomputed, tmp_path / "run", epochs=1)
+    run_training(config, cache)
+    noted = json.loads((config.output / "run.json").read_text())
+    del noted["options"]["unknown_words"]
+    (config.output / "run.json").write_text(json.dumps(noted))
+    assert run_training(replace(config, resume=True), cache).is_file()
+    with pytest.raises(InputError, match=r"--unknown-words was 0\.0, is 0\.5"):
+        run_training(replace(config, resume=True, unknown_words=0.5), cache)
 
 
 def test_resuming_in_an_empty_folder_begins(precomputed: Path, tmp_path: Path, cache: Path) -> None:
@@ -764,12 +818,14 @@ def test_resuming_from_another_start_is_refused(precomputed: Path, tmp_path: Pat
             run_training(replace(config, resume=True, start=start), cache)
 
 
+@pytest.mark.parametrize("staged", [False, True], ids=["inside a stage", "between stages"])
 def test_resuming_with_other_words_is_refused(
-    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, staged: bool
 ) -> None:
     """Another version of the library may order a vocabulary otherwise."""
-    config = tiny_config(precomputed, tmp_path / "run")
-    run_until_killed(config, cache, config.output, STEPS_ON_FEATURES + 3)
+    config = tiny_config(precomputed, tmp_path / "run", variant="gate_fusion", **(STAGES if staged else {}))
+    begun = config.output / "fusion" if staged else config.output
+    run_until_killed(config, cache, begun, 0 if staged else STEPS_ON_FEATURES + 3)
     other = build_tokenizer([*load_split(precomputed, "train").captions, "teal"], 1).to_str()
     monkeypatch.setattr(stages, "make_tokenizer", lambda config, train: other)
     with pytest.raises(InputError, match=r"and its words; these data make .* or other words"):
