@@ -142,7 +142,9 @@ class CampTraining(lightning.LightningModule):
         """Log recall on the dev split; rsum decides which checkpoint is the best and when to stop."""
         pairs = len(self.data.dev) * len(self.data.dev.store)
         with progress_of(self.trainer, "measuring on dev", pairs) as advance:
-            network, vectors = measure_network(self.model, self.data.dev, advance)
+            measured = measure_network(self.model, self.data.dev, advance)
+        # The first device's network is what is saved; statistics of batches differ from device to device.
+        network, vectors = self.trainer.strategy.broadcast(measured)
         self.log("rsum", network.rsum, sync_dist=True)
         self.log("text_to_image_r1", network.text_to_image.r1, sync_dist=True)
         self.log("image_to_text_r1", network.image_to_text.r1, sync_dist=True)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from camp_sdk import BundleError, Direction, InputError, Metrics, Retriever, evaluate, load_split
 from camp_sdk.export import stages
@@ -631,6 +632,15 @@ def test_resuming_on_another_number_of_devices_is_refused(
     monkeypatch.setattr(stages, "check_devices", lambda last, devices: check_devices(last, 2))
     with pytest.raises(InputError, match=r"last\.ckpt was trained on 1 devices, these are 2: give --devices 1"):
         run_training(replace(config, resume=True), cache)
+
+
+def test_what_is_told_of_several_devices_is_of_the_one_that_is_saved(
+    precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replace(POOR, text_to_image=Direction(50, 50, 50, 1))
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", lambda self, own, src=0: (first, POOR) if type(own) is tuple else own)
+    best = run_training(tiny_config(precomputed, tmp_path / "run", epochs=1), cache)
+    assert load_checkpoint(best)[1].training["dev"]["rsum"] == first.rsum == 150
 
 
 def test_resuming_a_run_of_before_an_option_came(precomputed: Path, tmp_path: Path, cache: Path) -> None:
