@@ -638,7 +638,11 @@ def test_what_is_told_of_several_devices_is_of_the_one_that_is_saved(
     precomputed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = replace(POOR, text_to_image=Direction(50, 50, 50, 1))
-    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", lambda self, own, src=0: (first, POOR) if type(own) is tuple else own)
+
+    def broadcast(self: SingleDeviceStrategy, own: Any, src: int = 0) -> Any:
+        return (first, POOR) if isinstance(own, tuple) else own
+
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", broadcast)
     best = run_training(tiny_config(precomputed, tmp_path / "run", epochs=1), cache)
     assert load_checkpoint(best)[1].training["dev"]["rsum"] == first.rsum == 150
 
