@@ -46,7 +46,7 @@ MAX_SHARE_OF_RANGE = 0.1
 # the largest where all are about the same. 0.02 of a logit of 2 or less moves a score by 5e-3 at most.
 MAX_SHARE_OF_LARGEST = 0.01
 SMALL_LOGIT = 2.0
-# The examples are few: among 18,000 other pairs, the largest error of eight trained networks' scores was about twice as large.
+# The examples are few: among 18,000 other pairs, the largest errors of eight trained networks were up to 2.2 times as large.
 ENCODERS_SCORE_ERROR = MAX_SCORE_ERROR / 2
 
 

@@ -93,7 +93,9 @@ def add_precision(precision: str, model: Any, origin: Any, manifest: dict[str, A
         stderr.print(f"encoders in {precision} cost this network much: once more with {', '.join(encoders)} in float32")
         others = {name: graph for name, graph in graphs.items() if name not in encoders}
         again = check(others)
-        if all(found.passed for found in again) or not all(found.passed for found in checks):
+        wide = all(found.passed for found in again) or not all(found.passed for found in checks)
+        stderr.print(f"{', '.join(encoders)}: {'float32' if wide else f'{precision}, which alone passed'}")
+        if wide:
             for name in encoders:
                 (folder / graphs[name]["file"]).unlink()
             graphs, checks = others, again

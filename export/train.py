@@ -2,8 +2,8 @@
 
     python export/train.py --data data/scenes --variant paper --output runs/paper
 
-The run's folder receives best.ckpt (by rsum on the dev split), last.ckpt, and logs as CSV and for TensorBoard. A run that
-was killed goes on with --resume.
+The run's folder receives best.ckpt (by rsum on the dev split), last.ckpt, logs as CSV and for TensorBoard, and run.json, which
+tells what the run was begun with. A run that was killed goes on with --resume.
 
 The recipe of the released code trains a gated model in three stages: its cross-attention model with a margin ranking loss,
 then the fusion alone on top of the frozen encoders and attention, then everything:

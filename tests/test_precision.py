@@ -341,7 +341,11 @@ def test_encoders_stay_float32_where_half_costs_too_much(
 
 @pytest.mark.parametrize(("errors", "kept"), [((4e-3, 1e-3), False), ((4e-3, 6e-3), True), ((6e-3, 1e-3), False)])
 def test_encoders_stay_in_half_where_that_alone_passes(
-    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, float], kept: bool
+    bundle_copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    errors: tuple[float, float],
+    kept: bool,
 ) -> None:
     """Errors are not sure to fall with encoders in float32; 5e-3 is the bound, and half of it leaves a margin."""
     found = iter([replace(a_check(), max_score_error=error)] for error in errors)
@@ -349,6 +353,7 @@ def test_encoders_stay_in_half_where_that_alone_passes(
     shutil.rmtree(bundle_copy / "fp16")
     manifest = json.loads((bundle_copy / "manifest.json").read_text()) | {"precisions": {}}
     add_precision("float16", None, None, manifest, bundle_copy)
+    assert f"image, text: {'float16, which alone passed' if kept else 'float32'}" in told_by(capsys)
     halves = Bundle(bundle_copy).manifest.lowered["float16"]
     assert ("image" in halves, "text" in halves, "scorer" in halves) == (kept, kept, True)
     assert (bundle_copy / "fp16/image.onnx").exists() == kept
