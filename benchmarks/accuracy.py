@@ -20,10 +20,10 @@ from machine import describe
 from rich.console import Console
 from rich.table import Table
 
-from camp_sdk.export.measure import measure_checkpoint
 from camp_sdk.export.scenes import oracle_recalls, write_scenes
-from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.train import main as train
+from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.measure import measure_checkpoint
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import run_command, stderr
 

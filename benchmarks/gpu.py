@@ -39,15 +39,15 @@ from pairs import EXACT_PAIRS, REGIONS, WIDTH, make_bundle, make_inputs
 from rich.console import Console
 
 from camp_sdk import Gallery, Retriever
-from camp_sdk.export.checkpoint import load_checkpoint
-from camp_sdk.runtime import cuda
+from camp_sdk.export.network.checkpoint import load_checkpoint
+from camp_sdk.runtime.backends import library_version
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encoded import EncodedImages
-from camp_sdk.runtime.engines import library_version
+from camp_sdk.runtime.engines import cuda
+from camp_sdk.runtime.engines.profiles import Limits
 from camp_sdk.runtime.errors import BackendError
 from camp_sdk.runtime.files import write_aside
-from camp_sdk.runtime.plans import LIBRARIES
-from camp_sdk.runtime.profiles import Limits
+from camp_sdk.runtime.tensorrt.plans import LIBRARIES
 from camp_sdk.terminal import run_command, stderr
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"

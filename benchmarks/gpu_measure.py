@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pairs import MULTIPLY_ADDS, REGIONS, WIDTH, differences
 
 from camp_sdk import BackendError
-from camp_sdk.export.precision_gate import MAX_SCORE_ERROR
+from camp_sdk.export.bundling.precision_gate import MAX_SCORE_ERROR
 from camp_sdk.terminal import progress, stderr
 
 T = TypeVar("T")

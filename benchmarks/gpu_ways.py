@@ -20,17 +20,18 @@ from gpu_measure import Block, Timer, Way, wall_s
 from numpy.typing import NDArray
 from pairs import EXACT_PAIRS, REGIONS, exact_logits
 
-from camp_sdk.export.checkpoint import Origin
-from camp_sdk.export.model import Camp
-from camp_sdk.runtime.build import EngineOrder, build_engine, built_engine
-from camp_sdk.runtime.bundle import Bundle, GraphSpec
-from camp_sdk.runtime.engine import Arrays, Engine
-from camp_sdk.runtime.engines import open_engine
+from camp_sdk.export.network.checkpoint import Origin
+from camp_sdk.export.network.model import Camp
+from camp_sdk.runtime.backends import open_engine
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.engines.base import Arrays, Engine
+from camp_sdk.runtime.engines.profiles import Limits
 from camp_sdk.runtime.errors import BackendError
-from camp_sdk.runtime.plans import LIBRARIES
-from camp_sdk.runtime.profiles import Limits
+from camp_sdk.runtime.manifest import GraphSpec
 from camp_sdk.runtime.scoring import PairScorer, feeds_of
-from camp_sdk.runtime.tensorrt_library import here_of
+from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine, built_engine
+from camp_sdk.runtime.tensorrt.library import here_of
+from camp_sdk.runtime.tensorrt.plans import LIBRARIES
 
 EAGER, COMPILED = "pytorch eager float16", "pytorch compiled float16"
 GRAPHS = ", CUDA graphs"

@@ -40,7 +40,7 @@ def describe(*packages: str) -> dict[str, Any]:
 def is_current(bundle: Path, precisions: tuple[str, ...] = ()) -> bool:
     """Whether a bundle of an earlier run can be measured: it opens, has the precisions, and is newer than all export code."""
     try:
-        there = Bundle(bundle).manifest.lowered.keys()
+        there = Bundle(bundle).manifest.precisions.keys()
     except BundleError:
         return False
     code = max(path.stat().st_mtime for path in Path(export.__file__).parent.glob("*.py"))

@@ -28,14 +28,14 @@ from reference import reference_logits
 from rich.console import Console
 
 from camp_sdk import Bundle, Gallery, Retriever
-from camp_sdk.export.checkpoint import KEY, Origin, load_checkpoint
-from camp_sdk.export.model import Camp, ModelConfig
-from camp_sdk.export.to_onnx import export_bundle
-from camp_sdk.export.vocabulary import build_tokenizer
+from camp_sdk.export.bundling.writer import export_bundle
+from camp_sdk.export.network.checkpoint import KEY, Origin, load_checkpoint
+from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.network.vocabulary import build_tokenizer
 from camp_sdk.gallery import texts_of
+from camp_sdk.runtime.blocks import plan_blocks
 from camp_sdk.runtime.encoded import EncodedImages
 from camp_sdk.runtime.files import write_aside
-from camp_sdk.runtime.scoring import plan_blocks
 from camp_sdk.terminal import progress, run_command, stderr
 
 RESULTS = Path(__file__).parent / "results"
@@ -103,7 +103,7 @@ def make_bundle(
 
 def ways_of(bundle: Path) -> list[tuple[str, str, str]]:
     """Those of `WAYS` that a bundle can be scored with."""
-    there = {"float32", *Bundle(bundle).manifest.lowered}
+    there = {"float32", *Bundle(bundle).manifest.precisions}
     return [(backend, precision, kept) for backend, precision, kept in WAYS if precision in there]
 
 

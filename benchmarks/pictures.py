@@ -25,17 +25,17 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from camp_sdk import Retriever
-from camp_sdk.export.backbones import EfficientNetLite
-from camp_sdk.export.checkpoint import KEY, Origin
-from camp_sdk.export.model import Camp, ModelConfig
-from camp_sdk.export.to_onnx import export_bundle
-from camp_sdk.export.vision import LITE
-from camp_sdk.export.vocabulary import build_tokenizer
+from camp_sdk.export.bundling.writer import export_bundle
+from camp_sdk.export.network.backbones import EfficientNetLite
+from camp_sdk.export.network.checkpoint import KEY, Origin
+from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.network.vocabulary import build_tokenizer
+from camp_sdk.export.training.vision_setup import LITE
 from camp_sdk.features import FeatureReader
 from camp_sdk.pictures import normalise
-from camp_sdk.runtime.bundle import PixelSpec
-from camp_sdk.runtime.engines import open_engine
+from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.manifest import PixelSpec
 from camp_sdk.terminal import progress, run_command, stderr
 
 RESULTS = Path(__file__).parent / "results" / "pictures.json"

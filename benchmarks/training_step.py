@@ -22,8 +22,8 @@ from machine import describe, median_s
 from rich.console import Console
 from rich.table import Table
 
-from camp_sdk.export.losses import matching_bce, pair_loss
-from camp_sdk.export.model import Camp, ModelConfig
+from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.training.losses import matching_bce, pair_loss
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import progress, run_command
 

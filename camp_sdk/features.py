@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError, check_picture, is_lazy, normalise, read_picture
 from camp_sdk.results import Skipped
-from camp_sdk.runtime.bundle import PixelSpec
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import forget_pages
-from camp_sdk.runtime.read_ahead import available_cores, map_ahead
+from camp_sdk.runtime.manifest import PixelSpec
+from camp_sdk.runtime.threads import available_cores, map_ahead
 
 Image = Any  # a path, the bytes of a picture file, a PIL image, a uint8 array [H, W, 3], or float features [R, D]
 Features = NDArray[np.float32]

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
+from camp_sdk.gallery_files import GalleryMetadata, open_gallery_files, write_gallery
 from camp_sdk.results import Skipped
-from camp_sdk.runtime.bundle import Bundle, Manifest, TensorSpec
-from camp_sdk.runtime.encoded import (
-    GALLERY_PRECISIONS,
-    EncodedImages,
-    EncodedTexts,
-    Indices,
-    joined,
-    narrow_specs,
-    words_axis,
-)
-from camp_sdk.runtime.engine import Arrays
-from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.files import check_writable, followed, is_empty, write_aside
-
-FORMAT_VERSION = 1
-METADATA = "gallery.json"
-OPENINGS = 100
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, Indices, joined
+from camp_sdk.runtime.errors import InputError
 
 
 class Gallery:
@@ -117,22 +102,8 @@ class Gallery:
 
         Raises InputError if the name is taken by something that is not a gallery, or holds other files too.
         """
-        check_output(Path(folder))
-        with write_aside(followed(Path(folder))) as aside:
-            aside.mkdir()
-            arrays = dict(self.encoded.tensors)
-            if isinstance(self.encoded, EncodedTexts):
-                arrays["lengths"] = self.encoded.lengths
-            for name, array in arrays.items():
-                np.save(aside / f"{name}.npy", array, allow_pickle=False)
-            about = {
-                "format": FORMAT_VERSION,
-                "kind": self.kind,
-                "precision": self.precision,
-                "bundle": self.fingerprint,
-                "documents": self.documents,
-            }
-            (aside / METADATA).write_text(json.dumps(about), encoding="utf-8")
+        metadata = GalleryMetadata(self.kind, self.precision, self.fingerprint, self.documents)
+        write_gallery(Path(folder), metadata, self.encoded)
 
     @classmethod
     def open(cls, folder: str | Path, bundle: Bundle) -> Gallery:
@@ -140,34 +111,8 @@ class Gallery:
 
         Raises BundleError if it is no gallery, was made by another bundle, or a file does not fit the contract.
         """
-        path = Path(folder)
-        # One that is saved meanwhile must not give the names of the older and the tensors of the newer.
-        for _ in range(OPENINGS):
-            version = _version(path)
-            try:
-                gallery = cls._opened(path, bundle)
-            except BundleError:
-                if _version(path) == version:
-                    raise
-            else:
-                if _version(path) == version:
-                    return gallery
-        raise BundleError(f"{path} is saved again and again: open it when that is done")
-
-    @classmethod
-    def _opened(cls, path: Path, bundle: Bundle) -> Gallery:
-        about = _read_metadata(path / METADATA)
-        if about["bundle"] != bundle.fingerprint:
-            raise BundleError(
-                f"{path} was made by another bundle ({about['bundle'][:12]}, this one is {bundle.fingerprint[:12]}); "
-                "encode it again with this bundle"
-            )
-        encoded = (
-            _map_images(path, bundle.manifest, about) if about["kind"] == "image" else _map_texts(path, bundle.manifest)
-        )
-        if len(encoded) != len(about["documents"]):
-            raise BundleError(f"{path}: {len(encoded)} items but {len(about['documents'])} names; encode it again")
-        return cls(encoded, about["documents"], bundle, about["precision"])
+        metadata, encoded = open_gallery_files(Path(folder), bundle)
+        return cls(encoded, metadata.documents, bundle, metadata.precision)
 
 
 def is_text_query(query: Any, corpus: Any) -> bool:
@@ -186,83 +131,3 @@ def texts_of(gallery: Gallery) -> EncodedTexts:
     if not isinstance(gallery.encoded, EncodedTexts):
         raise InputError("this is a gallery of images: expected texts here")
     return gallery.encoded
-
-
-def check_output(folder: Path) -> None:
-    """Raise InputError if a folder is taken by something that is not a gallery, or holds other files too, and OSError if
-    nothing can be written there: before long work, not after it."""
-    target = followed(folder)
-    if target.exists() and not is_empty(target) and not _is_gallery(target):
-        raise InputError(f"{target} exists and is not a gallery, or holds other files too: name another folder")
-    check_writable(target)
-
-
-def _version(folder: Path) -> tuple[int, int] | None:
-    """What tells one saved gallery from another of the same name."""
-    try:
-        found = (folder / METADATA).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
-def _is_gallery(folder: Path) -> bool:
-    try:
-        _read_metadata(folder / METADATA)
-    except BundleError:
-        return False
-    return all((path.name == METADATA or path.suffix == ".npy") and not path.is_dir() for path in folder.iterdir())
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise BundleError(f"{path} not found: expected a folder written by Gallery.save")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        valid = about["format"] == FORMAT_VERSION and about["kind"] in ("image", "text")
-        valid = valid and about["precision"] in (GALLERY_PRECISIONS if about["kind"] == "image" else ("float32",))
-        valid = valid and isinstance(about["bundle"], str) and isinstance(about["documents"], list)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is not a gallery's ({type(error).__name__}: {error}); encode it again") from None
-    if not valid:
-        raise BundleError(f"{path}: expected format {FORMAT_VERSION} of kind image or text; encode it again")
-    return dict(about)
-
-
-def _map(path: Path, name: str, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray[Any, np.dtype[Any]]:
-    file = path / f"{name}.npy"
-    try:
-        array = open_memmap(file, mode="r")
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{file} cannot be opened ({error}); encode the gallery again") from None
-    fits = array.ndim == len(shape) and all(
-        isinstance(s, str) or s == n for s, n in zip(shape, array.shape, strict=False)
-    )
-    if array.dtype != dtype or not fits:
-        raise BundleError(f"{file} is {array.dtype} {array.shape}, expected {dtype} {shape}; encode the gallery again")
-    return array
-
-
-def _map_all(path: Path, specs: Sequence[TensorSpec]) -> Arrays:
-    return {spec.name: _map(path, spec.name, spec.dtype, spec.shape) for spec in specs}
-
-
-def _map_images(path: Path, manifest: Manifest, about: dict[str, Any]) -> EncodedImages:
-    specs = narrow_specs(manifest.image_tensors, about["precision"])
-    arrays = _map_all(path, specs)
-    regions = {n for s in specs for n, letter in zip(arrays[s.name].shape, s.shape, strict=True) if letter == "R"}
-    if len({len(array) for array in arrays.values()}) != 1 or len(regions) > 1:
-        raise BundleError(f"{path}: its tensors disagree on the number of images or regions; encode it again")
-    return EncodedImages(arrays)
-
-
-def _map_texts(path: Path, manifest: Manifest) -> EncodedTexts:
-    # Per-word tensors are stored with the words of all texts in a row: one axis where the contract has [T, N].
-    stored = [TensorSpec(s.name, s.dtype, s.shape[1:] if words_axis(s) else s.shape) for s in manifest.text_tensors]
-    per_word = frozenset(spec.name for spec in manifest.text_tensors if words_axis(spec))
-    arrays = _map_all(path, stored)
-    lengths = np.array(_map(path, "lengths", "int64", ("T",)))
-    total = int(lengths.sum())
-    if (lengths < 1).any() or any(len(a) != (total if n in per_word else len(lengths)) for n, a in arrays.items()):
-        raise BundleError(f"{path}: its tensors disagree on the number of texts or words; encode it again")
-    return EncodedTexts(arrays, lengths, per_word)

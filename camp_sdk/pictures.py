@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.runtime.bundle import FITS, PixelSpec
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.manifest import FITS, PixelSpec
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.pictures import read_picture
-from camp_sdk.runtime.bundle import PixelSpec
 from camp_sdk.runtime.errors import InputError, MissingExtraError
 from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.manifest import PixelSpec
 
 FloatArray = NDArray[np.float32]
 

@@ -28,10 +28,11 @@ from camp_sdk.gallery import Gallery, is_text_query, texts_of
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.results import Explanation, FloatArray, Match, Skipped
 from camp_sdk.runtime import scoring
+from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.encode import encode_features, encode_texts
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, narrow, widen
-from camp_sdk.runtime.engine import Engine
-from camp_sdk.runtime.engines import open_engine
+from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.selftest import choose_tested_backend
 from camp_sdk.runtime.tokenizer import Tokenizer
@@ -135,7 +136,7 @@ class Retriever:
             if first is None:
                 raise InputError(nothing_left(skipped))
             keep = partial(narrow, precision=precision)
-            encoded = scoring.encode_features(self._engine("image"), itertools.chain([first], batches), total, keep)
+            encoded = encode_features(self._engine("image"), itertools.chain([first], batches), total, keep)
         given = len(encoded) + len(skipped)
         if named is not None and len(named) != given:
             raise InputError(f"{len(named)} names for {given} images: expected one each")
@@ -150,7 +151,7 @@ class Retriever:
         if not listed:
             raise InputError(f"texts is {texts!r}: expected a list of at least one string")
         tokens = self._tokenizer.encode(listed)
-        return Gallery(scoring.encode_texts(self._engine("text"), self.bundle, tokens), listed, self.bundle)
+        return Gallery(encode_texts(self._engine("text"), self.bundle, tokens), listed, self.bundle)
 
     def open_gallery(self, folder: str | Path) -> Gallery:
         """A gallery saved by `Gallery.save`, memory-mapped. Raises BundleError if another bundle made it."""

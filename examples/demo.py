@@ -1,6 +1,6 @@
 """The whole product in one run: draw a data set, train CAMP, export it, check it, evaluate it, rank, and write a page.
 
-    python examples/demo.py --output build/demo
+    python -m examples.demo --output build/demo
 
 Every step is a command or a call of the public interface; the page, index.html, needs nothing but itself.
 """
@@ -19,17 +19,17 @@ from PIL import Image
 from rich.console import Console
 
 from camp_sdk import Evaluation, Explanation, Gallery, Match, Metrics, Retriever, Split, evaluate, load_split
-from camp_sdk.cli import evaluation_table
+from camp_sdk.commands.app import evaluation_table
 from camp_sdk.evaluation import SCORING, work_of
-from camp_sdk.export.measure import measure_checkpoint
-from camp_sdk.export.pages import data_uri, write_page
+from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.scenes import SceneObject, oracle_recalls, true_captions, write_scenes
-from camp_sdk.export.to_onnx import export_bundle
-from camp_sdk.export.train import TrainConfig
 from camp_sdk.export.train import main as train
+from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.measure import measure_checkpoint
 from camp_sdk.progress import progress_bar, progress_bars
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.terminal import progress, run_command, show_step, stderr
+from examples._shared.pages import data_uri, write_page
 
 TEMPLATE = Path(__file__).with_name("demo_page.html")
 COUNTS = {"train": 5000, "dev": 100, "test": 300}
@@ -72,7 +72,7 @@ def main(
         "oracle": oracle_recalls(data / "test"),
         "protocol": result.protocol,
         "variant": variant,
-        "parity": max(check["max_logit_error"] for check in manifest.raw["parity"]),
+        "parity": max(check["max_logit_error"] for check in manifest.parity),
         "minutes": (time.monotonic() - started) / 60,
         "version": version("camp-sdk"),
         "counts": COUNTS,

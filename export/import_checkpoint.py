@@ -32,9 +32,9 @@ def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | 
     """
     import torch  # here: --help need not wait for it
 
-    from camp_sdk.export.checkpoint import KEY, Origin
-    from camp_sdk.export.nltk_words import nltk_tokenizer
-    from camp_sdk.export.released_files import read_checkpoint, read_vocabulary
+    from camp_sdk.export.network.checkpoint import KEY, Origin
+    from camp_sdk.export.released.files import read_checkpoint, read_vocabulary
+    from camp_sdk.export.released.nltk_words import nltk_tokenizer
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is not empty: name a new folder")
@@ -75,7 +75,7 @@ def real_examples(data: Path, width: int) -> tuple[NDArray[np.float32], list[str
 
 def random_examples(words: dict[str, int], width: int) -> tuple[NDArray[np.float32], list[str]]:
     """Features [24, 36, D], positive as detectors' are, and captions of 3 to 20 of the vocabulary's words; seeded."""
-    from camp_sdk.export.vocabulary import SPECIALS
+    from camp_sdk.export.network.vocabulary import SPECIALS
 
     rng, plain = np.random.default_rng(0), sorted(words.keys() - SPECIALS)
     images: NDArray[np.float32] = rng.random((EXAMPLES, REGIONS, width), dtype=np.float32)

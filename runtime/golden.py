@@ -14,10 +14,11 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from camp_sdk.runtime.bundle import EXPORT_AGAIN, Bundle, Manifest
+from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.errors import BundleError
+from camp_sdk.runtime.manifest import EXPORT_AGAIN, Manifest
 
-FILE = "golden.npz"
+GOLDEN_FILE = "golden.npz"
 BYTES_LIMIT = 128 << 20  # of one array; eight pictures of 1024 x 1024 have 101 million
 AXIS_LIMITS = {"I": 64, "T": 64, "N": 1024, "R": 1024}
 DTYPES = {"tokens": "int64", "lengths": "int64", "features": "float32", "logits": "float32", "pixels": "float32"}
@@ -39,7 +40,7 @@ class Golden:
 def read_golden(bundle: Bundle) -> Golden:
     """The golden examples of a bundle. Raises BundleError if it has none, or such as cannot be golden examples: objects,
     too many bytes, other shapes than the contract's, values that are no numbers."""
-    path = bundle.path(FILE)
+    path = bundle.path(GOLDEN_FILE)
     wanted = [name for name in DTYPES if name != "pixels" or "vision" in bundle.manifest.graphs]
     try:
         with zipfile.ZipFile(path) as archive:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from camp_sdk.runtime.encoded import EncodedImages
-from camp_sdk.runtime.engine import Engine
+from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.errors import InputError
 
 UPLOADING = threading.Lock()  # threads that rank the same images upload them once

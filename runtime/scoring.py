@@ -1,4 +1,4 @@
-"""Encode each side once, then score the cross product in blocks: I images against T texts at a time.
+"""Score the cross product in blocks: I images against T texts at a time.
 
 Nothing here knows what the tensors mean: names, dtypes and shapes come from the bundle's contract.
 """
@@ -13,26 +13,18 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.runtime.bundle import Bundle, TensorSpec
-from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, widen, words_axis
-from camp_sdk.runtime.engine import Arrays, Engine
-from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.blocks import GROUP_TEXTS, batches, plan_blocks
+from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, widen
+from camp_sdk.runtime.engines.base import Arrays, Engine
 from camp_sdk.runtime.files import forget_pages
-from camp_sdk.runtime.read_ahead import map_ahead
+from camp_sdk.runtime.manifest import TensorSpec
 from camp_sdk.runtime.residency import resident_parts
-from camp_sdk.runtime.tokenizer import Tokens
+from camp_sdk.runtime.threads import map_ahead
 
 Logits = NDArray[np.float32]
 Indices = NDArray[np.intp]
 Key = TypeVar("Key")
 
-# Of the shapes of a block that fit the bytes of `Engine.block_bytes`, these were the best or near it
-# (benchmarks/results/pairs.json).
-BLOCK_TEXTS = 4
-BLOCK_IMAGES = 16
-GROUP_TEXTS = 64
-WORKING_COPIES = 12  # arrays of a block's size that engines hold at once, at most
-ENCODE_TEXTS = 64
 MERGE_IMAGES = 1 << 14
 NEAREST_BYTES = 64 << 20
 
@@ -75,94 +67,6 @@ def feeds_of(specs: Iterable[TensorSpec], tensors: Mapping[str, Any]) -> Arrays:
     """The tensors a graph reads, in the precision it reads them in. What an engine holds already is."""
     found = {spec.name: (tensors[spec.name], spec.dtype) for spec in specs}
     return {name: array if array.dtype == dtype else array.astype(dtype) for name, (array, dtype) in found.items()}
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How many images and texts are scored in one call of the engine, how many texts are kept ready, and how many calls are
-    on their way: one more than the engine has streams, so that a stream that is done finds the next; or one alone."""
-
-    images: int
-    texts: int
-    group: int
-    at_once: int
-
-
-def plan_blocks(
-    images: EncodedImages, texts: EncodedTexts, engine: Engine, memory_budget_bytes: int | None = None
-) -> Blocks:
-    """Blocks that fit the budget and are what the engine likes. Few images are shared among its streams, or the texts of
-    fewer.
-
-    Raises InputError if not even one pair fits the budget.
-    """
-    text_bytes = texts.item_bytes
-    pair_bytes = images.item_bytes + text_bytes
-    most_images, most_texts = engine.blocks or (BLOCK_IMAGES, BLOCK_TEXTS)
-    pairs = most_images * most_texts if engine.blocks else engine.block_bytes // pair_bytes
-    group = max(GROUP_TEXTS, most_texts)
-    streams = engine.streams
-    at_once = 1 if engine.callers == 1 else streams + 1
-    if memory_budget_bytes is not None:
-        working_bytes = 2 * WORKING_COPIES * pair_bytes
-        at_once = max(1, min(at_once, memory_budget_bytes // working_bytes))
-        pairs = min(pairs, memory_budget_bytes // (working_bytes * at_once))
-        group = min(group, memory_budget_bytes // (4 * len(texts.tensors) * text_bytes))
-        if pairs < 1 or group < 1:
-            needed = max(working_bytes, 4 * len(texts.tensors) * text_bytes)
-            raise InputError(f"memory_budget_bytes is {memory_budget_bytes}: a single pair needs {needed}")
-    pairs = max(1, pairs)
-    if engine.blocks is None:
-        most_texts = max(most_texts, pairs // len(images))  # few images meet more texts at once instead
-    share_texts = 1 if len(images) >= streams else streams
-    block_texts = min(most_texts, -(-len(texts) // share_texts), group, pairs)
-    block_images = min(most_images, max(1, pairs // block_texts), -(-len(images) // streams))
-    return Blocks(block_images, block_texts, max(group, block_texts), at_once)
-
-
-def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts:
-    """Run the text graph in batches of similar length; the result is in the order given."""
-    specs = bundle.manifest.text_tensors
-    per_word = frozenset(spec.name for spec in specs if words_axis(spec))
-    rows: dict[str, list[NDArray[np.generic]]] = {spec.name: [None] * len(tokens.lengths) for spec in specs}  # type: ignore[list-item]  # every slot is filled below
-    for batch in batches(np.argsort(tokens.lengths, kind="stable"), ENCODE_TEXTS):
-        lengths = tokens.lengths[batch]
-        out = engine.run({"tokens": tokens.ids[batch, : lengths.max()], "lengths": lengths})
-        for name, slots in rows.items():
-            for index, length, row in zip(batch, lengths, out[name], strict=True):
-                slots[index] = row[:length] if name in per_word else row[None]
-    # Kept as the float32 graphs make them, whichever made them: any retriever of the bundle can score them.
-    tensors = {spec.name: np.concatenate(rows[spec.name]).astype(spec.dtype, copy=False) for spec in specs}
-    return EncodedTexts(tensors, tokens.lengths, per_word)
-
-
-def encode_features(
-    engine: Engine,
-    batches_of_features: Iterable[NDArray[np.float32]],
-    total: int | None,
-    keep: Callable[[Arrays], Arrays] = lambda tensors: tensors,
-) -> EncodedImages:
-    """Run the image graph over batches of features [b, R, D]; room for ``total`` images is made once if it is known.
-
-    The batches may hold fewer, where pictures were left out. keep: what to keep of a batch's tensors, narrower ones for
-    example.
-    """
-    parts: dict[str, list[NDArray[np.generic]]] = {}
-    whole: Arrays = {}
-    done = 0
-    for features in batches_of_features:
-        out = keep(engine.run({"features": features}))
-        if total is None:
-            for name, array in out.items():
-                parts.setdefault(name, []).append(array)
-        else:
-            whole = whole or {name: np.empty((total, *array.shape[1:]), array.dtype) for name, array in out.items()}
-            for name, array in out.items():
-                whole[name][done : done + len(array)] = array
-        done += len(features)
-    if whole:
-        return EncodedImages({name: array[:done] for name, array in whole.items()})
-    return EncodedImages({name: np.concatenate(arrays) for name, arrays in parts.items()})
 
 
 def iter_logits(
@@ -309,9 +213,3 @@ def activate(logits: Logits, activation: str) -> Logits:
         return logits
     with np.errstate(over="ignore"):  # exp overflows to infinity where the score is 0 to the last bit
         return np.float32(1) / (np.float32(1) + np.exp(-logits))
-
-
-def batches(indices: Indices, size: int) -> Iterator[Indices]:
-    """Consecutive parts of at most ``size`` indices."""
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]

@@ -17,19 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from camp_sdk.runtime import cuda, scoring
+from camp_sdk.runtime import scoring
+from camp_sdk.runtime.backends import choose_backend, library_version, open_engine
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.encode import encode_texts
 from camp_sdk.runtime.encoded import EncodedImages
-from camp_sdk.runtime.engine import Engine
-from camp_sdk.runtime.engines import choose_backend, library_version, open_engine
+from camp_sdk.runtime.engines import cuda
+from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.errors import BackendError, InputError
 from camp_sdk.runtime.files import cache_folder, write_aside
-from camp_sdk.runtime.golden import FILE, Golden, read_golden
-from camp_sdk.runtime.plans import LIBRARIES, read_records
+from camp_sdk.runtime.golden import GOLDEN_FILE, Golden, read_golden
 from camp_sdk.runtime.scoring import Logits, PairScorer
+from camp_sdk.runtime.tensorrt.plans import LIBRARIES, read_records
 from camp_sdk.runtime.tokenizer import Tokens
 
-# Both are what the export demanded of the same inputs (export/parity.py, export/precision_gate.py): sums in float32 come in
+# Both are what the export demanded of the same inputs (its parity and precision gates): sums in float32 come in
 # another order here, and halves are rounded elsewhere, but no engine may be further away than the graphs it is made of.
 MAX_LOGIT_ERROR = 1e-4
 MAX_SCORE_ERROR = 5e-3
@@ -75,8 +77,8 @@ def self_test(bundle: Bundle, backend: str, precision: str) -> SelfTest:
     Skipped for a bundle without examples, or engines that were not built for such. Raises BackendError if a graph cannot be
     opened or run; BundleError for a broken golden.npz or graph.
     """
-    if FILE not in bundle.manifest.files:
-        return SelfTest(backend, precision, skipped=f"the bundle has no {FILE}")
+    if GOLDEN_FILE not in bundle.manifest.files:
+        return SelfTest(backend, precision, skipped=f"the bundle has no {GOLDEN_FILE}")
     golden = read_golden(bundle)
     with ExitStack() as stack:
         encoders = ("image", "text") if golden.pixels is None else ("vision", "image", "text")
@@ -97,7 +99,7 @@ def _golden_logits(bundle: Bundle, engines: dict[str, Engine], precision: str, g
     if golden.pixels is not None:
         features = engines["vision"].run({"pixels": golden.pixels})["features"]
     tokens = Tokens(golden.tokens, golden.lengths, ())
-    texts = scoring.encode_texts(engines["text"], bundle, tokens)
+    texts = encode_texts(engines["text"], bundle, tokens)
     images = EncodedImages(engines["image"].run(scoring.feeds_of(graphs["image"].inputs, {"features": features})))
     return scoring.logit_matrix(PairScorer(engines["scorer"], graphs["scorer"].inputs), images, texts)
 

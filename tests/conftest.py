@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from camp_sdk import Retriever
+from camp_sdk.export.bundling.writer import export_bundle, write_lowered
 from camp_sdk.export.import_checkpoint import import_checkpoint
 from camp_sdk.export.scenes import write_scenes
-from camp_sdk.export.to_onnx import _write_manifest, export_bundle, write_lowered
+from camp_sdk.runtime.engines.openvino_engine import require_bfloat16
 from camp_sdk.runtime.errors import BackendError
-from camp_sdk.runtime.openvino_engine import require_bfloat16
+from camp_sdk.runtime.manifest import MANIFEST_FILE, LoweredGraphs, read_manifest, write_manifest
 from tests.tiny import FEATURE_WIDTH, save_tiny_checkpoint
 
 RELEASED = Path(__file__).parent / "released"  # recorded checkpoints
@@ -104,9 +105,9 @@ def half_bundle(
         if not target.exists():
             made = request.getfixturevalue(ours[variant]) if variant in ours else released_bundle(variant)
             shutil.copytree(made, target, ignore=shutil.ignore_patterns("fp16", "bf16"))
-            manifest = json.loads((target / "manifest.json").read_text())
-            manifest["precisions"] = {"float16": {"graphs": write_lowered("float16", manifest["graphs"], target)}}
-            _write_manifest(target, manifest)
+            manifest = read_manifest(target / MANIFEST_FILE)
+            lowered = LoweredGraphs(write_lowered("float16", manifest.graphs, target))
+            write_manifest(target, replace(manifest, precisions={"float16": lowered}))
         return target
 
     return bundle

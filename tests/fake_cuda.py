@@ -22,8 +22,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from camp_sdk.runtime.onnxruntime_engine import ONNX_TYPES
-from camp_sdk.runtime.profiles import Profile
+from camp_sdk.runtime.engines.onnxruntime_engine import ONNX_TYPES
+from camp_sdk.runtime.engines.profiles import Profile
 
 TRT_NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int8": "INT8", "bool": "BOOL"}
 SHIFTED = 256

@@ -14,11 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from camp_sdk import BackendError, Retriever
-from camp_sdk.runtime import engines, onnxruntime_engine
+from camp_sdk.runtime import backends as engines
+from camp_sdk.runtime.backends import choose_backend, open_engine
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.engines import choose_backend, open_engine
-from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine, tensorrt_options
-from camp_sdk.runtime.plans import PlanRecord
+from camp_sdk.runtime.engines import onnxruntime_engine
+from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine, tensorrt_options
+from camp_sdk.runtime.tensorrt.plans import PlanRecord
 from tests.fake_cuda import FakeCuda, FakeTensorRt, install, write_plan
 from tests.test_splitting import SAME, profile_between
 from tests.tiny import CAPTIONS

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from camp_sdk import BackendError
-from camp_sdk.export.checkpoint import load_checkpoint
-from camp_sdk.runtime import engines
+from camp_sdk.export.network.checkpoint import load_checkpoint
+from camp_sdk.runtime import backends as engines
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.profiles import Limits
+from camp_sdk.runtime.engines.profiles import Limits
 from tests.fake_cuda import FakeCuda, install
 from tests.test_backends import install_plans
 from tests.tiny import CAPTIONS

@@ -25,12 +25,28 @@ LIBRARIES = TRAINING | ENGINES | {"numpy", "PIL", "rich", "typer", "tensorboard"
 
 
 def sources(*folders: str) -> list[Path]:
-    return [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
+    """Every Python file of some folders of the checkout, at any depth."""
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    """A file of the checkout for messages: runtime/engines/base.py."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    """The module a file of the checkout is when installed: runtime/engines/base.py is camp_sdk.runtime.engines.base."""
+    top, *rest = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join([FOLDERS.get(top, top), *(part for part in rest if part != "__init__")])
+
+
+def package_of(path: Path) -> str:
+    return module_of(path.parent / "__init__.py") if path.is_relative_to(ROOT) else ""
 
 
 def absolute(path: Path, node: ast.ImportFrom) -> str:
     """The module an import names, whether it is written in full or with dots."""
-    package = [*FOLDERS.get(path.parent.name, path.parent.name).split(".")]
+    package = package_of(path).split(".")
     base = package[: len(package) - node.level + 1] if node.level else []
     return ".".join([*base, *([node.module] if node.module else [])])
 
@@ -54,7 +70,7 @@ def is_part_of(module: str, package: str) -> bool:
 
 def offences(folder: str, *forbidden: str) -> list[str]:
     return [
-        f"{path.name}: {module}"
+        f"{name_of(path)}: {module}"
         for path in sources(folder)
         for module, _ in imports(path)
         if any(is_part_of(module, package) for package in forbidden)
@@ -64,7 +80,7 @@ def offences(folder: str, *forbidden: str) -> list[str]:
 # Who imports whom
 
 
-@pytest.mark.parametrize("path", sources("runtime"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sources("runtime"), ids=name_of)
 def test_runtime_imports_the_standard_library_numpy_and_itself(path: Path) -> None:
     for module, late in imports(path):
         top = module.split(".")[0]
@@ -91,24 +107,62 @@ def test_the_walk_sees_an_import_inside_a_function(tmp_path: Path) -> None:
     assert list(imports(tmp_path / "m.py")) == [("json", False), ("torch", True), ("torch.nn", True)]
 
 
+# One direction, and no circle
+
+STAGES = ("runtime", "network", "bundling", "training")  # each may import those before it
+
+
+def graph_of(*folders: str) -> dict[str, set[str]]:
+    """Every module of some folders as installed, with the modules of theirs that it imports, inside functions too."""
+    files = {module_of(path): path for path in sources(*folders)}
+    return {
+        module: {name for name, _ in imports(path) if name in files and name != module}
+        for module, path in files.items()
+    }
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """What is left of a graph when every module that imports nothing of the rest is taken away, again and again."""
+    left = dict(graph)
+    while free := [module for module, needs in left.items() if not needs & left.keys()]:
+        for module in free:
+            del left[module]
+    return [[module, *sorted(needs & left.keys())] for module, needs in sorted(left.items())]
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = graph_of(*FOLDERS)
+    assert len(graph) > 60  # the walk sees the modules, and what they import
+    assert "camp_sdk.runtime.engines.base" in graph["camp_sdk.runtime.blocks"]
+    assert circles(graph) == []
+
+
+def test_a_circle_would_be_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["a", "b"], ["b", "c"], ["c", "b"], ["d", "a"]]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_stage_imports_only_the_stages_before_it(stage: str) -> None:
+    later = STAGES[STAGES.index(stage) + 1 :]
+    commands = [module_of(path) for path in (ROOT / "export").glob("[!_]*.py")]
+    assert len(commands) == 4
+    assert offences(f"export/{stage}", *(f"camp_sdk.export.{one}" for one in later), *commands) == []
+
+
 # Folders
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_package_folders_are_flat(folder: str) -> None:
-    tracked = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert {Path(line).parent.as_posix() for line in tracked.splitlines()} == {folder}
-    assert {path.name for path in (ROOT / folder).iterdir() if path.is_dir()} <= {"__pycache__"}
+def test_every_folder_with_sources_is_a_package(folder: str) -> None:
+    assert {name_of(path) for path in sources(folder) if not (path.parent / "__init__.py").is_file()} == set()
 
 
-@pytest.mark.parametrize("library", sorted(LIBRARIES))
-def test_no_script_hides_a_library(library: str) -> None:
-    assert not (ROOT / "export" / f"{library}.py").exists()
-
-
-def test_no_script_hides_a_module_that_export_imports() -> None:
+def test_no_script_or_folder_of_export_hides_a_module_that_is_imported() -> None:
+    """A script's own folder comes first on the path: `import onnx` would find export/onnx.py, or a folder of that name."""
     used = {module.split(".")[0] for path in sources("export", "camp_sdk", "runtime") for module, _ in imports(path)}
-    assert used & {path.stem for path in sources("export")} == set()
+    hidden = {path.stem for path in (ROOT / "export").iterdir()}
+    assert hidden & (used | LIBRARIES) == set()
 
 
 # Without torch
@@ -153,9 +207,7 @@ def test_camp_sdk_imports_without_torch() -> None:
 
 
 def test_every_module_of_camp_sdk_and_runtime_imports_without_torch() -> None:
-    names = [
-        f"{FOLDERS[path.parent.name]}.{path.stem}" for path in sources("camp_sdk", "runtime") if path.stem != "__init__"
-    ]
+    names = [module_of(path) for path in sources("camp_sdk", "runtime")]
     done = run_blocked("\n".join(f"import {name}" for name in names))
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -197,7 +249,7 @@ def definitions(path: Path) -> Iterator[ast.FunctionDef | ast.ClassDef]:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_public_functions_and_classes_have_docstrings(folder: str) -> None:
     bare = [
-        f"{path.name}:{node.name}"
+        f"{name_of(path)}:{node.name}"
         for path in sources(folder)
         for node in definitions(path)
         if not ast.get_docstring(node)
@@ -243,6 +295,7 @@ def test_the_wheel_holds_camp_sdk_alone(wheel: zipfile.ZipFile) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_holds_every_module_and_the_typing_marker(wheel: zipfile.ZipFile) -> None:
-    expected = {f"{FOLDERS[path.parent.name].replace('.', '/')}/{path.name}" for path in tracked_sources()}
+    folders = {folder: package.replace(".", "/") for folder, package in FOLDERS.items()}
+    expected = {f"{folders[path.parts[0]]}/{Path(*path.parts[1:]).as_posix()}" for path in tracked_sources()}
     held = {name for name in wheel.namelist() if name.startswith("camp_sdk/")}
     assert held == expected | {"camp_sdk/py.typed"}

@@ -20,17 +20,16 @@ import onnx
 import pytest
 
 from camp_sdk import BackendError, Bundle, BundleError
-from camp_sdk.export.model import SCORERS
-from camp_sdk.export.to_onnx import check_output
-from camp_sdk.runtime import build as build_module
-from camp_sdk.runtime import tensorrt_library
-from camp_sdk.runtime.build import EngineOrder, build_engine, built_engine, trtexec_command
-from camp_sdk.runtime.build_progress import BuildProgress
-from camp_sdk.runtime.bundle import sha256_of
-from camp_sdk.runtime.files import cache_folder
-from camp_sdk.runtime.plans import Here, find_plan, read_records, was_built_here
-from camp_sdk.runtime.profiles import Limits
-from camp_sdk.runtime.tensorrt_library import here_of, open_library
+from camp_sdk.export.bundling.writer import check_output
+from camp_sdk.export.network.model import SCORERS
+from camp_sdk.runtime.engines.profiles import Limits
+from camp_sdk.runtime.files import cache_folder, sha256_of
+from camp_sdk.runtime.tensorrt import build as build_module
+from camp_sdk.runtime.tensorrt import library as tensorrt_library
+from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine, built_engine, trtexec_command
+from camp_sdk.runtime.tensorrt.build_progress import BuildProgress
+from camp_sdk.runtime.tensorrt.library import here_of, open_library
+from camp_sdk.runtime.tensorrt.plans import Here, find_plan, read_records, was_built_here
 from tests.test_borders import run_blocked
 from tests.test_cli import Camp
 
@@ -535,7 +534,7 @@ def test_the_command_of_the_librarys_own_tool(feature_bundle: Path) -> None:
 @rtx
 def test_building_needs_no_torch(bundle_copy: Path) -> None:
     code = """
-from camp_sdk.cli import main
+from camp_sdk.commands.app import main
 sys.argv = ["camp", "build", sys.argv[1], "--backend", "tensorrt-rtx", "--graph", "text"]
 main()
 """

@@ -13,9 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from camp_sdk import BackendError, Bundle, BundleError, Retriever
-from camp_sdk.runtime import bundle as bundle_module
-from camp_sdk.runtime.bundle import FITS, sha256_of
-from camp_sdk.runtime.engines import open_engine
+from camp_sdk.runtime import manifest as manifest_module
+from camp_sdk.runtime.backends import open_engine
+from camp_sdk.runtime.files import sha256_of
+from camp_sdk.runtime.manifest import FITS
 from tests.tiny import files_of
 
 AGAIN = "export the bundle again, or copy it again from where it was made"
@@ -217,7 +218,7 @@ def test_a_manifest_that_is_not_one(bundle_copy: Path, content: bytes) -> None:
 
 
 def test_a_huge_manifest_is_not_read(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "MANIFEST_BYTES_LIMIT", 1000)
+    monkeypatch.setattr(manifest_module, "BYTES_LIMIT", 1000)
     with pytest.raises(BundleError, match=rf"manifest\.json has \d+ bytes, more than a manifest can have; {AGAIN}"):
         Bundle(bundle_copy)
 
@@ -298,4 +299,4 @@ def test_a_graph_that_is_not_onnx(bundle_copy: Path, features: NDArray[np.float3
 
 def test_a_bundle_of_before_there_was_a_second_precision_opens(bundle_copy: Path) -> None:
     bundle = Bundle(rewrite(bundle_copy, lambda manifest: manifest.update({"precisions": ["float32"]})))
-    assert bundle.manifest.lowered == {}
+    assert bundle.manifest.precisions == {}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camp_sdk import InputError, Match, Retriever, Split, evaluate, evaluate_matrix, load_split, progress_bar
-from camp_sdk.cli import main
+from camp_sdk.commands.app import main
 from camp_sdk.evaluation import protocol_folds
 from camp_sdk.terminal import run_command
 from tests.tiny import CAPTIONS
@@ -332,7 +332,17 @@ def test_rank_skips_broken_pictures_if_told(camp: Camp, picture_bundle: Path, tm
 
 def test_rank_names_what_it_skips_on_standard_error(picture_bundle: Path, tmp_path: Path) -> None:
     folder = with_a_broken_one(tmp_path / "pictures")
-    command = [sys.executable, "-m", "camp_sdk.cli", "rank", picture_bundle, "--images", folder, "--query", QUERY]
+    command = [
+        sys.executable,
+        "-m",
+        "camp_sdk.commands.app",
+        "rank",
+        picture_bundle,
+        "--images",
+        folder,
+        "--query",
+        QUERY,
+    ]
     done = subprocess.run([*command, "--skip-broken"], capture_output=True, text=True, check=True)
     assert f"left out {folder / 'broken.jpg'}: cannot be read as a picture" in done.stderr
     assert "broken.jpg" not in done.stdout
@@ -419,7 +429,17 @@ def test_an_output_that_is_a_folder_is_left_alone(
 
 def test_what_the_terminal_cannot_show_is_escaped(picture_bundle: Path, tmp_path: Path) -> None:
     folder = pictures_named(tmp_path / "pictures", "caf\u00e9.png")
-    command = [sys.executable, "-m", "camp_sdk.cli", "rank", picture_bundle, "--images", folder, "--query", QUERY]
+    command = [
+        sys.executable,
+        "-m",
+        "camp_sdk.commands.app",
+        "rank",
+        picture_bundle,
+        "--images",
+        folder,
+        "--query",
+        QUERY,
+    ]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert "caf\\xe9.png" in done.stdout

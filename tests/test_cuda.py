@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from camp_sdk import BackendError
-from camp_sdk.runtime import cuda
+from camp_sdk.runtime.engines import cuda
 from camp_sdk.runtime.errors import MissingExtraError
 from tests.fake_cuda import FakeCuda, install
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from camp_sdk import Bundle
-from camp_sdk.doctor import diagnose
-from camp_sdk.runtime import onnxruntime_engine, selftest
+from camp_sdk.diagnosis import diagnose
+from camp_sdk.runtime import selftest
+from camp_sdk.runtime.engines import onnxruntime_engine
 from camp_sdk.runtime.selftest import choose_tested_backend
 from tests.fake_cuda import install
 from tests.test_backends import install_plans
@@ -27,7 +28,7 @@ BLOCKED = """
 import sys
 sys.modules |= dict.fromkeys(sys.argv.pop(1).split(","))
 sys.argv[0] = "camp"
-from camp_sdk.cli import main
+from camp_sdk.commands.app import main
 main()
 """
 
@@ -84,7 +85,7 @@ def test_without_any_backend_the_exit_code_is_1(feature_bundle: Path) -> None:
 
 def test_the_gpu_and_its_driver_are_told(camp: Camp, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
-    monkeypatch.setattr("camp_sdk.runtime.cuda.driver_release", lambda: "540.3.0")
+    monkeypatch.setattr("camp_sdk.runtime.engines.cuda.driver_release", lambda: "540.3.0")
     out = camp("doctor").out
     assert "GPU: Fake GPU, 1.1 GB, compute capability 8.7, driver 540.3.0 for CUDA 13.0, CUDA runtime 12.6" in out
     answer = json.loads(camp("doctor", "--json").out)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import itertools
 import json
@@ -15,20 +14,19 @@ import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import build_data
-import fetch
 import numpy as np
 import pytest
-from families import code_key, group_families, word_key
-from packages import FLUENT, KEYWORDS, LABELS, NOTO, PACKAGES, STYLES, TWEMOJI, read_package
-from phrases import phrase
 from PIL import Image
 
 from camp_sdk import load_split
 from camp_sdk.runtime.errors import BackendError, BundleError, InputError
+from examples.emoji_scenes import build_data as emoji_scenes
+from examples.emoji_scenes.phrases import phrase
+from examples.emoji_search import build_data, fetch
+from examples.emoji_search.families import code_key, group_families, word_key
+from examples.emoji_search.packages import FLUENT, KEYWORDS, LABELS, NOTO, PACKAGES, STYLES, TWEMOJI, read_package
 
 ROOT = Path(__file__).parents[1]
 GROUPS = ["smileys-emotion", "people-body", "component", "animals-nature", "food-drink", "flags"]
@@ -51,20 +49,6 @@ OTHERS = [  # label, hexcode as emojibase spells it, group
 EMOJI = OTHERS + [(name, f"{0x1F400 + number:X}", 3) for number, name in enumerate(ANIMALS)]
 HELD_OUT = {"test": 12, "dev": 9}
 SCENES = {"train": 24, "dev": 6, "test": 6, "seen": 6}
-
-
-def load_scenes_builder() -> ModuleType:
-    """The second example's build_data.py, under a name of its own."""
-    spec = importlib.util.spec_from_file_location("emoji_scenes", ROOT / "examples/emoji_scenes/build_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["emoji_scenes"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-emoji_scenes = load_scenes_builder()
 
 
 def picture(colour: tuple[int, int, int], kind: str) -> bytes:
@@ -371,7 +355,8 @@ def test_a_taken_folder_is_refused(packages: Path, data: Path, tmp_path: Path) -
 
 def test_a_package_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(
-        BundleError, match=r"lobehub-fluent-emoji-3d-1.1.0.tgz is missing: get it with: python .*fetch.py"
+        BundleError,
+        match=r"lobehub-fluent-emoji-3d-1.1.0.tgz is missing: get it with: python -m examples.emoji_search.fetch",
     ):
         build_data.build(tmp_path, tmp_path / "data", HELD_OUT)
 
@@ -599,7 +584,7 @@ def test_more_scenes_than_pairs_are_refused(data: Path, tmp_path: Path) -> None:
 
 
 def test_composing_needs_the_pictures_of_the_first_example(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"metadata.jsonl is missing: make it with: python examples/emoji_search"):
+    with pytest.raises(BundleError, match=r"metadata.jsonl is missing: make it with: python -m examples.emoji_search"):
         emoji_scenes.build(tmp_path, tmp_path / "scenes", SCENES)
     (tmp_path / "train").mkdir()
     (tmp_path / "train/metadata.jsonl").write_text('{"file_name": "a.png", "captions": ["a"]}\n')

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,7 +13,11 @@ import pytest
 from PIL import Image
 
 from camp_sdk import InputError, Split, evaluate, load_split
-from camp_sdk.export import runs, sentences, stages
+from camp_sdk.export.network import sentences
+from camp_sdk.export.training import run as stages
+from examples._shared import sweep as runs
+from examples.emoji_scenes import run as emoji_scenes_run
+from examples.emoji_search import run as emoji_search_run
 
 ROOT = Path(__file__).parents[1]
 ABSENT = "no-such-package"
@@ -33,20 +35,6 @@ NUMBER = re.compile(r"<td[^>]*>(-?\d+\.\d+)</td>")
 RECALLS = [(side, recall) for side in ("text_to_image", "image_to_text") for recall in ("r1", "r5", "r10")]
 
 
-def load(example: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """An example's run.py under a name of its own; both examples call the script beside it build_data."""
-    folder = ROOT / "examples" / example
-    for name in ("build_data", f"{example}_run"):
-        path = folder / ("run.py" if name.endswith("_run") else f"{name}.py")
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def patches() -> Any:
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -56,7 +44,7 @@ def patches() -> Any:
 
 @pytest.fixture(scope="module")
 def search(patches: pytest.MonkeyPatch) -> ModuleType:
-    module = load("emoji_search", patches)
+    module = emoji_search_run
     patches.setattr(module, "MODELS", (("scalar", "learned"), ("paper", "all-minilm-l6-v2")))
     patches.setattr(module, "FREE_QUERIES", ("a <b>red</b> thing", "unheard"))
     return module
@@ -64,7 +52,7 @@ def search(patches: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def scenes(patches: pytest.MonkeyPatch) -> ModuleType:
-    module = load("emoji_scenes", patches)
+    module = emoji_scenes_run
     patches.setattr(module, "MODELS", (("scalar", "learned"), ("paper", "all-minilm-l6-v2")))
     return module
 

@@ -21,8 +21,8 @@ from camp_sdk import Bundle, Gallery, InputError, Retriever, Skipped
 from camp_sdk import features as features_module
 from camp_sdk.features import FeatureReader
 from camp_sdk.pictures import PictureError, read_picture
-from camp_sdk.runtime.bundle import FITS
-from camp_sdk.runtime.read_ahead import map_ahead
+from camp_sdk.runtime.manifest import FITS
+from camp_sdk.runtime.threads import map_ahead
 from tests.test_bundle import put, rewrite
 from tests.tiny import CAPTIONS, FEATURE_WIDTH
 

@@ -21,14 +21,15 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from camp_sdk import Bundle, BundleError, InputError, Retriever
-from camp_sdk.export import graphs as graphs_module
-from camp_sdk.export.checkpoint import KEY, load_checkpoint
-from camp_sdk.export.graphs import ExportError, Graph, check_graph, export_graph
-from camp_sdk.export.model import Camp
-from camp_sdk.export.networks import word_mask
-from camp_sdk.export.parity import MAX_ERROR, check_parity, require_parity, same_order
-from camp_sdk.export.to_onnx import export_bundle
-from camp_sdk.runtime.bundle import sha256_of
+from camp_sdk.export.bundling import writer
+from camp_sdk.export.bundling.cases import require
+from camp_sdk.export.bundling.graphs import ExportError, Graph, check_graph, export_graph
+from camp_sdk.export.bundling.parity import FAILURE, MAX_ERROR, check_parity, same_order
+from camp_sdk.export.bundling.writer import export_bundle
+from camp_sdk.export.network.camp import word_mask
+from camp_sdk.export.network.checkpoint import KEY, load_checkpoint
+from camp_sdk.export.network.model import Camp
+from camp_sdk.runtime.files import sha256_of
 from tests.tiny import FEATURE_WIDTH, files_of, save_tiny_checkpoint, tiny_model, tiny_origin
 
 ROOT = Path(__file__).parents[1]
@@ -262,7 +263,7 @@ def copied_graphs(monkeypatch: pytest.MonkeyPatch, feature_bundle: Path) -> None
         shutil.copy(feature_bundle / path.name, path)
         return check_graph(path, graph)
 
-    monkeypatch.setattr(graphs_module, "export_graph", copy_graph)
+    monkeypatch.setattr(writer, "export_graph", copy_graph)
 
 
 @pytest.fixture
@@ -360,11 +361,11 @@ def test_a_wrong_output_fails_the_gate(bundle_copy: Path, graph: str, output: st
     bundle = perturb(bundle_copy, graph, spoil_output(output, factor))
     checks = check_parity(tiny_model("paper"), tiny_origin("paper", False), bundle)
     with pytest.raises(ExportError):
-        require_parity(checks)
+        require(checks, FAILURE)
 
 
 def test_the_untouched_bundle_passes_the_gate(feature_bundle: Path) -> None:
-    require_parity(check_parity(tiny_model("paper"), tiny_origin("paper", False), Bundle(feature_bundle)))
+    require(check_parity(tiny_model("paper"), tiny_origin("paper", False), Bundle(feature_bundle)), FAILURE)
 
 
 def test_a_tie_may_come_in_either_order_and_a_swap_may_not() -> None:

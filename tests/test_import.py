@@ -23,10 +23,10 @@ import torch
 from numpy.typing import NDArray
 
 from camp_sdk import BundleError, InputError, Retriever
-from camp_sdk.export.checkpoint import load_checkpoint
 from camp_sdk.export.import_checkpoint import import_checkpoint
-from camp_sdk.export.released import RELEASED
-from camp_sdk.export.released_files import read_checkpoint, read_vocabulary
+from camp_sdk.export.network.checkpoint import load_checkpoint
+from camp_sdk.export.network.released import RELEASED
+from camp_sdk.export.released.files import read_checkpoint, read_vocabulary
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(__file__).parent / "released"
@@ -116,7 +116,7 @@ def test_the_explanation_holds_distributions_and_gates_where_there_are_any(retri
 def test_cosines_stay_as_they_are_and_logits_get_a_sigmoid(retriever: Retriever) -> None:
     activation = "sigmoid" if retriever.bundle.manifest.variant.startswith("gate") else "none"
     assert retriever.bundle.manifest.activation == activation
-    assert retriever.bundle.manifest.raw["training"]["epoch"] == 3
+    assert retriever.bundle.manifest.training["epoch"] == 3
 
 
 def test_there_are_no_global_vectors(retriever: Retriever) -> None:
@@ -528,8 +528,8 @@ def test_the_script_imports_and_says_what_comes_next(tmp_path: Path) -> None:
 
 
 def test_an_imported_checkpoint_can_be_trained_on(tmp_path: Path) -> None:
-    from camp_sdk.export.stages import run_training
-    from camp_sdk.export.train import TrainConfig
+    from camp_sdk.export.training.config import TrainConfig
+    from camp_sdk.export.training.run import run_training
 
     start = import_checkpoint(FOLDER / "gate_fusion.pth.tar", VOCAB, tmp_path / "imported")
     data = data_folder(tmp_path, 40)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from camp_sdk.export import losses
-from camp_sdk.export.losses import (
+from camp_sdk.export.network.camp import Scorer, Tensors
+from camp_sdk.export.network.model import SCORERS, Camp
+from camp_sdk.export.training import losses
+from camp_sdk.export.training.losses import (
     DRIFT,
     choose_negatives,
     contrastive_loss,
@@ -23,8 +25,6 @@ from camp_sdk.export.losses import (
     score_pairs,
     softmax_loss,
 )
-from camp_sdk.export.model import SCORERS, Camp
-from camp_sdk.export.networks import Scorer, Tensors
 from tests.tiny import FEATURE_WIDTH, tiny_model
 
 BATCH = 6

@@ -17,9 +17,9 @@ import pytest
 import torch
 from numpy.lib.format import open_memmap
 
-from camp_sdk.export.checkpoint import KEY
-from camp_sdk.export.model import Camp
-from camp_sdk.export.to_onnx import export_bundle
+from camp_sdk.export.bundling.writer import export_bundle
+from camp_sdk.export.network.checkpoint import KEY
+from camp_sdk.export.network.model import Camp
 from camp_sdk.runtime.files import forget_pages
 from tests.tiny import tiny_origin
 
@@ -42,8 +42,8 @@ WALKS = {
     "training": """
 import tempfile
 from pathlib import Path
-from camp_sdk.export.train import TrainConfig
-from camp_sdk.export.stages import run_training
+from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.run import run_training
 before = peak()
 with tempfile.TemporaryDirectory() as run:
     sizes = {"width": 8, "word_width": 8, "epochs": 1, "batch_size": 62, "devices": "1"}

@@ -20,8 +20,8 @@ from nltk.tokenize import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
 from camp_sdk import InputError
-from camp_sdk.export.nltk_words import ABBREVIATIONS, nltk_tokenizer
-from camp_sdk.export.vocabulary import MAX_WORDS, SPECIALS
+from camp_sdk.export.network.vocabulary import MAX_WORDS, SPECIALS
+from camp_sdk.export.released.nltk_words import ABBREVIATIONS, nltk_tokenizer
 from camp_sdk.runtime.tokenizer import Tokenizer
 from tests.record_nltk_words import captions
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from camp_sdk import Direction, Metrics
-from camp_sdk.export.pages import data_uri, small_picture, write_page
+from examples._shared.pages import data_uri, small_picture, write_page
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from PIL import Image, JpegImagePlugin, features
 
 from camp_sdk import InputError, pictures
 from camp_sdk.pictures import find_pictures, normalise, read_picture
-from camp_sdk.runtime.bundle import FITS, PixelSpec
+from camp_sdk.runtime.manifest import FITS, PixelSpec
 
 ORIENTATION = 0x0112
 needs_avif = pytest.mark.skipif("avif" not in features.get_supported(), reason="this Pillow was built without AVIF")

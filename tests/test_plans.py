@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from camp_sdk import BackendError, Bundle, BundleError, InputError
-from camp_sdk.runtime.bundle import GraphSpec, PixelSpec, TensorSpec
-from camp_sdk.runtime.plans import (
+from camp_sdk.runtime.engines.profiles import Limits, Profile, profile_of
+from camp_sdk.runtime.manifest import GraphSpec, LoweredGraphs, PixelSpec, TensorSpec
+from camp_sdk.runtime.tensorrt.plans import (
     RECORD_BYTES_LIMIT,
     Here,
     PlanRecord,
@@ -26,7 +27,6 @@ from camp_sdk.runtime.plans import (
     read_record,
     read_records,
 )
-from camp_sdk.runtime.profiles import Limits, Profile, profile_of
 from camp_sdk.runtime.tokenizer import Tokenizer
 
 ORIN = Here("tensorrt", "10.3.0", "8.7", "CUDA 12.6")
@@ -242,7 +242,8 @@ def test_a_portable_plan_fits_every_gpu_since_ampere(bundle: Bundle, found: str 
 
 def test_a_graph_that_a_precision_does_not_have_is_the_float32_one(bundle: Bundle) -> None:
     image = bundle.manifest.graphs["image"]
-    bundle.manifest = replace(bundle.manifest, lowered={"float16": {"scorer": replace(image, file="fp16/scorer.onnx")}})
+    lowered = LoweredGraphs({"scorer": replace(image, file="fp16/scorer.onnx")})
+    bundle.manifest = replace(bundle.manifest, precisions={"float16": lowered})
     write_engine(bundle)
     assert graph_of(bundle, "scorer", "float16")[1] == "float16"
     assert find_plan(bundle, "image", "float16", ORIN)[1].precision == "float32"

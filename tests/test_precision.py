@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from camp_sdk import BackendError, BundleError, Retriever
-from camp_sdk.export import precision as precision_module
-from camp_sdk.export import precision_gate
-from camp_sdk.export.checkpoint import load_checkpoint
-from camp_sdk.export.graphs import ExportError
-from camp_sdk.export.model import SCORERS
-from camp_sdk.export.precision import check_half, emulate_half, lower_graph
-from camp_sdk.export.precision_gate import PrecisionCheck, check_precision, require_precision, top_agreement
-from camp_sdk.export.to_onnx import add_precision, export_bundle, write_lowered
+from camp_sdk.export.bundling import precision_gate, writer
+from camp_sdk.export.bundling.cases import require
+from camp_sdk.export.bundling.graphs import ExportError
+from camp_sdk.export.bundling.lowering import check_half, emulate_half, lower_graph
+from camp_sdk.export.bundling.precision_gate import PrecisionCheck, check_precision, top_agreement
+from camp_sdk.export.bundling.writer import add_precision, export_bundle, write_lowered
+from camp_sdk.export.network.checkpoint import load_checkpoint
+from camp_sdk.export.network.model import SCORERS
+from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.engines import open_engine
-from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
-from camp_sdk.runtime.plans import graph_of
+from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.tensorrt.plans import graph_of
 from tests.conftest import bfloat16_here, needs_bfloat16
-from tests.tiny import CAPTIONS
+from tests.tiny import CAPTIONS, tiny_model, tiny_origin
 
 
 @pytest.fixture(scope="module", params=SCORERS)
@@ -231,11 +231,11 @@ def test_what_passes_the_gate(change: dict[str, Any], fault: str | None) -> None
     check = replace(a_check(), **change)
     assert check.passed == (fault is None)
     if fault:
-        with pytest.raises(ExportError, match="float16 graphs are too far from PyTorch's scores") as refused:
-            require_precision([a_check("fine"), check], "float16")
+        with pytest.raises(ExportError, match="the graphs are too far off, no bundle was written: ") as refused:
+            require([a_check("fine"), check], "the graphs are too far off", ": advice")
         assert fault in str(refused.value)
         assert "fine" not in str(refused.value)
-        assert str(refused.value).endswith("The float32 graphs passed: export without --precision")
+        assert str(refused.value).endswith(": advice")
 
 
 def test_agreement_counts_ties_as_the_same() -> None:
@@ -257,11 +257,11 @@ def test_the_gate_sees_an_overflow(
 
 
 def test_the_manifest_keeps_the_figures(feature_bundle: Path) -> None:
-    raw = Bundle(feature_bundle).manifest.raw["precisions"]["float16"]
-    assert [check["name"] for check in raw["checks"]] == [
+    checks = Bundle(feature_bundle).manifest.precisions["float16"].checks
+    assert [check["name"] for check in checks] == [
         "real", "zero features", "huge features", "one word"
     ]  # fmt: skip
-    assert all(check["finite"] for check in raw["checks"])
+    assert all(check["finite"] for check in checks)
 
 
 def test_a_bundle_whose_half_graphs_fail_is_not_written(
@@ -341,6 +341,7 @@ def test_encoders_stay_float32_where_half_costs_too_much(
 
 @pytest.mark.parametrize(("errors", "kept"), [((4e-3, 1e-3), False), ((4e-3, 6e-3), True), ((6e-3, 1e-3), False)])
 def test_encoders_stay_in_half_where_that_alone_passes(
+    feature_bundle: Path,
     bundle_copy: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -351,13 +352,13 @@ def test_encoders_stay_in_half_where_that_alone_passes(
     found = iter([replace(a_check(), max_score_error=error)] for error in errors)
     monkeypatch.setattr(precision_gate, "check_precision", lambda *of: next(found))
     shutil.rmtree(bundle_copy / "fp16")
-    manifest = json.loads((bundle_copy / "manifest.json").read_text()) | {"precisions": {}}
-    add_precision("float16", None, None, manifest, bundle_copy)
+    manifest = replace(Bundle(feature_bundle).manifest, precisions={})
+    add_precision("float16", tiny_model("paper"), tiny_origin("paper", False), manifest, bundle_copy)
     assert f"image, text: {'float16, which alone passed' if kept else 'float32'}" in told_by(capsys)
-    halves = Bundle(bundle_copy).manifest.lowered["float16"]
+    halves = Bundle(bundle_copy).manifest.precisions["float16"].graphs
     assert ("image" in halves, "text" in halves, "scorer" in halves) == (kept, kept, True)
     assert (bundle_copy / "fp16/image.onnx").exists() == kept
-    assert Bundle(bundle_copy).manifest.raw["precisions"]["float16"]["checks"][0]["max_score_error"] == min(errors)
+    assert Bundle(bundle_copy).manifest.precisions["float16"].checks[0]["max_score_error"] == min(errors)
 
 
 def test_a_vision_graph_that_cannot_be_lowered_stays_float32(
@@ -368,9 +369,9 @@ def test_a_vision_graph_that_cannot_be_lowered_stays_float32(
             raise ExportError("constant big holds 1e+06, more than float16 can")
         return lower_graph(source, target, precision, halves)
 
-    contract = Bundle(picture_bundle).manifest.raw["graphs"]
+    contract = Bundle(picture_bundle).manifest.graphs
     shutil.copytree(picture_bundle, tmp_path / "bundle")
-    monkeypatch.setattr(precision_module, "lower_graph", lower)
+    monkeypatch.setattr(writer, "lower_graph", lower)
     broken = "vision"
     assert list(write_lowered("float16", contract, tmp_path / "bundle")) == ["image", "text", "scorer", "explainer"]
     assert "the vision graph stays float32: constant big holds 1e+06, more than float16 can" in told_by(capsys)
@@ -380,12 +381,14 @@ def test_a_vision_graph_that_cannot_be_lowered_stays_float32(
         write_lowered("float16", contract, tmp_path / "bundle")
 
 
-def test_neither_way_within_the_bound_is_an_error(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_way_within_the_bound_is_an_error(
+    feature_bundle: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precision_gate, "check_precision", lambda *of: [replace(a_check(), max_score_error=6e-3)])
     shutil.rmtree(bundle_copy / "fp16")
-    manifest = json.loads((bundle_copy / "manifest.json").read_text()) | {"precisions": {}}
-    with pytest.raises(ExportError, match=r"scores off by 6\.0e-03"):
-        add_precision("float16", None, None, manifest, bundle_copy)
+    manifest = replace(Bundle(feature_bundle).manifest, precisions={})
+    with pytest.raises(ExportError, match=r"scores off by 6\.0e-03.*The float32 graphs passed: export without"):
+        add_precision("float16", tiny_model("paper"), tiny_origin("paper", False), manifest, bundle_copy)
 
 
 def test_a_network_close_to_the_bound_has_no_margin() -> None:

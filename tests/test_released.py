@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camp_sdk.export.released import RELEASED, ReleasedScorer
+from camp_sdk.export.network.released import RELEASED, ReleasedScorer
 
 FOLDER = Path(__file__).parent / "released"
 PADDED = 50

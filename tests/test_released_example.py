@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from camp_sdk.export.checkpoint import load_checkpoint
-from camp_sdk.export.released import RELEASED
-from camp_sdk.export.released_files import read_checkpoint, read_vocabulary
+from camp_sdk.export.network.checkpoint import load_checkpoint
+from camp_sdk.export.network.released import RELEASED
+from camp_sdk.export.released.files import read_checkpoint, read_vocabulary
+from examples.released_checkpoint import synthetic
 from tests.tiny import save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -22,19 +21,9 @@ EXAMPLE = ROOT / "examples/released_checkpoint"
 RELEASED_FILES = Path(__file__).parent / "released"
 
 
-@pytest.fixture(scope="module")
-def synthetic() -> Any:
-    spec = importlib.util.spec_from_file_location("synthetic", EXAMPLE / "synthetic.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("variant", RELEASED)
 def test_a_checkpoint_written_as_released_reads_as_it_was(
-    synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
     for name in ("easydict", "vocab"):  # the stand-ins go again
         monkeypatch.setitem(sys.modules, name, None)
@@ -59,7 +48,7 @@ def own_files(folder: Path) -> list[str]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLE / "run.py"), *arguments]
+    command = [sys.executable, "-m", "examples.released_checkpoint.run", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

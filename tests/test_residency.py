@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from camp_sdk import InputError, Retriever
+from camp_sdk.runtime.blocks import plan_blocks
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts
-from camp_sdk.runtime.engine import Engine
-from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.engines.base import Engine
+from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.engines.splitting import SplittingEngine
 from camp_sdk.runtime.residency import resident_parts
-from camp_sdk.runtime.scoring import PairScorer, best_images, logit_matrix, plan_blocks
-from camp_sdk.runtime.splitting import SplittingEngine
-from camp_sdk.runtime.tensorrt_engine import TensorRtEngine
+from camp_sdk.runtime.scoring import PairScorer, best_images, logit_matrix
+from camp_sdk.runtime.tensorrt.engine import TensorRtEngine
 from tests.fake_cuda import FakeCuda, install, write_plan
 from tests.test_splitting import SAME, profile_between
 from tests.tiny import CAPTIONS, FEATURE_WIDTH

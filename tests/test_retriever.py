@@ -27,9 +27,9 @@ from camp_sdk import (
     Retriever,
     load_split,
 )
-from camp_sdk.runtime import scoring
-from camp_sdk.runtime.engine import Engine
-from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime import blocks, encode, scoring
+from camp_sdk.runtime.engines.base import Engine
+from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.scoring import activate
 from tests.conftest import needs_bfloat16
 from tests.test_bundle import put, rewrite
@@ -104,8 +104,8 @@ def test_any_blocks(
     encode_texts: int,
 ) -> None:
     monkeypatch.setattr(Engine, "block_bytes", block_bytes)
-    monkeypatch.setattr(scoring, "BLOCK_TEXTS", block_texts)
-    monkeypatch.setattr(scoring, "ENCODE_TEXTS", encode_texts)
+    monkeypatch.setattr(blocks, "BLOCK_TEXTS", block_texts)
+    monkeypatch.setattr(encode, "ENCODE_TEXTS", encode_texts)
     matrix = feature_retriever.score_matrix(gallery, CAPTIONS, logits=True)
     np.testing.assert_allclose(matrix, logits, atol=LOGIT_ATOL)
 

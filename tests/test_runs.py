@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from camp_sdk.export import runs, sentences
-from camp_sdk.export.runs import finish_run, kept_json, measured_run, runnable
-from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.network import sentences
+from camp_sdk.export.training.config import TrainConfig
+from examples._shared import sweep as runs
+from examples._shared.sweep import finish_run, kept_json, measured_run, runnable
 
 
 @pytest.fixture

@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 from camp_sdk import BackendError, Bundle, BundleError, Gallery, InputError, Retriever
 from camp_sdk.evaluation import shortlist_metrics
 from camp_sdk.gallery import texts_of
+from camp_sdk.runtime import blocks as blocks_module
 from camp_sdk.runtime import scoring
-from camp_sdk.runtime.bundle import TensorSpec
+from camp_sdk.runtime.backends import open_engine
+from camp_sdk.runtime.blocks import Blocks, plan_blocks
 from camp_sdk.runtime.encoded import EncodedImages, narrow, narrow_specs, widen
-from camp_sdk.runtime.engine import Arrays, Engine, Interface
-from camp_sdk.runtime.engines import open_engine
-from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
-from camp_sdk.runtime.openvino_engine import OpenVinoEngine
-from camp_sdk.runtime.read_ahead import physical_cores
-from camp_sdk.runtime.scoring import PairScorer, best_images, nearest, plan_blocks
+from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
+from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
+from camp_sdk.runtime.manifest import TensorSpec
+from camp_sdk.runtime.scoring import PairScorer, best_images, nearest
+from camp_sdk.runtime.threads import physical_cores
 from tests.conftest import needs_bfloat16
 from tests.tiny import CAPTIONS, FEATURE_WIDTH
 
@@ -85,7 +87,7 @@ def test_a_run_of_openvino_that_fails_names_the_graph(openvino: Retriever) -> No
 
 
 def test_openvino_refuses_what_is_no_graph(bundle_copy: Path) -> None:
-    from camp_sdk.runtime.openvino_engine import OpenVinoEngine
+    from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
 
     (bundle_copy / "broken.onnx").write_bytes(b"broken")
     with pytest.raises(BundleError, match=r"OpenVINO cannot open .*broken\.onnx"):
@@ -158,7 +160,7 @@ def images_of(count: int, width: int = 1024) -> EncodedImages:
 def test_blocks_stay_within_bytes_and_counts(feature_retriever: Retriever) -> None:
     texts = texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
     blocks = plan_blocks(images_of(1000), texts, ALONE)
-    assert blocks.texts == scoring.BLOCK_TEXTS
+    assert blocks.texts == blocks_module.BLOCK_TEXTS
     pair_bytes = images_of(1).item_bytes + texts.item_bytes
     assert blocks.images * blocks.texts * pair_bytes <= Engine.block_bytes
     assert plan_blocks(images_of(1000), texts, ALONE, 1 << 40) == blocks
@@ -180,7 +182,7 @@ def test_blocks_stay_within_a_budget(feature_retriever: Retriever, budget: int, 
     blocks = plan_blocks(images_of(1000), texts, SideBySide(streams), budget)
     pair_bytes = images_of(1).item_bytes + texts.item_bytes
     assert blocks.at_once == at_once
-    assert at_once * blocks.images * blocks.texts * pair_bytes * scoring.WORKING_COPIES <= budget / 2
+    assert at_once * blocks.images * blocks.texts * pair_bytes * blocks_module.WORKING_COPIES <= budget / 2
     assert blocks.group * texts.item_bytes * len(texts.tensors) <= budget / 4
 
 
@@ -197,7 +199,7 @@ def test_an_engine_of_one_stream_and_two_callers_has_two_full_blocks_on_their_wa
     texts = texts_of(feature_retriever.encode_texts(CAPTIONS * 50))
     engine = SideBySide(2)
     engine.streams, engine.blocks = 1, (128, 8)
-    assert plan_blocks(images_of(1000), texts, engine) == scoring.Blocks(128, 8, scoring.GROUP_TEXTS, 2)
+    assert plan_blocks(images_of(1000), texts, engine) == Blocks(128, 8, blocks_module.GROUP_TEXTS, 2)
 
 
 def test_blocks_are_scored_side_by_side_and_come_in_order() -> None:
@@ -237,7 +239,7 @@ def test_streams_share_the_threads_they_are_given(
 
     made = ort.InferenceSession
     monkeypatch.setattr("onnxruntime.InferenceSession", session)
-    monkeypatch.setattr("camp_sdk.runtime.onnxruntime_engine.physical_cores", lambda: 4)
+    monkeypatch.setattr("camp_sdk.runtime.engines.onnxruntime_engine.physical_cores", lambda: 4)
     OnnxRuntimeEngine(feature_bundle / "scorer.onnx", threads=threads, streams=2).close()
     assert opened == [pool]
 
@@ -247,7 +249,7 @@ def test_hardware_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: py
         folder = tmp_path / f"cpu{cpu}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(siblings + "\n", encoding="ascii")
-    monkeypatch.setattr("camp_sdk.runtime.read_ahead.CPUS", tmp_path)
+    monkeypatch.setattr("camp_sdk.runtime.threads.CPUS", tmp_path)
     for there, cores in (({0, 1, 2, 3}, 2), ({0, 1}, 1), ({0, 2}, 2), ({8, 9}, 2)):
         monkeypatch.setattr("os.sched_getaffinity", lambda process, there=there: there, raising=False)
         assert physical_cores() == cores

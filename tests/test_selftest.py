@@ -15,11 +15,13 @@ import pytest
 from numpy.lib import format as npy
 
 from camp_sdk import BackendError, Bundle, BundleError, Retriever
-from camp_sdk.export import parity, precision_gate
-from camp_sdk.runtime import cuda, engines, golden, selftest
-from camp_sdk.runtime.bundle import sha256_of
-from camp_sdk.runtime.engine import Engine
-from camp_sdk.runtime.engines import open_engine
+from camp_sdk.export.bundling import parity, precision_gate
+from camp_sdk.runtime import backends as engines
+from camp_sdk.runtime import golden, selftest
+from camp_sdk.runtime.backends import open_engine
+from camp_sdk.runtime.engines import cuda
+from camp_sdk.runtime.engines.base import Engine
+from camp_sdk.runtime.files import sha256_of
 from camp_sdk.runtime.golden import read_golden
 from camp_sdk.runtime.selftest import SelfTest, choose_tested_backend, recall, remember, self_test
 from tests.conftest import needs_bfloat16

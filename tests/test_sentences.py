@@ -16,18 +16,19 @@ import torch
 from torch import Tensor
 
 from camp_sdk import Bundle, BundleError, InputError, MissingExtraError, Retriever
-from camp_sdk.export import precision_gate, sentences
-from camp_sdk.export.checkpoint import KEY, Origin, load_checkpoint, open_tokenizer
-from camp_sdk.export.model import Camp, ModelConfig
-from camp_sdk.export.networks import word_mask
-from camp_sdk.export.sentences import SentenceEncoder, load_pretrained, read_config, read_tokenizer
-from camp_sdk.export.stages import run_training
-from camp_sdk.export.to_onnx import export_bundle
-from camp_sdk.export.train import TrainConfig
-from camp_sdk.runtime.build import EngineOrder, build_engine
-from camp_sdk.runtime.engines import open_engine
-from camp_sdk.runtime.profiles import Limits
-from camp_sdk.runtime.tensorrt_library import here_of
+from camp_sdk.export.bundling import precision_gate
+from camp_sdk.export.bundling.writer import export_bundle
+from camp_sdk.export.network import sentences
+from camp_sdk.export.network.camp import word_mask
+from camp_sdk.export.network.checkpoint import KEY, Origin, load_checkpoint, open_tokenizer
+from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.network.sentences import SentenceEncoder, load_pretrained, read_config, read_tokenizer
+from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.run import run_training
+from camp_sdk.runtime.backends import open_engine
+from camp_sdk.runtime.engines.profiles import Limits
+from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
+from camp_sdk.runtime.tensorrt.library import here_of
 from camp_sdk.runtime.tokenizer import Tokenizer, Tokens
 from tests.sentence_package import PIECES, WIDTH, write_package
 from tests.tiny import CAPTIONS, FEATURE_WIDTH

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from camp_sdk import InputError
-from camp_sdk.runtime.bundle import Bundle, GraphSpec
-from camp_sdk.runtime.engine import Arrays
-from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
-from camp_sdk.runtime.profiles import Profile
-from camp_sdk.runtime.splitting import Range, SplittingEngine, ranges_of, run_in_parts
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.engines.base import Arrays
+from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.engines.profiles import Profile
+from camp_sdk.runtime.engines.splitting import Range, SplittingEngine, ranges_of, run_in_parts
+from camp_sdk.runtime.manifest import GraphSpec
 
 SAME = {"rtol": 0, "atol": 1e-5}
 

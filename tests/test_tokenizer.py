@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from camp_sdk import BundleError, InputError
-from camp_sdk.export.vocabulary import MAX_WORDS, build_tokenizer
+from camp_sdk.export.network.vocabulary import MAX_WORDS, build_tokenizer
 from camp_sdk.runtime.tokenizer import Tokenizer
 from tests.tiny import CAPTIONS
 

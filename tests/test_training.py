@@ -25,20 +25,22 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from camp_sdk import BundleError, Direction, InputError, Metrics, Retriever, evaluate, load_split
-from camp_sdk.export import stages
-from camp_sdk.export import training as training_module
-from camp_sdk.export.batches import CaptionDataset, NeighbourSampler
-from camp_sdk.export.checkpoint import load_checkpoint
-from camp_sdk.export.images import decode_pictures
-from camp_sdk.export.losses import CLAMP
-from camp_sdk.export.measure import measure_network
-from camp_sdk.export.model import Camp
-from camp_sdk.export.networks import DISTANCE, VisionNet
-from camp_sdk.export.resume import check_devices
-from camp_sdk.export.stages import prepare, run_training
-from camp_sdk.export.train import TrainConfig
-from camp_sdk.export.training import CampTraining, WholeCheckpoints, forget_words
-from camp_sdk.export.vocabulary import build_tokenizer
+from camp_sdk.export.network.camp import DISTANCE, VisionNet
+from camp_sdk.export.network.checkpoint import load_checkpoint
+from camp_sdk.export.network.model import Camp
+from camp_sdk.export.network.vocabulary import build_tokenizer
+from camp_sdk.export.training import module as training_module
+from camp_sdk.export.training import run as stages
+from camp_sdk.export.training import trainer as trainer_module
+from camp_sdk.export.training.batches import CaptionDataset, NeighbourSampler
+from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.image_store import decode_pictures
+from camp_sdk.export.training.losses import CLAMP
+from camp_sdk.export.training.measure import measure_network
+from camp_sdk.export.training.module import CampTraining, forget_words
+from camp_sdk.export.training.resume import check_devices
+from camp_sdk.export.training.run import prepare, run_training
+from camp_sdk.export.training.trainer import WholeCheckpoints
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 2
@@ -201,8 +203,8 @@ def logged(output: Path) -> list[dict[str, str]]:
 
 def test_what_a_run_is_told_reaches_its_trainer(precomputed: Path, tmp_path: Path, cache: Path) -> None:
     config = tiny_config(precomputed, tmp_path / "run", weight_decay=0.03, precision="bf16-mixed", epochs=1)
-    trainer = training_module.build_trainer(config, [])
-    assert (trainer.precision, trainer.gradient_clip_val) == ("bf16-mixed", training_module.CLIP_NORM)
+    trainer = trainer_module.build_trainer(config, [])
+    assert (trainer.precision, trainer.gradient_clip_val) == ("bf16-mixed", trainer_module.CLIP_NORM)
     run_training(replace(config, precision="32-true"), cache)
     (optimiser,) = saved(config.output / "last.ckpt")["optimizer_states"]
     assert [group["weight_decay"] for group in optimiser["param_groups"]] == [0.03]
@@ -212,9 +214,12 @@ def test_a_step_weighs_its_losses(precomputed: Path, tmp_path: Path, monkeypatch
     config = tiny_config(precomputed, tmp_path / "run", softmax_weight=3.0, global_weight=5.0)
     names = {"pair_loss": 1.0, "softmax_loss": 10.0, "drift_loss": 100.0}
     monkeypatch.setattr(training_module, "contrastive_loss", lambda *given: torch.tensor(1000.0))
-    monkeypatch.setattr(training_module, "features_of", lambda model, images: images)
     vectors = {"image.global": torch.zeros(1), "text.global": torch.zeros(1)}
-    model = SimpleNamespace(encode_images=lambda x: dict(vectors), encode_texts=lambda x, lengths: dict(vectors))
+    model = SimpleNamespace(
+        region_features=lambda images: images,
+        encode_images=lambda x: dict(vectors),
+        encode_texts=lambda x, lengths: dict(vectors),
+    )
     module: Any = SimpleNamespace(
         config=config,
         model=model,

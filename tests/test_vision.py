@@ -18,21 +18,21 @@ from PIL import Image
 from torch import Tensor
 
 from camp_sdk import Bundle, BundleError, InputError, MissingExtraError, Retriever, load_split
-from camp_sdk.export import images as images_module
-from camp_sdk.export.backbones import DEPTHS, SHARE, EfficientNetLite, OnnxVision, read_vision
-from camp_sdk.export.batches import CaptionDataset
-from camp_sdk.export.checkpoint import load_checkpoint, open_tokenizer
-from camp_sdk.export.images import encode_pictures
-from camp_sdk.export.stages import run_training
-from camp_sdk.export.to_onnx import export_bundle
-from camp_sdk.export.train import TrainConfig
-from camp_sdk.export.vision import IMAGENET, channels, open_vision
-from camp_sdk.export.vocabulary import build_tokenizer
+from camp_sdk.export.bundling.writer import export_bundle
+from camp_sdk.export.network.backbones import DEPTHS, SHARE, EfficientNetLite, OnnxVision, read_vision
+from camp_sdk.export.network.checkpoint import load_checkpoint, open_tokenizer
+from camp_sdk.export.network.vocabulary import build_tokenizer
+from camp_sdk.export.training import image_store as images_module
+from camp_sdk.export.training.batches import CaptionDataset
+from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.image_store import encode_pictures
+from camp_sdk.export.training.run import run_training
+from camp_sdk.export.training.vision_setup import IMAGENET, channels, open_vision
 from camp_sdk.pictures import normalise, read_picture
-from camp_sdk.runtime.build import EngineOrder, build_engine
-from camp_sdk.runtime.onnxruntime_engine import OnnxRuntimeEngine
-from camp_sdk.runtime.profiles import Limits
-from camp_sdk.runtime.tensorrt_library import here_of
+from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.engines.profiles import Limits
+from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
+from camp_sdk.runtime.tensorrt.library import here_of
 
 SIZE, WIDTH, REGIONS = (24, 32), 5, 12  # height and width in pixels; regions of 8 x 8 pixels
 needs_backbone = pytest.mark.skipif(

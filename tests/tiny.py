@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from camp_sdk.export.checkpoint import KEY, Origin
-from camp_sdk.export.model import Camp, ModelConfig
-from camp_sdk.export.vocabulary import build_tokenizer
-from camp_sdk.runtime.bundle import PixelSpec
+from camp_sdk.export.network.checkpoint import KEY, Origin
+from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.network.vocabulary import build_tokenizer
+from camp_sdk.runtime.manifest import PixelSpec
 
 CAPTIONS = [
     "a small red circle above a large blue star",

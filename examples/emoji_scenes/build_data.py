@@ -1,6 +1,6 @@
 """Compose scenes of emoji artwork in which the binding of words matters: "a strawberry left of an owl".
 
-    python examples/emoji_scenes/build_data.py --pictures build/emoji/data --output build/emoji_scenes/data
+    python -m examples.emoji_scenes.build_data --pictures build/emoji/data --output build/emoji_scenes/data
 
 takes the pictures of examples/emoji_search. A scene shows 2 to 4 animals, plants, foods, vehicles or objects on a plain light
 ground, each as any of the makers draws it. Scenes come in twins, one after the other: the same pictures on the same ground,
@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from phrases import phrase
 from PIL import Image
 
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import is_empty, write_aside
 from camp_sdk.terminal import progress, run_command
+from examples.emoji_scenes.phrases import phrase
 
 CANVAS = 384  # width and height of a scene in pixels
 SMALLEST, LARGEST = 128, {2: 180, 3: 156, 4: 144}  # width of an object, by how many there are
@@ -90,7 +90,7 @@ def read_things(pictures: Path, split: str) -> Things:
     """The concepts of a split that scenes may show. Raises BundleError if it is no split of examples/emoji_search."""
     metadata = pictures / split / "metadata.jsonl"
     if not metadata.is_file():
-        raise BundleError(f"{metadata} is missing: make it with: python examples/emoji_search/build_data.py")
+        raise BundleError(f"{metadata} is missing: make it with: python -m examples.emoji_search.build_data")
     things: Things = {}
     for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
         try:

@@ -1,7 +1,7 @@
 """Binding, measured on scenes of emoji artwork, in one command: compose, train, export, evaluate, write a page.
 
-    python examples/emoji_search/run.py --output build/emoji
-    python examples/emoji_scenes/run.py --pictures build/emoji/data --output build/emoji_scenes
+    python -m examples.emoji_search.run --output build/emoji
+    python -m examples.emoji_scenes.run --pictures build/emoji/data --output build/emoji_scenes
 
 takes the pictures of the first example. `paper` is trained on words it learns itself, and on a frozen sentence encoder. Each
 is measured on scenes of things it has never seen (`test`) and on new pairs of things it was trained on (`seen`), as CAMP and by
@@ -20,18 +20,18 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from build_data import build
 from numpy.typing import NDArray
 from rich.console import Console
 
 from camp_sdk import Evaluation, Retriever, Split, evaluate_matrix, load_split
-from camp_sdk.cli import evaluation_table
+from camp_sdk.commands.app import evaluation_table
 from camp_sdk.evaluation import ENCODING, SCORING, similarity_matrices, work_of
-from camp_sdk.export.pages import small_picture, write_page
-from camp_sdk.export.runs import configs_of, install_line, measured_run, runnable, title_of, write_json
-from camp_sdk.export.vocabulary import LEARNED
+from camp_sdk.export.network.vocabulary import LEARNED
 from camp_sdk.progress import progress_bars
 from camp_sdk.terminal import run_command, show_step, stderr
+from examples._shared.pages import small_picture, write_page
+from examples._shared.sweep import configs_of, install_line, measured_run, runnable, title_of, write_json
+from examples.emoji_scenes.build_data import build
 
 # Options of export/train.py. Two neighbours: twins meet in a batch, each the other's hardest negative.
 RECIPE: dict[str, Any] = {
@@ -74,7 +74,7 @@ def main(
     """Compose, train, export, evaluate, and write a page."""
     data = output / "data"
     if not data.exists():
-        show_step(f"python examples/emoji_scenes/build_data.py --pictures {pictures} --output {data}")
+        show_step(f"python -m examples.emoji_scenes.build_data --pictures {pictures} --output {data}")
         build(pictures, data, COUNTS)
     report(data, output, RECIPE)
 

@@ -1,7 +1,7 @@
 """Build a picture data set of emoji: about 1,600 concepts in the artwork of three makers, with names and search words.
 
-    python examples/emoji_search/fetch.py --output build/emoji/packages
-    python examples/emoji_search/build_data.py --packages build/emoji/packages --output build/emoji/data
+    python -m examples.emoji_search.fetch --output build/emoji/packages
+    python -m examples.emoji_search.build_data --packages build/emoji/packages --output build/emoji/data
 
 A concept is an emoji without skin tone, no flag and no component, that Fluent 3D, Noto and Twemoji all draw. Its pictures,
 whose bytes are copied as they are, have the same captions: its name, its Unicode name where that is another, the tags of
@@ -27,12 +27,12 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import typer
-from families import group_families
-from packages import FLUENT, KEYWORDS, LABELS, NOTO, PACKAGES, STYLES, TWEMOJI, read_package
 
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import is_empty, write_aside
 from camp_sdk.terminal import progress, run_command
+from examples.emoji_search.families import group_families
+from examples.emoji_search.packages import FLUENT, KEYWORDS, LABELS, NOTO, PACKAGES, STYLES, TWEMOJI, read_package
 
 NAME, UNICODE_NAME, TAGS, WORDS = "name", "unicode name", "tags", "keywords"
 LEFT_OUT = ("component", "flags")

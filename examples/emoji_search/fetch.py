@@ -1,6 +1,6 @@
 """Fetch the five packages of emoji artwork and words, at pinned versions, with npm.
 
-    python examples/emoji_search/fetch.py --output build/emoji/packages
+    python -m examples.emoji_search.fetch --output build/emoji/packages
 
 160 MB of tarballs. Each is checked against its SHA-256; what is already there and right is not fetched again. Nothing of
 them is run or unpacked. What they are and their licences: NOTICE.md.
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from packages import PACKAGES, Package, check_sum
 
 from camp_sdk.runtime.errors import BackendError, BundleError
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import progress, run_command
+from examples.emoji_search.packages import PACKAGES, Package, check_sum
 
 TIMEOUT_S = 900
 

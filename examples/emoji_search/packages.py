@@ -64,7 +64,7 @@ def read_package(folder: Path, part: str, pattern: str) -> dict[str, bytes]:
     package = PACKAGES[part]
     tarball = folder / package.file_name
     if not tarball.is_file():
-        raise BundleError(f"{tarball} is missing: get it with: python examples/emoji_search/fetch.py --output {folder}")
+        raise BundleError(f"{tarball} is missing: get it with: python -m examples.emoji_search.fetch --output {folder}")
     check_sum(tarball, package)
     wanted = re.compile(f"package/({pattern})")
     found = {}

@@ -1,7 +1,7 @@
 """Search emoji by words, in one command: fetch and build the data set, train three models, export, evaluate,
 write a page.
 
-    python examples/emoji_search/run.py --output build/emoji
+    python -m examples.emoji_search.run --output build/emoji
 
 The gates of one number (`scalar`) with word vectors learned from the captions, and these and the gates of the paper (`paper`)
 with a frozen sentence encoder. The output folder receives results.json and index.html, which needs nothing but itself.
@@ -22,20 +22,20 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from build_data import NAME, build
-from fetch import fetch
-from packages import STYLES
 from rich.console import Console
 
 from camp_sdk import Gallery, Retriever, Split, evaluate, load_split
-from camp_sdk.cli import evaluation_table
+from camp_sdk.commands.app import evaluation_table
 from camp_sdk.evaluation import work_of
-from camp_sdk.export.pages import small_picture, write_page
-from camp_sdk.export.runs import configs_of, install_line, measured_run, runnable, title_of, write_json
-from camp_sdk.export.vocabulary import LEARNED
+from camp_sdk.export.network.vocabulary import LEARNED
 from camp_sdk.progress import progress_bar, progress_bars
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.terminal import progress, run_command, show_step, stderr
+from examples._shared.pages import small_picture, write_page
+from examples._shared.sweep import configs_of, install_line, measured_run, runnable, title_of, write_json
+from examples.emoji_search.build_data import NAME, build
+from examples.emoji_search.fetch import fetch
+from examples.emoji_search.packages import STYLES
 
 # Options of export/train.py.
 RECIPE: dict[str, Any] = {
@@ -81,9 +81,9 @@ def main(
     """Fetch, build, train, export, evaluate, and write a page."""
     packages, data = packages or output / "packages", output / "data"
     if not data.exists():
-        show_step(f"python examples/emoji_search/fetch.py --output {packages}")
+        show_step(f"python -m examples.emoji_search.fetch --output {packages}")
         fetch(packages)
-        show_step(f"python examples/emoji_search/build_data.py --packages {packages} --output {data}")
+        show_step(f"python -m examples.emoji_search.build_data --packages {packages} --output {data}")
         build(packages, data, COUNTS)
     report(data, output, RECIPE)
 

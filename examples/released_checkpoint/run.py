@@ -1,11 +1,11 @@
 """From a checkpoint of the released research code to a ranking without PyTorch, file format by file format.
 
-    python examples/released_checkpoint/run.py --output build/released
+    python -m examples.released_checkpoint.run --output build/released
 
 makes what people have, small and synthetic: a trained checkpoint (.pth.tar), its pickled vocabulary, precomputed features
 and captions; then goes the whole way with them. With your own files:
 
-    python examples/released_checkpoint/run.py --output build/mine --checkpoint model_best.pth.tar \\
+    python -m examples.released_checkpoint.run --output build/mine --checkpoint model_best.pth.tar \\
         --vocab f30k_precomp_vocab.pkl --data data/f30k_precomp --protocol flickr30k
 """
 
@@ -19,10 +19,10 @@ import typer
 from rich.console import Console
 
 from camp_sdk import Retriever, evaluate, load_split
-from camp_sdk.cli import evaluation_table
+from camp_sdk.commands.app import evaluation_table
 from camp_sdk.evaluation import protocol_folds, work_of
+from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.import_checkpoint import import_checkpoint
-from camp_sdk.export.to_onnx import export_bundle
 from camp_sdk.progress import progress_bars
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.terminal import run_command, show_step
@@ -42,7 +42,9 @@ def main(
     if checkpoint is None or vocab is None or data is None:
         if checkpoint or vocab or data:
             raise InputError("--checkpoint, --vocab and --data go together: give all three, or none")
-        from synthetic import make_released_files  # here: beside this script, and your own files need it not
+        from examples.released_checkpoint.synthetic import (
+            make_released_files,
+        )  # here: beside this script, and your own files need it not
 
         checkpoint, vocab, data = make_released_files(output / "released")
     test = load_split(data, "test")

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from camp_sdk.export.checkpoint import load_checkpoint
-from camp_sdk.export.released_files import PARTS
-from camp_sdk.export.train import TrainConfig
+from camp_sdk.export.network.checkpoint import load_checkpoint
+from camp_sdk.export.released.files import PARTS
 from camp_sdk.export.train import main as train
+from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.terminal import stderr
 
 COLOURS = ("red", "blue", "green", "white", "black", "yellow")

@@ -1,0 +1,96 @@
+"""The command `camp build`: engines of a bundle's graphs, written into the bundle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from camp_sdk.progress import progress_bar
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.engines.profiles import Limits
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.files import check_writable
+from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine, built_engine, prefer, trtexec_command
+from camp_sdk.runtime.tensorrt.library import here_of
+from camp_sdk.runtime.tensorrt.plans import PlanRecord
+
+BUILT_IN = ("float16", "float32")
+STEPS = 100  # of a progress bar
+
+
+def build_command(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder made by export/to_onnx.py.")],
+    backend: Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (needs no GPU).")] = "tensorrt",
+    precision: Annotated[
+        str | None, typer.Option(help="float16 (if the bundle has it, unless told otherwise), or float32.")
+    ] = None,
+    graph: Annotated[list[str] | None, typer.Option(help="Only this graph; may be repeated.")] = None,
+    max_images: Annotated[int, typer.Option(help="Most images in one call.", min=1)] = Limits.max_images,
+    max_texts: Annotated[int, typer.Option(help="Most texts in one call.", min=1)] = Limits.max_texts,
+    max_words: Annotated[int | None, typer.Option(help="Words of the longest text, with both markers.", min=1)] = None,
+    max_regions: Annotated[int | None, typer.Option(help="Regions of an image, at most.", min=1)] = None,
+    workspace_bytes: Annotated[int | None, typer.Option(help="Scratch memory of a layer, at most.", min=1)] = None,
+    force: Annotated[bool, typer.Option(help="Build again what is already built.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Build TensorRT engines of a bundle's graphs, into the bundle."""
+    limits = Limits(max_images, max_texts, max_words, max_regions, workspace_bytes)
+    orders = _orders(Bundle(bundle), backend, precision, graph, limits)
+    answers = []
+    for order in orders:
+        found = None if force else built_engine(order)
+        record = prefer(order, found) if found else _build(order)
+        answers.append(_as_dict(order, record, found is None))
+        if not as_json:
+            typer.echo(_line(record, found is None))
+            typer.echo(f"  {trtexec_command(order)}")
+    if as_json:
+        typer.echo(json.dumps({"engines": answers}, indent=2))
+    elif any(answer["precision"] == "float16" for answer in answers):
+        typer.echo(
+            'they are used where float16 is asked for: camp rank ... --precision float16, or precision="float16"'
+        )
+
+
+def _orders(
+    bundle: Bundle, backend: str, precision: str | None, graphs: list[str] | None, limits: Limits
+) -> list[EngineOrder]:
+    precision = precision or ("float16" if "float16" in bundle.manifest.precisions else "float32")
+    if precision not in BUILT_IN:
+        raise InputError(f"--precision {precision}: engines are built in {' or '.join(BUILT_IN)}")
+    here = here_of(backend)
+    names = dict.fromkeys(graphs or bundle.manifest.graphs)
+    orders = [EngineOrder(bundle, name, precision, here, limits) for name in names]
+    for order in orders:
+        check_writable(order.folder)  # as a wrong name or limit, before the first build, which may take minutes
+    return orders
+
+
+def _build(order: EngineOrder) -> PlanRecord:
+    with progress_bar(f"building {order.graph}", STEPS) as advance:
+        told = 0
+
+        def on_progress(share: float) -> None:
+            nonlocal told
+            reached = int(share * STEPS)
+            advance(reached - told)
+            told = reached
+
+        record = build_engine(order, on_progress)
+        on_progress(1.0)
+    return record
+
+
+def _line(record: PlanRecord, is_new: bool) -> str:
+    half = "" if record.precision == "float32" else f", {record.half_share:.0%} of its products in half precision"
+    what = f"{record.graph}: {record.precision}{half}, {record.plan_bytes / 1e6:.1f} MB"
+    return f"{what}, built in {record.build_s:.1f} s" if is_new else f"{what}, already built (--force builds it again)"
+
+
+def _as_dict(order: EngineOrder, record: PlanRecord, is_new: bool) -> dict[str, Any]:
+    told = {"folder": str(order.folder), "built": is_new, "command": trtexec_command(order)}
+    return json.loads(record.as_json()) | asdict(order.limits) | told  # type: ignore[no-any-return]  # JSON of a dict

@@ -1,0 +1,72 @@
+"""The command `camp encode`: a folder of pictures, or a file of features, as a gallery that `camp rank` opens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from camp_sdk.commands.options import (
+    IMAGES_HELP,
+    BackendOption,
+    BundleArgument,
+    JsonOption,
+    MegapixelsOption,
+    PrecisionOption,
+    SkipBrokenOption,
+)
+from camp_sdk.data import open_rows
+from camp_sdk.gallery import Gallery
+from camp_sdk.gallery_files import check_output
+from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError, find_pictures
+from camp_sdk.progress import progress_bar
+from camp_sdk.retriever import Retriever
+from camp_sdk.runtime.encoded import GALLERY_PRECISIONS
+from camp_sdk.runtime.errors import InputError
+
+KEPT_HELP = (
+    f"{', '.join(GALLERY_PRECISIONS)}: what the gallery keeps; fewer bits take less space, scores differ a little."
+)
+
+
+def encode_command(
+    bundle: BundleArgument,
+    images: Annotated[Path, typer.Option(help=IMAGES_HELP)],
+    output: Annotated[Path, typer.Option(help="Gallery folder to write; an older gallery there is replaced.")],
+    gallery_precision: Annotated[str | None, typer.Option(help=KEPT_HELP)] = None,
+    skip_broken: SkipBrokenOption = False,
+    max_megapixels: MegapixelsOption = MAX_MEGAPIXELS,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Encode pictures, or features, once: camp rank --gallery ranks them many times."""
+    check_output(output)
+    with Retriever(bundle, backend, precision) as retriever:
+        gallery = encode_all(retriever, images, skip_broken, max_megapixels, gallery_precision)
+    gallery.save(output)
+    told = {"gallery": str(output), "images": len(gallery), "bytes": gallery.nbytes, "precision": gallery.precision}
+    if as_json:
+        typer.echo(json.dumps(told | {"skipped": [asdict(one) for one in gallery.skipped]}, indent=2))
+    else:
+        typer.echo(f"{output}: {len(gallery)} images, {gallery.nbytes / 1e6:.1f} MB, {gallery.precision}")
+
+
+def encode_all(
+    retriever: Retriever, images: Path, skip_broken: bool, max_megapixels: float, kept: str | None = None
+) -> Gallery:
+    """The gallery of a folder's pictures, or of a file's features, behind a progress bar. Raises as `encode_images` does."""
+    from PIL import Image  # not for camp --help
+
+    Image.MAX_IMAGE_PIXELS = None  # --max-megapixels is the limit here
+    found, names = open_rows(images) if images.suffix == ".npy" else (find_pictures(images), None)
+    try:
+        with progress_bar("encoding images", len(found)) as advance:
+            return retriever.encode_images(
+                found, names, advance, kept, skip_broken=skip_broken, max_megapixels=max_megapixels
+            )
+    except PictureError as error:
+        raise InputError(f"{error}; --skip-broken leaves out what cannot be read") from None

@@ -1,0 +1,209 @@
+"""What works on this machine: the GPU, every backend, and a bundle's engines and self-test on each.
+
+Nothing here raises for what is missing or broken: that is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from camp_sdk.retriever import Retriever
+from camp_sdk.runtime.backends import BACKENDS, DEVICES, PRECISIONS, SCORES_IN, library_version
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.engines import cuda
+from camp_sdk.runtime.engines.onnxruntime_engine import check_provider
+from camp_sdk.runtime.engines.openvino_engine import import_openvino
+from camp_sdk.runtime.selftest import ON_PROCESSOR, SelfTest, run_and_remember, self_test
+from camp_sdk.runtime.tensorrt.library import here_of
+from camp_sdk.runtime.tensorrt.plans import LIBRARIES, PlanRecord, check_plan, graph_of, misfit, read_records
+
+T = TypeVar("T")
+DEFAULT = "float32"
+AUTO_ORDER = (*LIBRARIES, "onnxruntime-cuda", "openvino", "onnxruntime")
+PROBLEM_CHARACTERS = 600
+
+
+@dataclass(frozen=True)
+class BackendState:
+    """A backend: its library's version, None if that cannot be loaded, and what is wrong, empty if it opens."""
+
+    backend: str
+    version: str | None
+    problem: str
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """An engine on disk, and why it cannot be used here, empty if it fits."""
+
+    folder: str
+    backend: str
+    library_version: str
+    graph: str
+    precision: str
+    plan_bytes: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class SelfTestState:
+    """The self-test on a backend in a precision. Differences are None if it did not run, and where they are no numbers;
+    skipped: why it was not for this backend to run, which is no failure; problem: what was wrong, empty if it passed."""
+
+    backend: str
+    precision: str
+    passed: bool
+    max_logit_error: float | None
+    max_score_error: float | None
+    skipped: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What auto takes in a precision, None if nothing works, and why not what it would rather take, by backend."""
+
+    precision: str
+    backend: str | None
+    problem: str
+    passed_over: dict[str, str]
+
+
+@dataclass(frozen=True)
+class BundleState:
+    """A bundle here. problem: why it cannot be opened, all else is then empty; broken_records: of engines on disk."""
+
+    folder: str
+    problem: str
+    variant: str | None = None
+    precisions: tuple[str, ...] = ()
+    engines: tuple[EngineState, ...] = ()
+    broken_records: tuple[str, ...] = ()
+    self_tests: tuple[SelfTestState, ...] = ()
+    auto: tuple[Choice, ...] = ()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that was found. gpu_problem is empty where there is a GPU."""
+
+    gpu: cuda.Gpu | None
+    gpu_problem: str
+    driver_release: str | None
+    backends: tuple[BackendState, ...]
+    bundle: BundleState | None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether what the bundle's default takes works; without a bundle, whether any backend does."""
+        if self.bundle is None:
+            return any(not state.problem for state in self.backends)
+        return any(choice.precision == DEFAULT and not choice.problem for choice in self.bundle.auto)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        return {"healthy": self.healthy, **asdict(self)}
+
+
+def diagnose(folder: Path | None = None, progress: Callable[[list[T]], Iterable[T]] = lambda items: items) -> Diagnosis:
+    """Try everything. ``progress`` walks the self-tests; those that use the GPU are remembered as their newest results."""
+    gpu, gpu_problem = _attempt(cuda.gpu)
+    backends = tuple(_backend_state(backend) for backend in BACKENDS)
+    state = None if folder is None else _bundle_state(folder, backends, progress)
+    return Diagnosis(gpu, gpu_problem, cuda.driver_release(), backends, state)
+
+
+def _attempt(step: Callable[[], T]) -> tuple[T | None, str]:
+    """What a step gives, or in one line why it gives nothing."""
+    try:
+        return step(), ""
+    except Exception as error:  # a broken installation raises whatever its import raises
+        text = " ".join(str(error).split()) or type(error).__name__
+        return None, text if len(text) <= PROBLEM_CHARACTERS else f"{text[:PROBLEM_CHARACTERS]}..."
+
+
+def _backend_state(backend: str) -> BackendState:
+    version, missing = _attempt(lambda: library_version(backend))
+    return BackendState(backend, version, missing or _attempt(lambda: _check_opens(backend))[1])
+
+
+def _check_opens(backend: str) -> None:
+    if backend == "openvino":
+        import_openvino().Core().get_property("CPU", "FULL_DEVICE_NAME")
+    elif backend in LIBRARIES:
+        cuda.gpu()
+    else:
+        check_provider(DEVICES[backend])
+
+
+def _bundle_state(
+    folder: Path, backends: tuple[BackendState, ...], progress: Callable[[list[Any]], Iterable[Any]]
+) -> BundleState:
+    bundle, problem = _attempt(lambda: Bundle(folder))
+    if bundle is None:
+        return BundleState(str(folder), problem)
+    precisions = tuple(p for p in PRECISIONS if p == DEFAULT or p in bundle.manifest.precisions)
+    opening = [state.backend for state in backends if not state.problem]
+    pairs = [(b, p) for p in precisions for b in opening if b in SCORES_IN.get(p, BACKENDS)]
+    tests = tuple(_test_state(bundle, backend, precision) for backend, precision in progress(pairs))
+    records, broken = read_records(folder)
+    return BundleState(
+        folder=str(folder),
+        problem="",
+        variant=bundle.manifest.variant,
+        precisions=precisions,
+        engines=tuple(_engine_state(bundle, *found) for found in records),
+        broken_records=tuple(broken),
+        self_tests=tests,
+        auto=tuple(_choice(bundle, precision, backends, tests) for precision in precisions),
+    )
+
+
+def _engine_state(bundle: Bundle, folder: Path, record: PlanRecord) -> EngineState:
+    backend = record.library.replace("_", "-")
+
+    def check() -> None:
+        spec, _ = graph_of(bundle, record.graph, record.precision)
+        here = here_of(backend)
+        if reason := misfit(record, bundle.manifest.files[spec.file].sha256, here):
+            raise ValueError(f"{reason}; build it again with: camp build" if here.compute_capability else reason)
+        check_plan(folder, record)
+
+    what = (backend, record.library_version, record.graph, record.precision, record.plan_bytes)
+    return EngineState(str(folder), *what, _attempt(check)[1])
+
+
+def _test_state(bundle: Bundle, backend: str, precision: str) -> SelfTestState:
+    run = self_test if backend in ON_PROCESSOR else run_and_remember
+    test, problem = _attempt(lambda: run(bundle, backend, precision))
+    if test is None:
+        return SelfTestState(backend, precision, False, None, None, "", problem)
+    problem = "" if test.passed else test.figures
+    return SelfTestState(backend, precision, test.passed, *_figures(test), test.skipped, problem)
+
+
+def _figures(test: SelfTest) -> tuple[float | None, float | None]:
+    """Differences of logits and of scores; None for what was not measured, and for NaN and infinity, which JSON has not."""
+    found = (test.max_logit_error, test.max_score_error)
+    logits, scores = (None if test.skipped or not math.isfinite(error) else error for error in found)
+    return logits, scores
+
+
+def _choice(
+    bundle: Bundle, precision: str, backends: tuple[BackendState, ...], tests: tuple[SelfTestState, ...]
+) -> Choice:
+    def open_as_apps_do() -> str:
+        with Retriever(bundle, precision=precision) as retriever:
+            return retriever.backend
+
+    chosen, problem = _attempt(open_as_apps_do)
+    reasons = {state.backend: state.problem for state in backends if state.problem}
+    reasons |= {test.backend: test.problem for test in tests if test.problem and test.precision == precision}
+    before = AUTO_ORDER[: AUTO_ORDER.index(chosen)] if chosen else AUTO_ORDER
+    able = [backend for backend in before if backend in SCORES_IN.get(precision, BACKENDS)]
+    passed_over = {backend: reasons.get(backend, "auto takes it on x86 processors only") for backend in able}
+    return Choice(precision, chosen, problem or reasons.get(chosen or "", ""), passed_over)

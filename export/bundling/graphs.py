@@ -1,0 +1,276 @@
+"""The subgraphs of a network as ONNX: image, text, scorer, explainer and vision, with dynamic I, R, T and N.
+
+Each graph is written by `torch.onnx.export`, given its contract's names, and then looked at: an axis that froze at the
+example's length, or an input the tracer found unused, is an error here and not a wrong score on a device.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxscript.optimizer import fold_constants, remove_unused_nodes
+from torch import Tensor, nn
+
+from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
+from camp_sdk.export.network.camp import Tensors, TextEncoder, VisionNet, word_mask
+from camp_sdk.export.network.model import Camp
+from camp_sdk.runtime.errors import CampError
+from camp_sdk.runtime.manifest import TensorSpec
+
+OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses
+FOLD_LIMIT = 1 << 31  # elements
+
+
+class ExportError(CampError):
+    """A graph that was exported is not the graph that was meant; no bundle is written."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph to export: a module from the named inputs to the named outputs, with an example of each input."""
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, tuple[Tensor, tuple[str, ...]]]
+    outputs: tuple[str, ...]
+
+
+class _Images(nn.Module):
+    def __init__(self, model: Camp) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.encode_images(features).values())
+
+
+class _OnnxTextEncoder(TextEncoder):
+    """A text encoder whose GRU is two ONNX operators; packed sequences have no ONNX form.
+
+    The backward direction runs forward over each text's own words, reversed, and is reversed again. ONNX's GRU takes lengths
+    for this, but not every engine heeds them (OpenVINO 2026.4 does not), and then every text but the longest is wrong.
+    """
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__(encoder.embed, encoder.rnn.input_size, encoder.rnn.hidden_size)
+        self.rnn = encoder.rnn
+        for suffix in ("l0", "l0_reverse"):
+            for name in ("weight_ih", "weight_hh"):
+                self.register_buffer(f"{name}_{suffix}", self._onnx_gates(f"{name}_{suffix}")[None])
+            biases = [self._onnx_gates(f"{name}_{suffix}") for name in ("bias_ih", "bias_hh")]
+            self.register_buffer(f"bias_{suffix}", torch.cat(biases)[None])
+        # Where a GRU has no initial state, TensorRT 10's parser begins from float32 zeros, which half weights cannot meet.
+        self.register_buffer("begin", torch.zeros(1, 1, self.rnn.hidden_size))
+
+    def _onnx_gates(self, name: str) -> Tensor:
+        # ONNX orders the gates update, reset, new where PyTorch has reset, update, new.
+        reset, update, new = getattr(self.rnn, name).detach().chunk(3)
+        return torch.cat([update, reset, new])
+
+    def _run(self, words: Tensor, suffix: str) -> Tensor:
+        """One direction over words [N, T, word_width], from the first to the last: [N, T, d]."""
+        names = (f"weight_ih_{suffix}", f"weight_hh_{suffix}", f"bias_{suffix}")
+        length, count, width = words.shape[0], words.shape[1], self.rnn.hidden_size
+        begin = self.get_buffer("begin").expand(1, count, width)
+        out = torch.onnx.ops.symbolic(
+            "GRU",
+            (words, *(self.get_buffer(name) for name in names), None, begin),
+            {"hidden_size": width, "linear_before_reset": 1},
+            dtype=words.dtype,
+            shape=(length, 1, count, width),
+        )
+        return out.squeeze(1)
+
+    @staticmethod
+    def _reverse(words: Tensor, lengths: Tensor) -> Tensor:
+        """Each text's own words in reverse, [N, T, width]."""
+        return torch.onnx.ops.symbolic(
+            "ReverseSequence",
+            (words, lengths),
+            {"batch_axis": 1, "time_axis": 0},
+            dtype=words.dtype,
+            shape=tuple(words.shape),
+        )
+
+    def directions(self, words: Tensor, lengths: Tensor) -> Tensor:
+        words = words.transpose(0, 1)  # [N, T, word_width]
+        backward = self._reverse(self._run(self._reverse(words, lengths), "l0_reverse"), lengths)
+        both = torch.cat([self._run(words, "l0"), backward], dim=-1).transpose(0, 1)  # [T, N, 2d]
+        return both * word_mask(lengths, words.shape[0])[..., None]
+
+
+class _Texts(nn.Module):
+    def __init__(self, model: Camp) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.model.text_encoder = _OnnxTextEncoder(model.text_encoder)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.encode_texts(tokens, lengths).values())
+
+
+class _Pairs(nn.Module):
+    """Scorer or explainer: tensors by position, as an ONNX graph takes them, to tensors by name."""
+
+    def __init__(self, model: Camp, names: Sequence[str], explain: bool) -> None:
+        super().__init__()
+        self.scorer, self.names, self.explain = model.scorer, tuple(names), explain
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(self.names, tensors, strict=True))
+        image = {name: tensor for name, tensor in named.items() if name.startswith("image.")}
+        text = {name: tensor for name, tensor in named.items() if name.startswith("text.")}
+        return tuple(self.scorer.explain(image, text).values()) if self.explain else (self.scorer(image, text),)
+
+
+def graphs_of(model: Camp) -> list[Graph]:
+    """Every graph of a network. The example sizes are odd and all different, so that no two axes look like one."""
+    images, regions, texts, words = 3, 7, 5, 11
+    device = next(model.parameters()).device
+    features = torch.randn(images, regions, model.config.feature_width, device=device)
+    lengths = torch.tensor([11, 2, 7, 9, 5], device=device)
+    tokens = torch.ones(texts, words, dtype=torch.int64, device=device)
+    with torch.no_grad():
+        image, text = model.encode_images(features), model.encode_texts(tokens, lengths)
+        kept = {k: v for k, v in (image | text).items() if not k.endswith(".global")}
+        explained = model.scorer.explain(image, text)
+    graphs = [
+        Graph("image", _Images(model), {"features": (features, ("I", "R", "D"))}, tuple(image)),
+        Graph("text", _Texts(model), {"tokens": (tokens, ("T", "N")), "lengths": (lengths, ("T",))}, tuple(text)),
+        Graph("scorer", _Pairs(model, list(kept), False), _pair_inputs(model, kept), ("logits",)),
+    ]
+    used = _read_by_explainer(model, kept)
+    graphs.append(Graph("explainer", _Pairs(model, list(used), True), _pair_inputs(model, used), tuple(explained)))
+    if model.vision is not None:
+        graphs.append(vision_graph(model.vision))
+    return graphs
+
+
+def vision_graph(vision: VisionNet | EfficientNetLite | OnnxVision) -> Graph:
+    """The graph of a vision network, from normalised pixels [B, 3, H, W] to features [B, R, D]."""
+    device = next((weight.device for weight in vision.parameters()), None)
+    pixels = torch.randn(2, 3, *vision.size, device=device)
+    return Graph("vision", vision, {"pixels": (pixels, ("B", "C", "H", "W"))}, ("features",))
+
+
+def _pair_inputs(model: Camp, tensors: Tensors) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
+    square = model.scorer.square
+    letters = {"image": ("I", "R", "d"), "text": ("T", "N", "d")}
+    return {
+        name: (tensor, ("I", "R", "R") if name in square else letters[name.split(".")[0]][: tensor.ndim])
+        for name, tensor in tensors.items()
+    }
+
+
+class _Recorder(dict[str, Tensor]):
+    """A dict that remembers which of its entries were read."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        super().__init__(tensors)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def _read_by_explainer(model: Camp, tensors: Tensors) -> Tensors:
+    recorder = _Recorder(tensors)
+    with torch.no_grad():
+        model.scorer.explain(recorder, recorder)
+    return {name: tensor for name, tensor in tensors.items() if name in recorder.read}
+
+
+DYNAMIC = frozenset({"I", "R", "T", "N", "B"})
+
+
+def export_graph(graph: Graph, path: Path) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Write one graph and return its contract: inputs and outputs as the file itself declares them.
+
+    Raises ExportError if an input vanished, an output is missing, or an axis that should be dynamic is fixed.
+    """
+    if isinstance(graph.module, OnnxVision):
+        path.write_bytes(graph.module.graph)
+        return check_graph(path, graph)
+    shapes = {
+        name: {axis: torch.export.Dim.DYNAMIC for axis, letter in enumerate(letters) if letter in DYNAMIC}
+        for name, (_, letters) in graph.inputs.items()
+    }
+    variadic = isinstance(graph.module, _Pairs)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        try:
+            program = torch.onnx.export(
+                graph.module.eval(),
+                tuple(tensor for tensor, _ in graph.inputs.values()),
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                opset_version=OPSET,
+                dynamic_shapes=(tuple(shapes.values()),) if variadic else shapes,
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = " ".join(str(error).split())[:600]
+            raise ExportError(f"the {graph.name} graph cannot be exported: {reason}") from error
+    assert program is not None
+    # The folded key maps are larger than what the exporter folds unasked.
+    fold_constants(program.model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+    remove_unused_nodes(program.model)
+    program.save(str(path), external_data=False)
+    return check_graph(path, graph)
+
+
+def check_graph(path: Path, graph: Graph) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Read an exported file back and compare it with what was meant; names its axes after the contract's letters."""
+    model = onnx.load(path)
+    _name_axes(model, graph)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker and its shape inference have types of their own
+        raise ExportError(f"the {graph.name} graph is not valid: {' '.join(str(error).split())[:600]}") from None
+    onnx.save(model, path)
+    inputs = [spec_of(value) for value in model.graph.input]
+    outputs = [spec_of(value) for value in model.graph.output]
+    read = {name for node in model.graph.node for name in node.input}
+    for name, (_, letters) in graph.inputs.items():
+        found = next((spec for spec in inputs if spec.name == name), None)
+        if found is None or name not in read:
+            raise ExportError(f"the {graph.name} graph does not read its input {name}: it was lost in the export")
+        frozen = [
+            letter for letter, size in zip(letters, found.shape, strict=True) if letter in DYNAMIC and size != letter
+        ]
+        if frozen:
+            raise ExportError(f"the {graph.name} graph froze axis {', '.join(frozen)} of {name}: {found.shape}")
+    if [spec.name for spec in outputs] != list(graph.outputs):
+        raise ExportError(f"the {graph.name} graph has outputs {[s.name for s in outputs]}, expected {graph.outputs}")
+    return inputs, outputs
+
+
+def _name_axes(model: Any, graph: Graph) -> None:
+    """Give the exporter's symbolic axes (s0, s27, ...) their letters, in inputs, outputs and everything between."""
+    letters: dict[str, str] = {}
+    for value in model.graph.input:
+        for dim, letter in zip(value.type.tensor_type.shape.dim, graph.inputs[value.name][1], strict=True):
+            if dim.dim_param and letters.setdefault(dim.dim_param, letter) != letter:
+                raise ExportError(f"the {graph.name} graph ties axis {letters[dim.dim_param]} to axis {letter}")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in letters:
+                dim.dim_param = letters[dim.dim_param]
+
+
+def spec_of(value: Any) -> TensorSpec:
+    """Name, dtype and shape of an input or output, as a file declares them."""
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return TensorSpec(value.name, dtype, tuple(dim.dim_param or int(dim.dim_value) for dim in tensor.shape.dim))

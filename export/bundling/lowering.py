@@ -1,0 +1,314 @@
+"""Lower precision, written into a graph: which operators compute in 16 bits, and casts where precision changes.
+
+Engines that are strongly typed (TensorRT) or told to compute in float32 (OpenVINO) then do exactly what the graph says.
+
+float16 keeps what half the range or half the digits would break in float32: softmax, normalisation, sums, products of two
+activations (a sum of 1,024 squares is infinite from a root mean square of 8) and the logits. bfloat16 is for processors
+that multiply matrices in it, and has three digits: only the maps of every region and word of a pair are computed in it,
+which are nine tenths of the work where a variant has them. Attention, messages and the match network in it would cost
+scores up to 0.02, and save little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from camp_sdk.export.bundling.graphs import ExportError, spec_of
+from camp_sdk.runtime.manifest import GLOBAL_SUFFIX, TensorSpec
+
+# Operators that only move values: they go with their surroundings.
+MOVES = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "ReverseSequence", "Slice", "Split"}
+MOVES |= {"Squeeze", "Transpose", "Unsqueeze"}
+# Elementwise operators that lose little in half precision.
+ELEMENTWISE = {"Add", "Cast", "Gelu", "Mul", "Relu", "Sigmoid", "Sub", "Tanh", "Where", "AveragePool", "MaxPool"}
+SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+PRODUCTS = {"MatMul", "Gemm", "Conv", "GRU"}
+FLOAT = ir.DataType.FLOAT
+
+
+def lower_graph(
+    source: Path, target: Path, precision: str, halves: Collection[str] = ()
+) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Write a float32 graph in a lower precision, "float16" or "bfloat16", and return its contract.
+
+    halves: inputs that come in float16. In float16, tensors named image.* and text.* leave the graph in the precision they
+    were made in, global vectors and everything else in float32. Raises ExportError for a constant that float16 cannot hold.
+    """
+    model = _normalised(source)
+    graph = model.graph
+    dtypes = {"float16": (ir.DataType.FLOAT16, half_nodes), "bfloat16": (ir.DataType.BFLOAT16, bulk_nodes)}
+    dtype, plan = dtypes[precision]
+    for value in graph.inputs:
+        if value.name in halves:
+            value.dtype = dtype
+    low = plan(graph)
+    if precision == "bfloat16" and not low:
+        raise ExportError(f"the {source.stem} of this variant has no product that is worth bfloat16: export without it")
+    casts = _Casts(dtype)
+    for node in list(graph):
+        _retype(node, dtype if node in low else FLOAT, casts)
+    for index, value in enumerate(list(graph.outputs)):
+        if value.dtype == dtype and not _is_kept(value.name or ""):
+            _cast_output(graph, index, value)
+    for name in list(graph.initializers):
+        if not graph.initializers[name].uses() and not graph.initializers[name].is_graph_output():
+            del graph.initializers[name]
+    proto = _saved(model, target)
+    return [spec_of(value) for value in proto.graph.input], [spec_of(value) for value in proto.graph.output]
+
+
+def _normalised(source: Path) -> ir.Model:
+    """A graph with its constants among the initializers, and those not among the inputs."""
+    model = ir.load(source)
+    attributes = (attribute for node in model.graph for attribute in node.attributes.values())
+    if any(attribute.type in SUBGRAPHS for attribute in attributes):
+        raise ExportError(
+            f"{source.stem} holds branches or loops, which cannot be lowered: export it without --precision"
+        )
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    common.ShapeInferencePass()(model)  # types of values between, where a graph does not state them
+    return model
+
+
+def _saved(model: ir.Model, target: Path) -> onnx.ModelProto:
+    proto = ir.to_proto(model)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # the checker and its shape inference have types of their own
+        raise ExportError(f"{target.stem} cannot be lowered: {' '.join(str(error).split())[:600]}") from None
+    onnx.save(proto, target)
+    return proto
+
+
+def half_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that compute in float16."""
+    low: set[ir.Node] = set()
+    made_low = {value for value in graph.inputs if value.dtype == ir.DataType.FLOAT16}
+    logits, shares, sides = _behind_logits(graph), _made_by_softmax(graph), _sides(graph)
+    nodes = [node for node in graph if _is_float(node)]
+    for node in nodes:
+        inputs = _activations(node)
+        if node.op_type in PRODUCTS:
+            is_map = node.op_type == "GRU" or len(inputs) < 2  # a GRU's second is the state it begins from
+            chosen = is_map and node not in logits
+            chosen = chosen or _is_mean(inputs, shares, made_low) or _is_cross(inputs, sides, made_low)
+        else:
+            chosen = _follows(node) and (not inputs or any(v in made_low for v in inputs))
+        if chosen:
+            low.add(node)
+            made_low.update(node.outputs)
+    for node in reversed(nodes):  # what is read in one precision only is made, or moved, in it
+        uses = [user for value in node.outputs for user, _ in value.uses()]
+        if not uses or any(value.is_graph_output() for value in node.outputs):
+            continue
+        if _follows(node) and not any(user in low for user in uses):
+            low.discard(node)
+        elif node.op_type in MOVES and all(user in low for user in uses):
+            low.add(node)
+    return low
+
+
+def bulk_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """The maps of every region and every word of every pair; those of four columns, or one, are not worth the casts."""
+    return {node for node in graph if node.op_type == "MatMul" and _is_bulk(*node.inputs[:2])}
+
+
+def _is_bulk(rows: ir.Value | None, weights: ir.Value | None) -> bool:
+    if rows is None or rows.shape is None or weights is None or weights.const_value is None:
+        return False
+    return len(rows.shape) == 4 and weights.const_value.numpy().shape[-1] > 4
+
+
+def _follows(node: ir.Node) -> bool:
+    """Whether an operator is as good in half precision as its inputs are."""
+    if node.op_type == "Mul" and node.inputs[0] is node.inputs[1]:
+        return False  # a square: the sum of many would overflow, and is often next
+    by_constant = node.op_type == "Div" and node.inputs[1] is not None and node.inputs[1].const_value is not None
+    return by_constant or node.op_type in MOVES | ELEMENTWISE
+
+
+def _is_mean(inputs: list[ir.Value], shares: set[ir.Value], made_low: set[ir.Value]) -> bool:
+    """Whether a product of two activations is a weighted mean, of shares or of vectors in half: as large as they are."""
+    return (
+        len(inputs) == 2
+        and any(value in shares for value in inputs)
+        and all(value in shares or value in made_low for value in inputs)
+    )
+
+
+def _is_cross(inputs: list[ir.Value], sides: dict[ir.Value, str], made_low: set[ir.Value]) -> bool:
+    """Whether a product is one of an image's vectors with a text's, as they came in."""
+    return {sides.get(value) for value in inputs} == {"image", "text"} and all(v in made_low for v in inputs)
+
+
+def _sides(graph: ir.Graph) -> dict[ir.Value, str]:
+    """Inputs that belong to one side, "image" or "text", however moved."""
+    sides = {value: (value.name or "").split(".")[0] for value in graph.inputs}
+    for node in graph:
+        if node.op_type in MOVES and (inputs := _activations(node)) and inputs[0] in sides:
+            sides[node.outputs[0]] = sides[inputs[0]]
+    return sides
+
+
+def _behind_logits(graph: ir.Graph) -> set[ir.Node]:
+    """The last products before the output `logits`."""
+    found: set[ir.Node] = set()
+    waiting = [value.producer() for value in graph.outputs if value.name == "logits"]
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if node.op_type in PRODUCTS:
+            found.add(node)
+        else:
+            waiting += [value.producer() for value in _activations(node)]
+    return found
+
+
+def _made_by_softmax(graph: ir.Graph) -> set[ir.Value]:
+    """Values that are weights: a softmax's output, however moved, scaled or averaged since."""
+    shares: set[ir.Value] = set()
+    for node in graph:
+        inputs = _activations(node)
+        carried = node.op_type in MOVES | {"Div", "Mul", "ReduceMean", "ReduceSum"} and any(v in shares for v in inputs)
+        averaged = node.op_type in {"Add", "MatMul"} and all(value in shares for value in inputs)
+        if node.op_type == "Softmax" or carried or averaged:
+            shares.update(node.outputs)
+    return shares
+
+
+def _activations(node: ir.Node) -> list[ir.Value]:
+    """Inputs of a node that hold numbers and are no constants."""
+    return [v for v in node.inputs if v is not None and v.const_value is None and v.dtype in FLOATS]
+
+
+FLOATS = (FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _is_float(node: ir.Node) -> bool:
+    return any(value is not None and value.dtype in FLOATS for value in (*node.inputs, *node.outputs))
+
+
+class _Casts:
+    """Values in another precision: each is cast once, right after it is made; a constant is rounded once."""
+
+    def __init__(self, dtype: ir.DataType) -> None:
+        self.dtype = dtype
+        self.made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def of(self, value: ir.Value, dtype: ir.DataType, reader: ir.Node) -> ir.Value:
+        if (value, dtype) not in self.made:
+            made = self._constant(value, dtype) if value.const_value is not None else self._cast(value, dtype, reader)
+            self.made[value, dtype] = made
+        return self.made[value, dtype]
+
+    def _constant(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        assert value.const_value is not None
+        wide = value.const_value.numpy()
+        if dtype == ir.DataType.FLOAT16:
+            check_half(value.name or "", wide)
+        name = f"{value.name}.{dtype.name.lower()}"
+        tensor = ir.tensor(wide.astype(dtype.numpy()), name=name)
+        lowered = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape, const_value=tensor)
+        graph = value.graph
+        assert graph is not None
+        graph.initializers[name] = lowered
+        return lowered
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType, reader: ir.Node) -> ir.Value:
+        made = ir.node("Cast", [value], {"to": dtype}, name=f"{value.name}.to_{dtype.name.lower()}")
+        out = made.outputs[0]
+        out.name, out.dtype, out.shape = f"{value.name}.{dtype.name.lower()}", dtype, value.shape
+        graph = reader.graph
+        assert graph is not None
+        producer = value.producer()
+        graph.insert_before(graph[0], made) if producer is None else graph.insert_after(producer, made)
+        return out
+
+
+def emulate_half(source: Path, target: Path) -> None:
+    """Write a float16 graph in float32, every float16 number rounded where it comes in or is made; it reads and gives float32.
+
+    ONNX Runtime's own way to run a float16 graph on a processor is float32 without the rounding between operators, which
+    hides what half precision loses, and every overflow.
+    """
+    model = ir.load(source)
+    graph = model.graph
+    nodes = list(graph)
+    for value in (*graph.inputs, *graph.initializers.values()):
+        if value.dtype == ir.DataType.FLOAT16:
+            value.dtype = FLOAT
+            if value.const_value is None:
+                _round(graph, None, value)
+            else:
+                value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+    for node in nodes:
+        for value in node.outputs:
+            if value.dtype == ir.DataType.FLOAT16:
+                value.dtype = FLOAT
+                if node.op_type == "Cast":
+                    node.attributes["to"] = ir.AttrInt64("to", int(FLOAT))
+                if node.op_type not in MOVES:
+                    _round(graph, node, value)
+    _saved(model, target)
+
+
+def _round(graph: ir.Graph, node: ir.Node | None, value: ir.Value) -> None:
+    """Round a value to half after the node that makes it, or before all nodes."""
+    there = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16})
+    back = ir.node("Cast", [there.outputs[0]], {"to": FLOAT})
+    for made, dtype in ((there, ir.DataType.FLOAT16), (back, FLOAT)):
+        made.outputs[0].dtype, made.outputs[0].shape = dtype, value.shape
+    name, rounded = value.name, back.outputs[0]
+    users = [use for use in value.uses() if use[0] is not there]
+    for user, index in users:
+        user.replace_input_with(index, rounded)
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[index], value.name, rounded.name = rounded, f"{name}.exact", name
+    if node is None:
+        graph.insert_before(graph[0], [there, back])
+    else:
+        graph.insert_after(node, [there, back])
+
+
+def check_half(name: str, values: np.ndarray) -> None:
+    """Raise ExportError if float16 loses a constant: a finite number that becomes infinite, a number that becomes zero."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if not np.isfinite(half[np.isfinite(values)]).all():
+        raise ExportError(f"constant {name} holds {np.abs(values).max():g}, more than float16 can")
+    if values.any() and not half.any():
+        raise ExportError(f"constant {name} holds {np.abs(values).max():g} at most, which is zero in float16")
+
+
+def _retype(node: ir.Node, dtype: ir.DataType, casts: _Casts) -> None:
+    """Give a node inputs and outputs of one precision; those that are no floating-point numbers stay as they are."""
+    for index, value in enumerate(node.inputs):
+        if value is not None and value.dtype in FLOATS and value.dtype != dtype and node.op_type != "Cast":
+            node.replace_input_with(index, casts.of(value, dtype, node))
+    for value in node.outputs:
+        if value.dtype in FLOATS:
+            value.dtype = dtype
+    if node.op_type == "Cast" and node.outputs[0].dtype in FLOATS:
+        node.attributes["to"] = ir.AttrInt64("to", int(dtype))
+
+
+def _is_kept(name: str) -> bool:
+    return name.startswith(("image.", "text.")) and not name.endswith(GLOBAL_SUFFIX)
+
+
+def _cast_output(graph: ir.Graph, index: int, value: ir.Value) -> None:
+    node = ir.node("Cast", [value], {"to": FLOAT})
+    out, name = node.outputs[0], value.name
+    out.dtype, out.shape, value.name = FLOAT, value.shape, f"{name}.half"
+    out.name = name
+    graph.append(node)
+    graph.outputs[index] = out

@@ -1,0 +1,119 @@
+"""Checkpoints that explain themselves: weights, configuration, tokenizer, preprocessing, and a few real examples."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.network.sentences import SentenceConfig
+from camp_sdk.runtime.errors import BundleError
+from camp_sdk.runtime.manifest import PixelSpec
+from camp_sdk.runtime.tokenizer import Tokenizer
+
+KEY = "camp"
+FORMAT = 1
+EASYDICT = "easydict.EasyDict"  # the class of the options in a released checkpoint
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint knows beside its weights.
+
+    tokenizer: the text of tokenizer.json; example_images: a few training images, uint8 pictures [I, S, S, 3] or float32
+    features [I, R, D]; example_captions: a few of their captions; training: how it was trained, for people to read.
+    """
+
+    model: ModelConfig
+    pixels: PixelSpec | None
+    tokenizer: str
+    example_images: Tensor
+    example_captions: list[str]
+    training: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, which torch loads without running any code."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        pixels = self.pixels.as_dict() if self.pixels else None
+        return plain | {"format": FORMAT, "model": asdict(self.model), "pixels": pixels}
+
+    def open_tokenizer(self) -> Tokenizer:
+        """The tokenizer, as the runtime uses it."""
+        return open_tokenizer(self.tokenizer)
+
+    def example_batch(self) -> Tensor:
+        """The example images as the network takes them: pixels [I, 3, S, S] or features [I, R, D]."""
+        from camp_sdk.pictures import normalise
+
+        if self.pixels is None:
+            return self.example_images
+        return torch.from_numpy(normalise(self.example_images.numpy().astype(np.uint8), self.pixels))
+
+
+def open_tokenizer(text: str) -> Tokenizer:
+    """A tokenizer from the text of its file; the library reads files only."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        path.write_text(text, encoding="utf-8")
+        return Tokenizer(path)
+
+
+def load_plain(path: Path) -> Any:
+    """What torch saved in a file, if that is tensors and plain values; BundleError for anything else. No code is run."""
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types for what is no checkpoint
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        whole = "expected a whole file written by torch.save"
+        reason = f"it asks for {refused[1]}, which is not data: refused" if refused else f"{first_line(error)}; {whole}"
+        released = (
+            "; a checkpoint of the released code goes through export/import_checkpoint.py" if EASYDICT in reason else ""
+        )
+        raise BundleError(f"{path} cannot be read as a checkpoint: {reason}{released}") from None
+    return loaded
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line. Of torch's, the first sentence: the rest advises to load the file with its code."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return line.split(". ")[0]
+
+
+def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
+    """Rebuild the network of a checkpoint, in evaluation mode on the CPU, with what it knows of itself.
+
+    Only tensors and plain values are read, never code. Raises BundleError if the file is missing, truncated, of another
+    program, or its weights do not fit its configuration.
+    """
+    if not Path(path).is_file():
+        raise BundleError(f"{path} not found: expected a checkpoint written by export/train.py")
+    loaded = load_plain(Path(path))
+    if not isinstance(loaded, dict) or not isinstance(loaded.get(KEY), dict) or loaded[KEY].get("format") != FORMAT:
+        raise BundleError(
+            f"{path} is not a checkpoint of export/train.py (format {FORMAT}); train with this version, or, if the released "
+            "code wrote it, use export/import_checkpoint.py first"
+        )
+    try:
+        origin = _parse(loaded[KEY])
+        model = Camp(origin.model)
+        weights = {k.removeprefix("model."): v for k, v in loaded["state_dict"].items() if k.startswith("model.")}
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise BundleError(f"{path} does not fit its own configuration: {' '.join(str(error).split())}") from None
+    return model.eval(), origin
+
+
+def _parse(raw: Mapping[str, Any]) -> Origin:
+    pixels = PixelSpec.from_dict(raw["pixels"]) if raw["pixels"] else None
+    rest = {name: raw[name] for name in ("tokenizer", "example_images", "example_captions", "training")}
+    sizes = raw["model"].get("sentence")  # checkpoints of before there were such encoders have none
+    model = ModelConfig(**(raw["model"] | {"sentence": SentenceConfig(**sizes) if sizes else None}))
+    return Origin(model, pixels, **rest)

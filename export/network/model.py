@@ -1,0 +1,117 @@
+"""The whole network, put together from its parts, and the configuration that rebuilds it.
+
+Shapes as in networks.py: I images of R regions, T texts of N words, D the width of a region's features, d the width of the
+network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
+from camp_sdk.export.network.camp import (
+    CampScorer,
+    ImageEncoder,
+    PaperScorer,
+    ScalarScorer,
+    Tensors,
+    TextEncoder,
+    VisionNet,
+    WordVectors,
+    word_mask,
+)
+from camp_sdk.export.network.released import RELEASED, ReleasedScorer
+from camp_sdk.export.network.sentences import SentenceConfig, SentenceEncoder
+from camp_sdk.export.network.vocabulary import LEARNED
+from camp_sdk.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to rebuild a network before its weights are loaded.
+
+    ``picture_size`` in pixels is 0 for a model of ready region features; otherwise ``vision`` says which network makes them:
+    "small" (a `VisionNet`), "efficientnet-lite0" or "onnx" (the user's graph, whose height the size then is).
+    ``global_vectors`` tells whether each side has one; checkpoints of the released code have none. ``words`` are learned
+    vectors, or the name of the pretrained encoder whose sizes are ``sentence``.
+    """
+
+    vocabulary_size: int
+    variant: str = "paper"
+    width: int = 1024
+    feature_width: int = 2048
+    word_width: int = 300
+    picture_size: int = 0
+    global_vectors: bool = True
+    words: str = LEARNED
+    sentence: SentenceConfig | None = None
+    vision: str = "small"
+
+
+SCORERS: dict[str, type[CampScorer] | type[ReleasedScorer]] = {"paper": PaperScorer, "scalar": ScalarScorer, **RELEASED}
+
+
+class Camp(nn.Module):
+    """The whole network: `vision` (if it takes pictures), both encoders, the scorer and, if configured, the two
+    global vectors."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.variant not in SCORERS:
+            raise InputError(f"variant {config.variant!r}: expected one of {', '.join(SCORERS)}")
+        self.config = config
+        self.vision = _vision_of(config)
+        self.image_encoder = ImageEncoder(config.feature_width, config.width)
+        self.text_encoder = TextEncoder(_words_of(config), config.word_width, config.width)
+        self.scorer = SCORERS[config.variant](config.width)
+        if config.global_vectors:
+            self.global_v = nn.Linear(config.width, config.width)
+            self.global_t = nn.Linear(config.width, config.width)
+
+    def region_features(self, images: Tensor) -> Tensor:
+        """Features [I, R, D] of pixels [I, 3, H, W] by the vision network; ready features are returned as they are."""
+        return images if self.vision is None or images.ndim != 4 else cast(Tensor, self.vision(images))
+
+    def encode_images(self, features: Tensor) -> Tensors:
+        """Features [I, R, D] -> the image tensors of the bundle; `image.global` [I, d], of unit length, if it has them."""
+        V = self.image_encoder(features)
+        kept = self.scorer.image_side(V)
+        if self.config.global_vectors:
+            kept["image.global"] = F.normalize(self.global_v(V.mean(1)), dim=-1)
+        return kept
+
+    def encode_texts(self, tokens: Tensor, lengths: Tensor) -> Tensors:
+        """Tokens [T, N] and lengths [T], int64 -> the text tensors of the bundle; `text.global` [T, d] if it has them."""
+        T = self.text_encoder(tokens, lengths)
+        kept = self.scorer.text_side(T, word_mask(lengths, tokens.shape[1]))
+        if self.config.global_vectors:
+            mean = T.sum(1) / lengths[:, None].to(T.dtype)  # [T, d]; words beyond the length are zero
+            kept["text.global"] = F.normalize(self.global_t(mean), dim=-1)
+        return kept
+
+    def forward(self, features: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Logits [I, T] of all images against all texts."""
+        return cast(Tensor, self.scorer(self.encode_images(features), self.encode_texts(tokens, lengths)))
+
+
+def _words_of(config: ModelConfig) -> nn.Module:
+    if config.sentence is None:
+        return WordVectors(config.vocabulary_size, config.word_width)
+    return SentenceEncoder(config.vocabulary_size, config.word_width, config.sentence)
+
+
+def _vision_of(config: ModelConfig) -> VisionNet | EfficientNetLite | OnnxVision | None:
+    """The vision network, without its weights; None for a model of features."""
+    if not config.picture_size:
+        return None
+    if config.vision == "small":
+        return VisionNet(config.feature_width, config.picture_size)
+    if config.vision == "efficientnet-lite0":
+        return EfficientNetLite(config.picture_size)
+    if config.vision == "onnx":
+        return OnnxVision()
+    raise InputError(f"vision {config.vision!r}: expected small, efficientnet-lite0 or onnx")

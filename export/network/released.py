@@ -1,0 +1,257 @@
+"""The scorers of the released research code, under its own parameter names, cut where deployment needs them cut.
+
+Shapes and letters as in networks.py: I images of R regions, T texts of N words, V [I, R, d], T [T, N, d]. Region-side
+intermediates are laid out [T, I, R, ...], word-side ones [I, T, N, ...].
+
+Whatever is linear in one side has moved to that side. A message is a weighted sum of one side's vectors, so a linear map of
+it is the same weighted sum of mapped vectors; its products with other messages, and its own length, are read off Gram
+matrices, [N, N] of a text and [R, R] of an image. What stays per pair is the attention and, in the gated variants, the
+hidden layer of the summary.
+
+A text's Gram matrices are made in the scorer, once for all its images: every tensor of a text is [T, N, ...], so that texts
+of different lengths can be kept without padding. An image's are made with the image.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from camp_sdk.export.network.camp import Scorer, Tensors, masked_softmax, messages, products, scalar_gates
+
+HEADS = 4
+PADDED_WORDS = 50  # the released code pads every caption to this many rows, and `cross_attention_new` averages over all
+EPSILON = 1e-8
+
+
+def first_of(layers: nn.Sequential) -> nn.Linear:
+    """The linear map that stands first: the checkpoints number the layers of a sequence."""
+    return cast(nn.Linear, layers[0])
+
+
+class Summary(nn.Module):
+    """Attention pooling with four heads, averaged: the weights of the rows, from the hidden layer's input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, HEADS))
+
+    def hidden(self, X: Tensor) -> Tensor:
+        """The first map without its bias, which commutes with weighted sums: [..., d] -> [..., d]."""
+        return X @ first_of(self.linear).weight.T
+
+    def weights(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Weights [..., n] over n rows, from `hidden` [..., n, d]; masked rows weigh nothing."""
+        logits = self.linear[2](F.relu(hidden + first_of(self.linear).bias)).transpose(-1, -2)  # [..., heads, n]
+        shares = logits.softmax(-1) if mask is None else masked_softmax(logits, mask[..., None, :])
+        return shares.mean(-2)
+
+
+class ReleasedScorer(Scorer):
+    """What all four share: where the words and the regions look."""
+
+    SECOND_ATTENTION = False
+    activation = "none"
+    square = frozenset({"image.G", "image.VV"})
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        names = ["img_key_fc", "txt_key_fc"]
+        if self.SECOND_ATTENTION:
+            names += ["img_query_fc", "txt_query_fc", "weighted_img_key_fc", "weighted_img_query_fc"]
+            names += ["weighted_txt_key_fc", "weighted_txt_query_fc"]
+        for name in names:
+            self.add_module(name, nn.Linear(width, width, bias=False))
+
+    def _between(self, query: str, key: str) -> Tensor:
+        """The map M with x M . y = (query x) . (key y) / sqrt(d), [d, d]."""
+        maps = [cast(nn.Linear, self.get_submodule(name)).weight for name in (query, key)]
+        return maps[0].T @ maps[1] / math.sqrt(self.width)
+
+    def image_side(self, V: Tensor) -> Tensors:
+        if not self.SECOND_ATTENTION:
+            return {"image.V": V}
+        gram = V @ self._between("weighted_img_query_fc", "weighted_img_key_fc") @ V.transpose(1, 2)  # [I, R, R]
+        return {"image.V": V, "image.G": gram}
+
+    def text_side(self, T: Tensor, mask: Tensor) -> Tensors:
+        if not self.SECOND_ATTENTION:
+            return {"text.T": T, "text.mask": mask, "text.K": T @ self._between("txt_key_fc", "img_key_fc")}
+        return {
+            "text.T": T,
+            "text.mask": mask,
+            "text.K": T @ self._between("img_query_fc", "txt_key_fc").T,  # the words as keys of the regions' queries
+            "text.L": T @ self._between("txt_query_fc", "img_key_fc"),  # the words as queries
+            "text.M": T @ self._between("weighted_txt_query_fc", "weighted_txt_key_fc"),  # M T^T is their Gram matrix
+        }
+
+    def attention(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
+        """to_words [I, T, N, R] over regions and to_regions [T, I, R, N] over words, through both attentions."""
+        mask = text["text.mask"]
+        A = products(image["image.V"], text["text.K"])  # [I, R, T, N]
+        to_regions = masked_softmax(A.permute(2, 0, 1, 3), mask[:, None, None, :])  # [T, I, R, N]
+        to_words = self.first_look(image, text)
+        if not self.SECOND_ATTENTION:
+            return to_words, to_regions
+        gram = text["text.M"] @ text["text.T"].transpose(1, 2)  # [T, N, N]
+        among_words = messages(to_words, image["image.G"]) @ to_words.transpose(-1, -2)  # [I, T, N, N]
+        among_regions = messages(to_regions, gram) @ to_regions.transpose(-1, -2)  # [T, I, R, R]
+        return masked_softmax(among_words, mask[:, None, :]) @ to_words, among_regions.softmax(-1) @ to_regions
+
+    def first_look(self, image: Tensors, text: Tensors) -> Tensor:
+        """Where the words look at first, [I, T, N, R], before the messages attend to each other."""
+        queries = text["text.L" if self.SECOND_ATTENTION else "text.K"]
+        return products(image["image.V"], queries).permute(0, 2, 3, 1).softmax(-1)
+
+
+class CrossAttention(ReleasedScorer):
+    """`cross_attention`: the cosine of the two summarised messages."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.reduce_layer_1 = Summary(width)
+        self.reduce_layer_2 = Summary(width)
+
+    def image_side(self, V: Tensor) -> Tensors:
+        return super().image_side(V) | {"image.H": self.reduce_layer_2.hidden(V)}
+
+    def text_side(self, T: Tensor, mask: Tensor) -> Tensors:
+        return super().text_side(T, mask) | {"text.H": self.reduce_layer_1.hidden(T)}
+
+    def forward(self, image: Tensors, text: Tensors) -> Tensor:
+        """Cosines [I, T]."""
+        to_words, to_regions = self.attention(image, text)
+        w_v = self.reduce_layer_1.weights(messages(to_regions, text["text.H"]))  # [T, I, R]
+        w_t = self.reduce_layer_2.weights(messages(to_words, image["image.H"]), text["text.mask"])  # [I, T, N]
+        return cosines(w_v.unsqueeze(-2) @ to_regions, w_t.unsqueeze(-2) @ to_words, image, text)
+
+
+class CrossAttentionNew(ReleasedScorer):
+    """`cross_attention_new`: the cosine of the two messages after a second attention, averaged over rows.
+
+    The released code averages the message to the words over all 50 rows it pads a caption to. A padded row is a query of
+    zeros: it looks at all regions alike, and all padded rows are one and the same.
+    """
+
+    SECOND_ATTENTION = True
+
+    def forward(self, image: Tensors, text: Tensors) -> Tensor:
+        """Cosines [I, T]."""
+        mask = text["text.mask"]
+        to_words, to_regions = self.attention(image, text)
+        first = self.first_look(image, text)
+        alike = image["image.G"].mean(1)[:, None, None, :]  # [I, 1, 1, R]: an even look at all regions, times G
+        padded = masked_softmax(alike @ first.transpose(-1, -2), mask[:, None, :]) @ first  # [I, T, 1, R]
+        words = mask.sum(-1)[:, None, None]  # [T, 1, 1]
+        real = (to_words * mask[..., None]).sum(-2, keepdim=True)  # [I, T, 1, R]
+        mean = (real + (PADDED_WORDS - words).clamp(min=0) * padded) / PADDED_WORDS  # a cosine: any divisor will do
+        return cosines(to_regions.mean(-2, keepdim=True), mean, image, text)
+
+
+def cosines(to_text: Tensor, to_image: Tensor, image: Tensors, text: Tensors) -> Tensor:
+    """Cosines [I, T] of weighted sums: of words, weights [T, I, 1, N], and of regions, weights [I, T, 1, R]."""
+    x_1 = messages(to_text, text["text.T"]).squeeze(-2).transpose(0, 1)  # [I, T, d]
+    x_2 = messages(to_image, image["image.V"]).squeeze(-2)  # [I, T, d]
+    return F.cosine_similarity(x_1, x_2, dim=-1)
+
+
+class GateFusion(ReleasedScorer):
+    """`gate_fusion`: scalar gates, g = sigmoid(own . message), and a network on both summaries."""
+
+    FC_BIAS = True
+    SUMMARIES = ("reduce_layer_1", "reduce_layer_2")
+    activation = "sigmoid"
+    fusion = ("fc_1", "fc_2", "fc_out", *SUMMARIES)
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.fc_1 = nn.Sequential(nn.Linear(2 * width, width, bias=self.FC_BIAS))
+        self.fc_2 = nn.Sequential(nn.Linear(2 * width, width, bias=self.FC_BIAS))
+        self.fc_out = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Identity(), nn.Linear(width, 1))
+        for name in self.SUMMARIES:
+            self.add_module(name, Summary(width))
+
+    def _halves(self, layer: nn.Sequential) -> tuple[Tensor, Tensor]:
+        """The parts of a map that meet a row's own vector and its message, [d, d] each: it takes both side by side."""
+        weight = first_of(layer).weight  # sliced, not chunked: an exported slice folds into the weights
+        return weight[:, : self.width], weight[:, self.width :]
+
+    def image_side(self, V: Tensor) -> Tensors:
+        own, message = self._halves(self.fc_1)[0], self._halves(self.fc_2)[1]
+        return super().image_side(V) | {"image.P": V @ own.T, "image.Q": V @ message.T}
+
+    def text_side(self, T: Tensor, mask: Tensor) -> Tensors:
+        own, message = self._halves(self.fc_2)[0], self._halves(self.fc_1)[1]
+        return super().text_side(T, mask) | {"text.P": T @ own.T, "text.Q": T @ message.T}
+
+    def gates(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
+        g, h = scalar_gates(image, text, *self.messages_of(image, text))
+        return g.transpose(0, 1), h
+
+    def fuse(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
+        """Fused regions [T, I, R, d] and fused words [I, T, N, d]."""
+        to_words, to_regions = self.messages_of(image, text)
+        g, h = scalar_gates(image, text, to_words, to_regions)
+        V_hat = g.unsqueeze(-1) * (image["image.P"] + messages(to_regions, text["text.Q"]))
+        T_hat = h.unsqueeze(-1) * (text["text.P"] + messages(to_words, image["image.Q"]))
+        if self.FC_BIAS:
+            V_hat, T_hat = V_hat + first_of(self.fc_1).bias, T_hat + first_of(self.fc_2).bias
+        return F.relu(V_hat) + image["image.V"], F.relu(T_hat) + text["text.T"]
+
+    def messages_of(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
+        """The weights of the messages, [I, T, N, R] and [T, I, R, N]."""
+        return self.attention(image, text)
+
+    def forward(self, image: Tensors, text: Tensors) -> Tensor:
+        """Logits [I, T]."""
+        V_hat, T_hat = self.fuse(image, text)
+        of_v, of_t = (cast(Summary, self.get_submodule(name)) for name in self.SUMMARIES)
+        w_v = of_v.weights(of_v.hidden(V_hat))  # [T, I, R]
+        w_t = of_t.weights(of_t.hidden(T_hat), text["text.mask"])  # [I, T, N]
+        x_1 = (w_v.unsqueeze(-2) @ V_hat).squeeze(-2).transpose(0, 1)  # [I, T, d]
+        x_2 = (w_t.unsqueeze(-2) @ T_hat).squeeze(-2)
+        return cast(Tensor, self.fc_out(torch.cat([self.scaled(x_1), self.scaled(x_2)], dim=-1)).squeeze(-1))
+
+    def scaled(self, summary: Tensor) -> Tensor:
+        """The summary [I, T, d] as the last network takes it."""
+        return summary
+
+
+class GateFusionNew(GateFusion):
+    """`gate_fusion_new`, the published full model: a second attention, and messages and summaries of unit length."""
+
+    SECOND_ATTENTION = True
+    FC_BIAS = False
+    SUMMARIES = ("final_reduce_1", "final_reduce_2")
+    fusion = ("fc_1", "fc_2", "fc_out", *SUMMARIES)
+
+    def image_side(self, V: Tensor) -> Tensors:
+        return super().image_side(V) | {"image.VV": V @ V.transpose(1, 2)}  # [I, R, R]
+
+    def messages_of(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
+        to_words, to_regions = self.attention(image, text)
+        gram = text["text.T"] @ text["text.T"].transpose(1, 2)  # [T, N, N]
+        return unit(to_words, image["image.VV"]), unit(to_regions, gram)
+
+    def scaled(self, summary: Tensor) -> Tensor:
+        return cast(Tensor, summary / (summary.norm(dim=-1, keepdim=True) + EPSILON))
+
+
+def unit(weights: Tensor, gram: Tensor) -> Tensor:
+    """Weights of sums of vectors, scaled so that each sum has unit length; gram holds the products of the vectors."""
+    squared = (messages(weights, gram) * weights).sum(-1, keepdim=True)
+    # Not clamped at zero: a square root has no gradient there.
+    return weights / (squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt() + EPSILON)
+
+
+RELEASED: dict[str, type[ReleasedScorer]] = {
+    "cross_attention": CrossAttention,
+    "cross_attention_new": CrossAttentionNew,
+    "gate_fusion": GateFusion,
+    "gate_fusion_new": GateFusionNew,
+}

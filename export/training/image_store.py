@@ -1,0 +1,140 @@
+"""The images of a run: pictures decoded for a vision network that is trained, or encoded once by one that is frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from camp_sdk.data import Split
+from camp_sdk.export.bundling.graphs import export_graph, vision_graph
+from camp_sdk.export.training.vision_setup import Vision
+from camp_sdk.features import FeatureReader
+from camp_sdk.pictures import read_picture
+from camp_sdk.progress import progress_bar
+from camp_sdk.runtime.engines.base import Engine
+from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.manifest import PixelSpec
+from camp_sdk.runtime.threads import available_cores, map_ahead
+from camp_sdk.terminal import progress
+
+EXAMPLES = 24
+AHEAD = 32  # pictures decoded before they are asked for
+READING = 2  # counted up whenever reading, normalising or a network gives other numbers: features are then made again
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of both splits as training reads them, and a few of dev as a checkpoint holds them.
+
+    uint8 pictures [I, H, W, 3], to be normalised by ``pixels``, or float32 features [I, R, D]; ``examples`` are pictures in
+    either case, if the data set is one of pictures.
+    """
+
+    train: Any
+    dev: Any
+    examples: NDArray[Any]
+    pixels: PixelSpec | None = None
+
+
+def prepare_images(train: Split, dev: Split, vision: Vision | None, tuned: bool, scratch: Path, kept: Path) -> Images:
+    """Decode the pictures of a run for a vision network that is trained, or encode them by one that is not.
+
+    vision is None for a data set of features. tuned: whether a network that came with its weights is trained, too. Decoded
+    pictures go to ``scratch``, a folder of this run alone, features to ``kept``, which runs may share.
+    """
+    if vision is None:
+        return Images(train.images, dev.images, np.array(dev.images[:EXAMPLES]))
+    if vision.network is None or tuned:
+        stores = [decode_pictures(split, vision.pixels, scratch / f"{split.name}.npy") for split in (train, dev)]
+        return Images(stores[0], stores[1], np.array(stores[1][:EXAMPLES]), vision.pixels)
+    spec = vision.pixels
+    few = [read_picture(path, spec.height, spec.width, str(path), spec.fit) for path in dev.images[:EXAMPLES]]
+    of_train, of_dev = encode_pictures((train, dev), vision, kept)
+    return Images(of_train, of_dev, np.stack(few))
+
+
+def decode_pictures(split: Split, spec: PixelSpec, file: Path) -> NDArray[np.uint8]:
+    """Decode a split's pictures once into a memory-mapped file: uint8 [I, H, W, 3], not yet normalised."""
+    assert split.has_pictures
+    pixels = open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(split.images), spec.height, spec.width, 3))
+    rows = iter(pixels)
+
+    def read(path: Path) -> NDArray[np.uint8]:
+        return read_picture(path, spec.height, spec.width, str(path), spec.fit)
+
+    with closing(map_ahead(read, split.images, available_cores(), AHEAD, lambda path: False)) as decoded:
+        for picture in progress(decoded, f"decoding {split.name}", len(split.images)):
+            next(rows)[:] = picture
+    return pixels
+
+
+def encode_pictures(splits: Sequence[Split], vision: Vision, folder: Path) -> list[NDArray[np.float32]]:
+    """Features [I, R, D] of each split's pictures by a frozen network, memory-mapped: what the bundle's graph will make.
+
+    They are kept in ``folder``, and made again only if the network, its preprocessing or the pictures have changed.
+    """
+    files = [folder / f"features-{_key(split, vision)}.npy" for split in splits]
+    missing = [(split, file) for split, file in zip(splits, files, strict=True) if not _is_whole(file)]
+    if missing:
+        with _engine_of(vision) as engine:
+            for split, file in missing:
+                with write_aside(file) as aside:
+                    _encode(split, vision, engine, aside)
+    return [open_memmap(file, mode="r") for file in files]
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        open_memmap(file, mode="r")
+    except (OSError, ValueError):  # there is none, or it was cut
+        return False
+    return True
+
+
+@contextmanager
+def _engine_of(vision: Vision) -> Iterator[Engine]:
+    """The network as the bundle will have it."""
+    assert vision.network is not None
+    with tempfile.TemporaryDirectory(prefix="camp-") as folder:
+        graph = Path(folder) / "vision.onnx"
+        export_graph(vision_graph(vision.network), graph)
+        with OnnxRuntimeEngine(graph) as engine:
+            yield engine
+
+
+def _encode(split: Split, vision: Vision, engine: Engine, file: Path) -> None:
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress_bar(f"encoding {split.name}", len(split.images)))
+        reader = FeatureReader(vision.pixels, vision.width, lambda pixels: engine.run({"pixels": pixels})["features"])
+        batches = stack.enter_context(closing(reader.batches(split.images, None, advance, [], [])))
+        rows, start = None, 0  # [I, R, D], once R is known
+        for batch in batches:
+            if rows is None:
+                rows = open_memmap(file, "w+", np.float32, (len(split.images), *batch.shape[1:]))
+            rows[start : start + len(batch)] = batch
+            start += len(batch)
+
+
+def _key(split: Split, vision: Vision) -> str:
+    """Changes with the network's weights, its pixels, and the names, sizes and times of the pictures."""
+    assert vision.network is not None
+    how = READING, version("pillow"), vision.name, asdict(vision.pixels)
+    digest = hashlib.sha256(repr(how).encode())
+    for name, weight in vision.network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.cpu().numpy().tobytes())
+    for path in split.images:
+        about = Path(path).stat()
+        digest.update(f"{Path(path).resolve()} {about.st_size} {about.st_mtime_ns}".encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,147 @@
+"""The losses of CAMP: hardest-negative binary cross-entropy or margin ranking on pairs, softmax over all pairs of a batch,
+contrastive on global vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from camp_sdk.export.network.camp import Scorer, Tensors
+
+CLAMP = math.log((1 - 1e-6) / 1e-6)  # the logit whose score is 1 - 1e-6: scores are clamped before the logarithm
+DRIFT = 2 * CLAMP  # the logit beyond which `drift_loss` begins
+BLOCK_IMAGES = BLOCK_TEXTS = 16  # measured with d = 192, R = 36, captions of 3 to 23 words: intermediates of 7 MB
+
+
+def matching_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
+    """Equation of section 3.5, averaged over the batch, from logits: L = -[log m(I, T) + log(1 - m(I, T'))] - [log m(I, T)
+    + log(1 - m(I', T))]. matching is [B], one pair each; the wrong ones may be several a pair: each term is a mean."""
+    matching, wrong_text, wrong_image = (x.clamp(-CLAMP, CLAMP) for x in (matching, wrong_text, wrong_image))
+    return 2 * F.softplus(-matching).mean() + F.softplus(wrong_text).mean() + F.softplus(wrong_image).mean()
+
+
+def margin_ranking(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor, margin: float = 0.2) -> Tensor:
+    """Hinge loss of the cross-attention models, averaged over the batch: max(0, margin - s(I, T) + s(I, T')) + max(0, margin
+    - s(I, T) + s(I', T)), from cosines. matching is [B]; the wrong ones may be several a pair, in the pairs' order."""
+
+    def violation(wrong: Tensor) -> Tensor:
+        own = matching.repeat_interleave(len(wrong) // len(matching))
+        return (margin - own + wrong).clamp(min=0).mean()
+
+    return violation(wrong_text) + violation(wrong_image)
+
+
+def score_pairs(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
+    """Logits [P] of aligned pairs: image tensors [P, ...] against text tensors [P, ...], each only with its own."""
+    single = torch.vmap(scorer)  # the cross product of one image and one text, P times
+    return single(  # type: ignore[no-any-return]  # vmap is untyped
+        {name: tensor.unsqueeze(1) for name, tensor in image.items()},
+        {name: tensor.unsqueeze(1) for name, tensor in text.items()},
+    ).reshape(-1)
+
+
+def score_blocks(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
+    """Logits [I, T] of all pairs, some images and some texts at a time, whose intermediates are not kept: memory stays small.
+
+    Texts of about one length are scored together, without the padding that the longest of the batch asks for. With gradients,
+    each block is computed once more on the way back, which costs less than it saves, since a block stays near the processor.
+    """
+    lengths = text["text.mask"].sum(1)
+    order = lengths.argsort()
+    texts = [
+        {name: tensor[chosen, : int(lengths[chosen[-1]])] for name, tensor in text.items()}
+        for chosen in torch.split(order, BLOCK_TEXTS)  # the method is untyped
+    ]
+    images = [_take(image, slice(k, k + BLOCK_IMAGES)) for k in range(0, len(image["image.V"]), BLOCK_IMAGES)]
+    score = cast("Callable[[Tensors, Tensors], Tensor]", scorer)
+    if torch.is_grad_enabled():
+        score = partial(checkpoint, scorer, use_reentrant=False, preserve_rng_state=False)  # a scorer draws nothing
+    rows = [torch.cat([score(some, words) for words in texts], 1) for some in images]
+    return torch.cat(rows)[:, order.argsort()]
+
+
+def choose_negatives(logits: Tensor, candidates: int, count: int = 1) -> Tensor:
+    """For each row of logits [B, C], ``count`` columns among its ``candidates`` highest, at random: [B, count] int64.
+
+    As many candidates as negatives are the hardest; all of them is any negatives of the batch. Pairs that match must hold
+    -inf, and are not chosen: where a row has fewer others, every row gets that few. A row of matches alone gets some of them.
+    """
+    others = torch.isfinite(logits).sum(1)
+    usable = int(others[others > 0].min()) if others.any() else 1
+    best = logits.topk(min(max(candidates, count), usable), dim=1).indices  # [B, candidates]
+    order = torch.rand(best.shape, device=best.device).argsort(1)
+    return best.gather(1, order[:, :count])
+
+
+def pair_loss(
+    scorer: Scorer,
+    image: Tensors,
+    text: Tensors,
+    matches: Tensor,
+    candidates: int = 1,
+    negatives: int = 1,
+    all_logits: Tensor | None = None,
+) -> Tensor:
+    """Hardest-negative loss of B aligned pairs, at the cost of 3 B gradients instead of B * B with one negative.
+
+    The loss is `matching_bce` where scores are probabilities, `margin_ranking` where they are cosines.
+
+    All pairs are scored without gradients to find the negatives; the positives and the chosen negatives are then scored
+    again with gradients. matches [B, B] is true where an image and a text of the batch belong together. The paper takes one
+    negative a direction; ``negatives`` averages over so many, and ``candidates`` widens the choice (`choose_negatives`).
+    all_logits [B, B]: of all pairs with their gradients, where another loss needs them anyway; nothing is scored again then.
+    """
+    if all_logits is None:
+        with torch.no_grad():
+            scored = score_blocks(scorer, image, text)
+    else:
+        scored = all_logits.detach()
+    logits = _full(scored).masked_fill(matches, -math.inf)
+    own = torch.arange(len(logits), device=logits.device)
+    wrong_text = choose_negatives(logits, candidates, negatives)  # [B, negatives]
+    wrong_image = choose_negatives(logits.T, candidates, negatives)
+    images = torch.cat([own, own.repeat_interleave(wrong_text.shape[1]), wrong_image.flatten()])
+    texts = torch.cat([own, wrong_text.flatten(), own.repeat_interleave(wrong_image.shape[1])])
+    if all_logits is None:
+        chosen = _full(score_pairs(scorer, _take(image, images), _take(text, texts)))
+    else:
+        chosen = _full(all_logits)[images, texts]
+    # A row of matches alone has no negative: its pair, at -inf, is clamped, costs next to nothing and has no gradient.
+    matching, wrong = chosen[: len(own)], chosen[len(own) :].masked_fill(matches[images, texts][len(own) :], -math.inf)
+    loss = margin_ranking if scorer.activation == "none" else matching_bce
+    return loss(matching, wrong[: wrong_text.numel()], wrong[wrong_text.numel() :])
+
+
+def contrastive_loss(image: Tensor, text: Tensor, matches: Tensor, log_scale: Tensor) -> Tensor:
+    """`softmax_loss` of the scaled dot products of unit vectors [B, d]."""
+    return softmax_loss(log_scale.exp().clamp(max=100) * _full(image) @ _full(text).T, matches)
+
+
+def softmax_loss(logits: Tensor, matches: Tensor) -> Tensor:
+    """InfoNCE over the batch, both directions, of logits [B, B]; other pairs that match do not count."""
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = _full(logits).masked_fill(matches & ~own, -math.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def drift_loss(logits: Tensor) -> Tensor:
+    """Mean square of what logits [I, T] exceed `DRIFT` by. The other losses say nothing of clamped logits, and those of pairs
+    far apart drift away, to where float32's noise is larger than an export may differ by."""
+    return (_full(logits).abs() - DRIFT).clamp(min=0).square().mean()
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """At least float32: what autocast made half is widened, float64 stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _take(tensors: Tensors, indices: slice | Tensor) -> Tensors:
+    return {name: tensor[indices] for name, tensor in tensors.items()}

@@ -1,0 +1,84 @@
+"""The same evaluation as `camp eval`, by PyTorch: what training watches, and what the bundle is held against."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from camp_sdk.data import load_split
+from camp_sdk.export.network.camp import Tensors
+from camp_sdk.export.network.checkpoint import load_checkpoint
+from camp_sdk.export.network.model import Camp
+from camp_sdk.export.training.batches import CaptionDataset
+from camp_sdk.export.training.image_store import decode_pictures
+from camp_sdk.export.training.losses import score_blocks
+from camp_sdk.metrics import Metrics, evaluate_matrix
+
+IMAGES_AT_ONCE = 64
+TEXTS_AT_ONCE = 64
+
+
+def measure_checkpoint(
+    checkpoint: Path, data: Path, split: str, on_progress: Callable[[int], None] = lambda pairs: None
+) -> tuple[Metrics, Metrics | None]:
+    """`measure_network` of a checkpoint on a split on disk, decoded as the checkpoint says. Raises BundleError."""
+    model, origin = load_checkpoint(checkpoint)
+    loaded = load_split(data, split)
+    with tempfile.TemporaryDirectory(prefix="camp-") as cache:
+        store: Any = loaded.images
+        if origin.pixels:
+            store = decode_pictures(loaded, origin.pixels, Path(cache) / f"{split}.npy")
+        return measure_network(
+            model, CaptionDataset(loaded, store, origin.open_tokenizer(), origin.pixels), on_progress
+        )
+
+
+@torch.no_grad()
+def measure_network(
+    model: Camp, data: CaptionDataset, on_progress: Callable[[int], None] = lambda pairs: None
+) -> tuple[Metrics, Metrics | None]:
+    """Metrics of the network and of its global vectors alone (None without any) on a whole split.
+
+    The model is left as it was found.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    image = _encode_images(model, data, device)
+    first, where = data.tokens.distinct()  # the same caption twice must tie, whatever block it is scored in
+    order = np.argsort(data.tokens.lengths[first], kind="stable")
+    logits = np.empty((len(data.store), len(data)), np.float32)
+    vectors = np.empty_like(logits) if model.config.global_vectors else None
+    for start in range(0, len(order), TEXTS_AT_ONCE):
+        chosen = order[start : start + TEXTS_AT_ONCE]
+        text = _encode_texts(model, data, first[chosen], device)
+        place = np.full(len(first), -1)
+        place[chosen] = np.arange(len(chosen))
+        columns = np.flatnonzero(place[where] >= 0)
+        copies = place[where[columns]]
+        if vectors is not None:
+            products = (image["image.global"] @ text.pop("text.global").T).float().cpu().numpy()
+            vectors[:, columns] = products[:, copies]
+        logits[:, columns] = score_blocks(model.scorer, image, text).float().cpu().numpy()[:, copies]
+        on_progress(logits.shape[0] * len(columns))
+    model.train(was_training)
+    return evaluate_matrix(logits, data.owner), None if vectors is None else evaluate_matrix(vectors, data.owner)
+
+
+def _encode_images(model: Camp, data: CaptionDataset, device: torch.device) -> Tensors:
+    parts = []
+    for start in range(0, len(data.store), IMAGES_AT_ONCE):
+        rows = np.arange(start, min(start + IMAGES_AT_ONCE, len(data.store)))
+        parts.append(model.encode_images(model.region_features(data.image_batch(rows).to(device))))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _encode_texts(model: Camp, data: CaptionDataset, chosen: np.ndarray, device: torch.device) -> Tensors:
+    lengths = data.tokens.lengths[chosen]
+    tokens = torch.from_numpy(data.tokens.ids[chosen, : lengths.max()])
+    return model.encode_texts(tokens.to(device), torch.from_numpy(lengths).to(device))

@@ -1,0 +1,216 @@
+"""ONNX Runtime: on the CPU, and by its CUDA and TensorRT providers."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from camp_sdk.runtime.engines import cuda
+from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
+from camp_sdk.runtime.engines.profiles import Profile
+from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError
+from camp_sdk.runtime.files import cache_folder
+from camp_sdk.runtime.threads import physical_cores
+
+# ONNX Runtime's names of the types a contract may hold.
+ONNX_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int8)": "int8",
+    "tensor(bool)": "bool",
+}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+CUDA_OPTIONS: dict[str, Any] = {"use_tf32": 0}  # on by default, it keeps ten bits of a float32's fraction
+# Intermediates of so many pairs are a few gigabytes at d = 1024 and R = 36 at most.
+GPU_BLOCKS = (64, 16)
+
+
+class OnnxRuntimeEngine(Engine):
+    """ONNX Runtime on one graph file. ``device`` is "cpu", "cuda" or "tensorrt"; ``threads`` None takes every core.
+
+    streams: how many runs share these threads, each in the thread that calls for it and with the help of the others' pool:
+    more pairs a second, and a longer wait for a single run. spin: whether idle threads of that pool wait for the next run by
+    spinning, which is for a graph that runs again at once: elsewhere they take the cores from the other graphs. options: of
+    the provider. Sessions are thread-safe. Raises BackendError if the provider asked for is not the one really in use, naming
+    the library that failed to load, or a run fails.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        spin: bool = True,
+        options: Mapping[str, Any] | None = None,
+        streams: int = 1,
+    ) -> None:
+        ort, provider = import_onnxruntime(device)
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+        if streams > 1:
+            threads = (threads or physical_cores()) - (streams - 1)  # it counts a single caller
+        if threads is not None:
+            settings.intra_op_num_threads = threads
+        providers = [(provider, CUDA_OPTIONS if device == "cuda" else dict(options or {}))]
+        if device == "tensorrt":
+            providers.append((PROVIDERS["cuda"], CUDA_OPTIONS))  # runs what TensorRT leaves
+        try:
+            self._session: Any = ort.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime raises its own types, all derived from Exception
+            if device != "cpu" and (reason := _load_error(ort, device)):
+                raise BackendError(f"{provider} cannot be used: {reason}") from None
+            raise BundleError(f"ONNX Runtime cannot open {path}: {error}") from None
+        if (used := self._session.get_providers()[0]) != provider:
+            reason = _load_error(ort, device) or _device_error()
+            raise BackendError(f"{provider} was asked for, but ONNX Runtime uses {used}: {reason}")
+        self._path, self._device, self.streams = path, device, streams
+        self.callers = streams  # a third would take a core from one of two
+        self._inputs = {v.name: np.dtype(ONNX_TYPES.get(v.type, "O")) for v in self._session.get_inputs()}
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.blocks = None if device == "cpu" else GPU_BLOCKS
+        self.residents = WeakKeyDictionary()
+        self._uploader = cuda.Uploader()
+
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        session = self._session
+        if session is None:
+            raise BackendError(f"ONNX Runtime cannot run {self._path}: it was closed meanwhile")
+        try:
+            if any(isinstance(array, cuda.DeviceArray) for array in feeds.values()):
+                outputs = self._run_bound(session, feeds)
+            else:
+                outputs = session.run(self._outputs, dict(feeds))
+        except Exception as error:  # onnxruntime raises its own types, all derived from Exception
+            raise BackendError(f"ONNX Runtime cannot run {self._path}: {error}") from None
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def _run_bound(self, session: Any, feeds: Mapping[str, Any]) -> Sequence[Any]:
+        binding = session.io_binding()
+        for name, array in feeds.items():
+            if isinstance(array, cuda.DeviceArray):
+                place = (*self._memory, array.dtype.type, list(array.shape), array.address)
+                binding.bind_input(name, *place)
+            else:
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self._outputs:
+            binding.bind_output(name)
+        session.run_with_iobinding(binding)
+        outputs: Sequence[Any] = binding.copy_outputs_to_cpu()
+        return outputs
+
+    _memory = ("cuda", 0)  # what ONNX Runtime calls the memory that `hold` puts tensors into
+
+    def hold(self, tensors: Arrays) -> Mapping[str, Any]:
+        return tensors if self.room_bytes() is None else tensors | self._uploader.upload(tensors, self._inputs)
+
+    def room_bytes(self) -> int | None:
+        if self._device == "cpu":
+            return None
+        try:
+            return cuda.room_bytes()
+        except MissingExtraError:  # without cuda-bindings, ONNX Runtime uploads what each run is fed
+            return None
+
+    def close(self) -> None:
+        self.residents.clear()
+        self._session = None
+        self._uploader.close()
+
+    def interface(self) -> tuple[Interface, Interface]:
+        def described(values: Sequence[Any]) -> Interface:
+            return {value.name: (ONNX_TYPES.get(value.type, value.type), tuple(value.shape)) for value in values}
+
+        return described(self._session.get_inputs()), described(self._session.get_outputs())
+
+
+def import_onnxruntime(device: str) -> tuple[Any, str]:
+    """The library and the name of a device's provider. Raises BackendError if either is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("onnxruntime", "cpu" if device == "cpu" else "gpu") from None
+    provider = PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise BackendError(
+            f"ONNX Runtime here has no {provider}; the package that has it takes this one's place: "
+            "pip uninstall onnxruntime, then pip install 'camp-sdk[gpu]' (in a clone: '.[gpu]')"
+        )
+    if device != "cpu":
+        _preload(onnxruntime)
+    return onnxruntime, provider
+
+
+@functools.cache
+def _preload(ort: Any) -> None:
+    if hasattr(ort, "preload_dlls"):  # from 1.21 on: CUDA as pip installs it
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            ort.preload_dlls()
+
+
+def _load_error(ort: Any, device: str) -> str:
+    """What the system's loader says of a provider's library, the missing one by name; empty if it loads.
+
+    ONNX Runtime itself says so only in its log on standard error.
+    """
+    pattern = "onnxruntime_providers_{}.dll" if sys.platform == "win32" else "libonnxruntime_providers_{}.so"
+    folder = Path(ort.__file__).parent / "capi"
+    try:
+        ctypes.CDLL(str(folder / pattern.format("shared")), ctypes.RTLD_GLOBAL)  # the other's symbols come from it
+        ctypes.CDLL(str(folder / pattern.format(device)))
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def check_provider(device: str) -> None:
+    """Raise BackendError unless a device's provider is installed, its libraries load, and there is a GPU if it needs one."""
+    ort, provider = import_onnxruntime(device)
+    if device == "cpu":
+        return
+    if reason := _load_error(ort, device):
+        raise BackendError(f"{provider} cannot be used: {reason}")
+    with contextlib.suppress(MissingExtraError):  # it works without cuda-bindings, which would tell of the GPU
+        cuda.gpu()
+
+
+def _device_error() -> str:
+    try:
+        return f"its libraries load, and {cuda.gpu().name} is there; ONNX Runtime's log on standard error says more"
+    except BackendError as error:
+        return str(error)
+
+
+def tensorrt_options(graph_sha256: str, profile: Profile) -> dict[str, Any]:
+    """Options of the TensorRT provider: the sizes to build for, and where built engines are kept.
+
+    They are kept in the user's own cache folder, not in the bundle: ONNX Runtime deserialises whatever file bears the right
+    name there, and a bundle may come from anywhere. Each graph has a folder of its own, for that name does not depend on the
+    weights. Precision stands in the graph, so TensorRT is not asked for another.
+    """
+    key = hashlib.sha256(json.dumps([graph_sha256, profile], sort_keys=True).encode()).hexdigest()[:16]
+    cache = cache_folder() / "onnxruntime-tensorrt" / key
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shapes = {
+        which: ",".join(f"{name}:{'x'.join(map(str, sizes[place]))}" for name, sizes in profile.items())
+        for place, which in enumerate(("min", "opt", "max"))
+    }
+    return {
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(cache),
+        **{f"trt_profile_{which}_shapes": text for which, text in shapes.items()},
+    }

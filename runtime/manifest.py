@@ -1,0 +1,316 @@
+"""manifest.json of a bundle: one schema, read and written by the same types.
+
+Axis letters in shapes: I images, R regions, T texts, N words, D feature width; B, H, W for a batch of pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from camp_sdk.runtime.errors import BundleError
+from camp_sdk.runtime.files import sha256_of
+
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+SCHEMA_VERSION = 1
+BYTES_LIMIT = 16 << 20
+MOST_PIXELS = 1024  # each way, of what a vision graph reads
+ACTIVATIONS = ("sigmoid", "none")
+REQUIRED_GRAPHS = ("image", "text", "scorer")
+OPTIONAL_GRAPHS = ("explainer", "vision")
+FITS = ("stretch", "letterbox", "crop")
+GLOBAL_SUFFIX = ".global"
+PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16"}  # of the graphs that have their precision written into them
+EXPORT_AGAIN = "export the bundle again, or copy it again from where it was made"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a graph.
+
+    Args:
+        name: the name that encoders and scorer share.
+        dtype: numpy's name of the type.
+        shape: a size, or the letter of an axis of any size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a file of the bundle must be: its size in bytes and its SHA-256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """The entry of a file as it is now."""
+        return cls(path.stat().st_size, sha256_of(path))
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph: its file, relative to the bundle, and its tensors in order."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> GraphSpec:
+        """The graph that a manifest's entry describes."""
+        return cls(_inside(raw["file"]), _tensors(raw["inputs"]), _tensors(raw["outputs"]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        sides = {"inputs": self.inputs, "outputs": self.outputs}
+        entries = {
+            side: {spec.name: {"dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs}
+            for side, specs in sides.items()
+        }
+        return {"file": self.file, **entries}
+
+
+@dataclass(frozen=True)
+class LoweredGraphs:
+    """The graphs that a lower precision puts in place of the float32 ones, and the figures of its gate."""
+
+    graphs: dict[str, GraphSpec]
+    checks: tuple[dict[str, Any], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        graphs = {name: graph.as_dict() for name, graph in self.graphs.items()}
+        return {"graphs": graphs, "checks": list(self.checks)}
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """What the `vision` graph expects: RGB scaled to 0..1, fitted to a size, minus mean, divided by std.
+
+    Args:
+        height: in pixels.
+        width: in pixels.
+        mean: of each channel.
+        std: the deviation of each channel.
+        grid: rows and columns of the regions.
+        fit: "stretch" (each side scaled on its own; the meaning of a manifest without the key), "letterbox" (the whole
+            picture scaled to fit, centred, margins white) or "crop" (scaled to cover, the middle cut out).
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    grid: tuple[int, int]
+    fit: str = "stretch"
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> PixelSpec:
+        """A PixelSpec from plain values; KeyError, TypeError or ValueError if they cannot be one."""
+        (r, g, b), (r_std, g_std, b_std) = ([float(v) for v in raw[key]] for key in ("mean", "std"))
+        mean, std = (r, g, b), (r_std, g_std, b_std)
+        rows, columns = (int(v) for v in raw["grid"])
+        height, width = int(raw["height"]), int(raw["width"])
+        finite = all(math.isfinite(value) for value in mean + std)
+        if not (finite and all(std) and 0 < height <= MOST_PIXELS and 0 < width <= MOST_PIXELS):
+            raise ValueError(f"pixels {raw}")
+        if (fit := raw.get("fit", "stretch")) not in FITS:
+            raise ValueError(f"fit {fit!r}, expected one of {FITS}")
+        return cls(height, width, mean, std, (rows, columns), fit)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The manifest's entry; tuples as lists, as JSON and checkpoints have them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says.
+
+    Args:
+        variant: the network's name, for people.
+        activation: what turns logits into scores, "sigmoid" or "none".
+        graphs: the float32 graphs by name.
+        max_words: of the tokenizer, both markers counted.
+        files: every other file of the bundle.
+        pixels: what the vision graph expects; None without one.
+        precisions: lower precisions, "float16" or "bfloat16", and their graphs.
+        sizes: the network's configuration, for people.
+        made_with: versions of the packages that made the bundle, for people.
+        training: how the network was trained and what it scored, for people.
+        parity: figures of the export's comparison with PyTorch, for people.
+    """
+
+    variant: str
+    activation: str
+    graphs: dict[str, GraphSpec]
+    max_words: int
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    pixels: PixelSpec | None = None
+    precisions: dict[str, LoweredGraphs] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    parity: tuple[dict[str, Any], ...] = ()
+
+    def graphs_in(self, precision: str) -> dict[str, GraphSpec]:
+        """Every graph as a precision has it: its own where it has one, float32 otherwise. BundleError if it has none."""
+        if precision != "float32" and precision not in self.precisions:
+            option = PRECISION_FOLDERS.get(precision, precision)
+            raise BundleError(
+                f"this bundle has no {precision} graphs; export it with: camp export --precision {option}"
+            )
+        return self.graphs | (self.precisions[precision].graphs if precision in self.precisions else {})
+
+    @property
+    def image_tensors(self) -> tuple[TensorSpec, ...]:
+        """Everything kept of an encoded image: what the scorer reads, and `image.global`."""
+        return self.graphs["image"].outputs
+
+    @property
+    def text_tensors(self) -> tuple[TensorSpec, ...]:
+        """Everything kept of an encoded text: what the scorer reads, and `text.global`."""
+        return self.graphs["text"].outputs
+
+    @property
+    def feature_width(self) -> int:
+        """D, the width of a region's features."""
+        return int(self.graphs["image"].inputs[0].shape[2])
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Manifest:
+        """The manifest of a JSON document of this schema version, its contract checked.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError: the document breaks the contract.
+        """
+        graphs = _graphs(raw["graphs"])
+        entries = raw["files"].items()
+        files = {_inside(name): FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries}
+        manifest = cls(
+            variant=str(raw["variant"]),
+            activation=raw["activation"],
+            graphs=graphs,
+            max_words=int(raw["tokenizer"]["max_words"]),
+            files=files,
+            pixels=PixelSpec.from_dict(raw["pixels"]) if "vision" in graphs else None,
+            precisions=_precisions(raw["precisions"]),
+            **{name: dict(raw.get(name) or {}) for name in ("sizes", "made_with", "training")},
+            parity=tuple(dict(check) for check in raw.get("parity") or ()),
+        )
+        _check(manifest)
+        return manifest
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON document."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "variant": self.variant,
+            "activation": self.activation,
+            "graphs": {name: graph.as_dict() for name, graph in self.graphs.items()},
+            "pixels": self.pixels.as_dict() if self.pixels else None,
+            "precisions": {name: lowered.as_dict() for name, lowered in self.precisions.items()},
+            "tokenizer": {"file": TOKENIZER_FILE, "max_words": self.max_words},
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
+            "sizes": self.sizes,
+            "made_with": self.made_with,
+            "training": self.training,
+            "parity": list(self.parity),
+        }
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a file.
+
+    Raises:
+        BundleError: the file is missing, too large, no manifest, of another schema version, or breaks the contract.
+    """
+    if not path.is_file():
+        raise BundleError(f"{path} not found: expected a bundle folder made by camp export")
+    if path.stat().st_size > BYTES_LIMIT:
+        raise BundleError(f"{path} has {path.stat().st_size} bytes, more than a manifest can have; {EXPORT_AGAIN}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        version = raw["schema_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(f"{path} is not a manifest ({type(error).__name__}: {error}); {EXPORT_AGAIN}") from None
+    if type(version) is not int or version != SCHEMA_VERSION:
+        newer = type(version) is int and version > SCHEMA_VERSION
+        what_to_do = "upgrade camp-sdk" if newer else EXPORT_AGAIN
+        raise BundleError(
+            f"{path} has schema version {version!r}, this camp-sdk reads version {SCHEMA_VERSION}; {what_to_do}"
+        )
+    try:
+        return Manifest.from_dict(raw)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise BundleError(f"{path} breaks the contract ({type(error).__name__}: {error}); {EXPORT_AGAIN}") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a manifest into a bundle's folder, with the size and hash of every file that the folder holds now."""
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = {name: FileEntry.of(folder / name) for name in found if name != MANIFEST_FILE}
+    text = json.dumps(replace(manifest, files=files).as_dict(), indent=2, sort_keys=True)
+    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _check(manifest: Manifest) -> None:
+    missing = [name for name in REQUIRED_GRAPHS if name not in manifest.graphs]
+    unknown = [name for name in manifest.graphs if name not in REQUIRED_GRAPHS + OPTIONAL_GRAPHS]
+    if missing or unknown:
+        raise ValueError(f"graphs missing: {missing}, unknown: {unknown}")
+    lowered = [own.graphs for own in manifest.precisions.values()]
+    every = [graph for graphs in (manifest.graphs, *lowered) for graph in graphs.values()]
+    if unlisted := [name for name in [*(graph.file for graph in every), TOKENIZER_FILE] if name not in manifest.files]:
+        raise ValueError(f"files without a hash: {unlisted}")
+    if manifest.activation not in ACTIVATIONS:
+        raise ValueError(f"activation {manifest.activation!r}, expected one of {ACTIVATIONS}")
+    for own in ({}, *lowered):
+        _check_contract(manifest.graphs | own)
+
+
+def _check_contract(graphs: dict[str, GraphSpec]) -> None:
+    made = {spec.name: spec for side in ("image", "text") for spec in graphs[side].outputs}
+    for spec in graphs["scorer"].inputs:
+        narrowed = replace(spec, dtype="float32") if spec.dtype == "float16" else spec
+        if made.get(spec.name) not in (spec, narrowed):
+            raise ValueError(f"the scorer reads {spec}, the encoders make {made.get(spec.name)}")
+    (features,) = graphs["image"].inputs
+    if len(features.shape) != 3 or not isinstance(features.shape[2], int):
+        raise ValueError(f"the image graph reads {features}, expected features [I, R, D] of a fixed width D")
+
+
+def _graphs(raw: Mapping[str, Any]) -> dict[str, GraphSpec]:
+    return {str(name): GraphSpec.from_dict(graph) for name, graph in raw.items()}
+
+
+def _precisions(raw: Any) -> dict[str, LoweredGraphs]:
+    if raw == ["float32"]:  # what bundles of before there was a second precision say
+        return {}
+    if unknown := raw.keys() - PRECISION_FOLDERS.keys():
+        raise ValueError(f"precisions {sorted(unknown)}, expected {sorted(PRECISION_FOLDERS)}")
+    return {
+        name: LoweredGraphs(_graphs(entry["graphs"]), tuple(dict(check) for check in entry.get("checks") or ()))
+        for name, entry in raw.items()
+    }
+
+
+def _tensors(raw: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, str(spec["dtype"]), tuple(spec["shape"])) for name, spec in raw.items())
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+        raise ValueError(f"path {name!r} leaves the bundle")
+    return name

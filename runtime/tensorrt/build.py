@@ -1,0 +1,273 @@
+"""Build engines from the graphs of a bundle: one code path for TensorRT 10.3 and later, TensorRT 11 and TensorRT-RTX.
+
+Precision lives in the ONNX graph and networks are strongly typed, so nothing here chooses one. TensorRT builds for the GPU of
+this machine; TensorRT-RTX needs none, and builds for every GPU of compute capability 8.0 and later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shlex
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.engines.profiles import Limits, Profile, Shape, profile_of
+from camp_sdk.runtime.errors import BackendError, BundleError
+from camp_sdk.runtime.files import cache_folder, write_aside
+from camp_sdk.runtime.manifest import EXPORT_AGAIN, GraphSpec
+from camp_sdk.runtime.tensorrt.build_progress import BuildProgress, monitor_of
+from camp_sdk.runtime.tensorrt.library import Library, open_library
+from camp_sdk.runtime.tensorrt.plans import (
+    ENGINES,
+    PLAN_FILE,
+    RECORD_FILE,
+    Here,
+    PlanRecord,
+    check_plan,
+    engine_key,
+    graph_of,
+    read_record,
+    remember_built,
+)
+
+
+@dataclass(frozen=True)
+class EngineOrder:
+    """An engine to build: a graph of a bundle as a precision has it, by the library and for the GPU of ``here``."""
+
+    bundle: Bundle
+    graph: str
+    precision: str
+    here: Here
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def spec(self) -> GraphSpec:
+        """The graph's file and tensors. Raises BundleError if the bundle has no such graph or precision."""
+        return graph_of(self.bundle, self.graph, self.precision)[0]
+
+    @property
+    def own_precision(self) -> str:
+        """What the graph really computes in: float32 where the precision has no graph of its own."""
+        return graph_of(self.bundle, self.graph, self.precision)[1]
+
+    @property
+    def graph_sha256(self) -> str:
+        """SHA-256 of the graph's file."""
+        return self.bundle.manifest.files[self.spec.file].sha256
+
+    @property
+    def profile(self) -> Profile:
+        """The shapes the engine is to take."""
+        return profile_of(self.spec, self.bundle.manifest, self.limits)
+
+    @property
+    def folder(self) -> Path:
+        """Where the engine belongs. Raises BundleError if the bundle's engines lie somewhere else."""
+        engines = self.bundle.folder / ENGINES
+        if engines.resolve() != self.bundle.folder.resolve() / ENGINES:
+            raise BundleError(f"{engines} leads out of the bundle to {engines.resolve()}: remove it")
+        return engines / engine_key(self.here, self.graph_sha256, self.profile, self.own_precision)
+
+
+def built_engine(order: EngineOrder) -> PlanRecord | None:
+    """The record of an engine that was built to this order before and is whole, None if there is none."""
+    try:
+        record = read_record(order.folder)
+        check_plan(order.folder, record)
+    except (BackendError, BundleError, OSError):
+        return None
+    return record
+
+
+def prefer(order: EngineOrder, record: PlanRecord) -> PlanRecord:
+    """Make an engine that is there already the last built, which is the one that is opened."""
+    record = replace(record, built_at=time.time())
+    with write_aside(order.folder / RECORD_FILE) as aside:
+        aside.write_text(record.as_json(), encoding="utf-8")
+    return record
+
+
+def build_engine(order: EngineOrder, on_progress: Callable[[float], None] = lambda share: None) -> PlanRecord:
+    """Build one engine, write it under the bundle's engines/ and return its record; an older one of the same key is replaced.
+
+    on_progress hears the share of the build that is done, 0..1, from another thread; what it raises stops the build, as
+    Ctrl-C does. Nothing is written before the plan is whole. Raises BackendError with the library's own reason if the graph
+    cannot be built, or comes out mostly float32 though it should not; BundleError, InputError as `profile_of`.
+    """
+    library, started, folder = open_library(order.here.backend), time.monotonic(), order.folder
+    plan, half_share = _built(library, order, BuildProgress(on_progress))
+    record = PlanRecord(
+        library=order.here.library,
+        library_version=order.here.version,
+        compute_capability=order.here.target,
+        driver=order.here.driver,
+        graph=order.graph,
+        precision=order.own_precision,
+        graph_sha256=order.graph_sha256,
+        profile=order.profile,
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        plan_bytes=len(plan),
+        half_share=half_share,
+        build_s=round(time.monotonic() - started, 3),
+        built_at=time.time(),
+    )
+    with write_aside(folder) as aside:
+        aside.mkdir()
+        (aside / PLAN_FILE).write_bytes(plan)
+        (aside / RECORD_FILE).write_text(record.as_json(), encoding="utf-8")
+    remember_built(record)
+    return record
+
+
+def _built(library: Library, order: EngineOrder, progress: BuildProgress) -> tuple[bytes, float]:
+    """The plan, and the share of its products in half precision."""
+    trt = library.trt
+    if order.here.library == "tensorrt" and order.here.compute_capability is None:
+        raise BackendError("TensorRT builds engines on the GPU they are for, and no GPU or no driver was found here")
+    library.errors.clear()
+    try:
+        builder = trt.Builder(library.logger)
+    except (TypeError, RuntimeError):  # pybind11's answer to a builder that could not be made
+        raise BackendError(f"{order.here.backend} cannot make a builder: {library.reason()}") from None
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))  # 11 always does
+    _parse(library, order, network)
+    share = _half_share(trt, network, order)
+    config = _configured(library, order, builder)
+    monitor = monitor_of(trt, progress)
+    timings = _timing_cache(order.here)
+    config.progress_monitor = monitor
+    if timings:
+        _load_timing_cache(config, timings)
+    plan = _run(lambda: builder.build_serialized_network(network, config), progress)
+    if plan is None:
+        raise BackendError(f"{_named(order)} cannot be built: {library.reason()}")
+    if timings:
+        _keep_timing_cache(config, timings)
+    return bytes(plan), share
+
+
+def _named(order: EngineOrder) -> str:
+    return f"{order.here.backend} {order.here.version}: the {order.own_precision} {order.graph} graph"
+
+
+def _parse(library: Library, order: EngineOrder, network: Any) -> None:
+    parser = library.trt.OnnxParser(network, library.logger)
+    # By content, not by path: a graph that names files of weights elsewhere is not read along.
+    if not parser.parse(order.bundle.path(order.spec.file).read_bytes()):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        told = "; ".join(f"{e.node_operator()} node {e.node_name()!r}: {' '.join(e.desc().split())}" for e in errors)
+        raise BackendError(f"{_named(order)} cannot be parsed: {told[:1500] or library.reason()}")
+    found, expected = {network.get_input(index).name for index in range(network.num_inputs)}, order.profile.keys()
+    if found != expected:
+        raise BundleError(
+            f"{order.spec.file} has the inputs {sorted(found)}, manifest.json says {sorted(expected)}; {EXPORT_AGAIN}"
+        )
+
+
+def _half_share(trt: Any, network: Any, order: EngineOrder) -> float:
+    """The share of matrix products and convolutions that compute in half precision; 0 for a graph without any.
+
+    These take the time, also those of a recurrence, which is a loop around them. Counting every layer instead would judge by
+    reshapes, and by the softmax and normalisation that are float32 by design. Each weighs as much as the largest of its
+    tensors that is of a fixed size: a map of d by d more than the few numbers of a pair's words. Raises BackendError if a
+    graph of half precision computes less than half in it.
+    """
+    kinds, layers = trt.LayerType, [network.get_layer(index) for index in range(network.num_layers)]
+    heavy = (kinds.MATRIX_MULTIPLY, kinds.EINSUM, kinds.CONVOLUTION, kinds.DECONVOLUTION)
+    weights = [
+        (_weight(layer), layer.get_output(0).dtype == trt.DataType.HALF) for layer in layers if layer.type in heavy
+    ]
+    share = sum(weight for weight, half in weights if half) / max(1, sum(weight for weight, _ in weights))
+    if order.own_precision != "float32" and share < 0.5:
+        raise BackendError(f"{_named(order)} is mostly float32: {share:.0%} of it is in half precision; {EXPORT_AGAIN}")
+    return share
+
+
+def _weight(layer: Any) -> int:
+    tensors = [layer.get_output(0), *(layer.get_input(index) for index in range(layer.num_inputs))]
+    return max(math.prod(int(size) for size in tensor.shape if size > 0) for tensor in tensors if tensor is not None)
+
+
+def _configured(library: Library, order: EngineOrder, builder: Any) -> Any:
+    trt, config = library.trt, builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, it keeps ten bits of a float32's fraction
+    if order.limits.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.limits.workspace_bytes)
+    if order.here.library == "tensorrt_rtx" and order.here.target is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{order.here.target.replace('.', '')}"), 0)
+    shapes = builder.create_optimization_profile()
+    for name, (smallest, expected, largest) in order.profile.items():
+        shapes.set_shape(name, smallest, expected, largest)
+    if config.add_optimization_profile(shapes) < 0:
+        raise BackendError(f"{_named(order)} does not take the shapes {order.profile}: {library.reason()}")
+    return config
+
+
+def _run(build: Callable[[], Any], progress: BuildProgress) -> Any:
+    """Build in a thread of its own: Ctrl-C reaches Python only in the main one, which must not be inside the library."""
+    with ThreadPoolExecutor(1) as pool:
+        built = pool.submit(build)
+        try:
+            plan = built.result()
+        except BaseException:
+            progress.cancelled = True
+            raise
+    if progress.failure is not None:
+        raise progress.failure
+    return plan
+
+
+def _timing_cache(here: Here) -> Path | None:
+    """The file of TensorRT's own timings; TensorRT-RTX has none.
+
+    Not in the bundle: they serve every bundle, a new export drops engines/, and a file that came with a bundle is not to be
+    trusted.
+    """
+    if here.library != "tensorrt":
+        return None
+    return cache_folder() / f"tensorrt-{here.version}-{here.compute_capability}.timing"
+
+
+def _load_timing_cache(config: Any, path: Path) -> None:
+    """Start from the timings of earlier builds; from none if there are none, or those of another device."""
+    kept = path.read_bytes() if path.is_file() else b""
+    for content in (kept, b""):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return
+
+
+def _keep_timing_cache(config: Any, path: Path) -> None:
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
+    try:
+        with write_aside(path) as aside:
+            aside.write_bytes(bytes(cache.serialize()))
+    except OSError:  # a home that cannot be written to: the next build takes longer, and that is all
+        return
+
+
+def trtexec_command(order: EngineOrder) -> str:
+    """The command of the library's own tool that builds the same plan into the current folder."""
+    rtx = order.here.library == "tensorrt_rtx"
+    command = ["tensorrt_rtx" if rtx else "trtexec", f"--onnx={order.bundle.path(order.spec.file)}", "--noTF32"]
+    command += [] if rtx else ["--stronglyTyped"]
+    for index, option in enumerate(("minShapes", "optShapes", "maxShapes")):
+        shapes = ",".join(f"{name}:{_times(ranges[index])}" for name, ranges in order.profile.items())
+        command.append(f"--{option}={shapes}")
+    if order.limits.workspace_bytes is not None:
+        command.append(f"--memPoolSize=workspace:{order.limits.workspace_bytes}B")
+    return shlex.join([*command, f"--saveEngine={order.graph}.plan", "--skipInference"])
+
+
+def _times(shape: Shape) -> str:
+    return "x".join(map(str, shape))
