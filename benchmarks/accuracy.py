@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from camp_sdk.export.scenes import oracle_recalls, write_scenes
-from camp_sdk.export.train import main as train
+from camp_sdk.export.training.run import run_training
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.measure import measure_checkpoint
 from camp_sdk.runtime.files import write_aside
@@ -63,7 +63,7 @@ def measure_run(data: Path, output: Path, variant: str, seed: int) -> dict[str, 
         stderr.rule(f"{variant}, seed {seed}", align="left")
         started = time.monotonic()
         resumed = (run / "last.ckpt").is_file()
-        train(TrainConfig(data, run, variant, epochs=EPOCHS, seed=seed, resume=run.is_dir()))
+        run_training(TrainConfig(data, run, variant, epochs=EPOCHS, seed=seed, resume=run.is_dir()))
         minutes = (time.monotonic() - started) / 60
         network, vectors = measure_checkpoint(run / "best.ckpt", data, "test")
         assert vectors is not None  # both variants have them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import sys
 import unicodedata
@@ -13,12 +14,13 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from camp_sdk.runtime.errors import CampError, MissingExtraError
+from camp_sdk.runtime.errors import CampError, InputError, MissingExtraError
 
 T = TypeVar("T")
 
 stderr = Console(stderr=True)
 TRAIN_PACKAGES = ("jinja2", "lightning", "onnx", "onnxscript", "tensorboard", "torch")
+PARAMETER = re.compile(r"`([a-z][a-z_]*)`")
 EXTRA_OF = dict.fromkeys(TRAIN_PACKAGES, "train")
 
 
@@ -65,8 +67,14 @@ def _terminate(number: int, frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
+def as_flags(message: str) -> str:
+    """A message as the command line shows it: `batch_size`, a parameter in backticks, becomes --batch-size."""
+    return PARAMETER.sub(lambda match: f"--{match[1].replace('_', '-')}", message)
+
+
 def _fail(error: Exception) -> NoReturn:
-    stderr.print(f"error: {visible(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
+    message = as_flags(str(error)) if isinstance(error, InputError) else str(error)
+    stderr.print(f"error: {visible(message)}", style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(1)
 
 

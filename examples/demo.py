@@ -19,11 +19,11 @@ from PIL import Image
 from rich.console import Console
 
 from camp_sdk import Evaluation, Explanation, Gallery, Match, Metrics, Retriever, Split, evaluate, load_split
-from camp_sdk.commands.app import evaluation_table
+from camp_sdk.commands.eval import evaluation_table
 from camp_sdk.evaluation import SCORING, work_of
 from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.scenes import SceneObject, oracle_recalls, true_captions, write_scenes
-from camp_sdk.export.train import main as train
+from camp_sdk.export.training.run import run_training
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.measure import measure_checkpoint
 from camp_sdk.progress import progress_bar, progress_bars
@@ -51,7 +51,7 @@ def main(
     show_step(f"python export/scenes.py --output {data}")
     write_scenes(data, COUNTS)
     show_step(f"python export/train.py --data {data} --variant {variant} --output {run}")
-    train(TrainConfig(data, run, variant, epochs=epochs))
+    run_training(TrainConfig(data, run, variant, epochs=epochs))
     show_step(f"python export/to_onnx.py --checkpoint {run / 'best.ckpt'} --output {bundle}")
     export_bundle(run / "best.ckpt", bundle)
     test = load_split(data, "test")

@@ -82,7 +82,7 @@ def random_examples(words: dict[str, int], width: int) -> tuple[NDArray[np.float
     return images, [" ".join(rng.choice(plain, rng.integers(3, 21))) for _ in range(2 * EXAMPLES)]
 
 
-def main(
+def command(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the released code (.pth.tar).")],
     vocab: Annotated[Path, typer.Option(help="Its vocabulary: the pickle, or JSON with the same keys.")],
     output: Annotated[Path, typer.Option(help="Folder to write best.ckpt into.")],
@@ -90,9 +90,9 @@ def main(
 ) -> None:
     """Import a checkpoint of the released research code."""
     path = import_checkpoint(checkpoint, vocab, output, data)
-    following = f"python export/to_onnx.py --checkpoint {path} --output bundle/"
+    following = f"camp export --checkpoint {path} --output bundle/"
     stderr.print(f"wrote {path}; next: {following}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(command)

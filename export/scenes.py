@@ -217,7 +217,7 @@ def oracle_recalls(folder: Path) -> tuple[float, float]:
     return 100 * sum(to_image) / len(to_image), 100 * sum(to_text) / len(to_text)
 
 
-def main(
+def command(
     output: Annotated[Path, typer.Option(help="Folder to create.")],
     train: Annotated[int, typer.Option(help="Pictures to train on.")] = 5000,
     dev: Annotated[int, typer.Option(help="Pictures to choose the best epoch by.")] = 100,
@@ -230,4 +230,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(command)

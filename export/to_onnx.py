@@ -24,7 +24,7 @@ class Lower(Enum):
     BF16 = PRECISION_FOLDERS["bfloat16"]
 
 
-def main(
+def command(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint written by export/train.py.")],
     output: Annotated[Path, typer.Option(help="Bundle folder to write; an older bundle there is replaced.")],
     precision: Annotated[
@@ -43,4 +43,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(command)

@@ -39,7 +39,7 @@ def steps(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append("exported")
         output.mkdir()
 
-    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(runs, "run_training", train)
     monkeypatch.setattr(runs, "export_bundle", export_bundle)
     return done
 

@@ -244,22 +244,22 @@ def test_a_run_starts_from_a_checkpoint_with_its_encoder(
 
 def test_starting_with_another_encoder_is_refused(data: Path, tmp_path: Path) -> None:
     learned = run_training(config_of(data, tmp_path / "learned", "learned"), tmp_path)
-    with pytest.raises(InputError, match=r"--words tiny: .*best\.ckpt has learned"):
+    with pytest.raises(InputError, match=r"`words` tiny: .*best\.ckpt has learned"):
         run_training(config_of(data, tmp_path / "run", start=learned), tmp_path)
-    with pytest.raises(InputError, match="--words was learned, is tiny"):
+    with pytest.raises(InputError, match="`words` was learned, is tiny"):
         run_training(config_of(data, tmp_path / "learned", resume=True), tmp_path)
 
 
 def test_counting_words_that_are_given_is_refused(run: TrainConfig, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--min-count 1: tiny brings its words, leave it out"):
+    with pytest.raises(InputError, match="`min_count` 1: tiny brings its words, leave the option out"):
         run_training(config_of(data, tmp_path / "run", min_count=1), tmp_path)
     start = run.output / "best.ckpt"
-    with pytest.raises(InputError, match=r"--min-count 1: .*best\.ckpt brings its words, leave it out"):
+    with pytest.raises(InputError, match=r"`min_count` 1: .*best\.ckpt brings its words, leave the option out"):
         run_training(config_of(data, tmp_path / "run", "learned", start=start, min_count=1), tmp_path)
 
 
 def test_another_width_than_the_encoders_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"--word-width 8: tiny has {WIDTH}"):
+    with pytest.raises(InputError, match=f"`word_width` 8: tiny has {WIDTH}"):
         run_training(config_of(data, tmp_path / "run", word_width=8), tmp_path)
 
 

@@ -39,7 +39,7 @@ from camp_sdk.export.training.losses import CLAMP
 from camp_sdk.export.training.measure import measure_network
 from camp_sdk.export.training.module import CampTraining, forget_words
 from camp_sdk.export.training.resume import check_devices
-from camp_sdk.export.training.run import prepare, run_training
+from camp_sdk.export.training.run import Run, run_training
 from camp_sdk.export.training.trainer import WholeCheckpoints
 
 ROOT = Path(__file__).parents[1]
@@ -434,8 +434,8 @@ def test_a_run_starts_from_a_checkpoint_with_its_words_and_sizes(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 16}, "--width 16: .*best.ckpt has 8"),
-        ({"variant": "gate_fusion"}, "holds what gate_fusion has not: scorer.W_v.weight"),
+        ({"width": 16}, "`width` 16: .*best.ckpt has 8"),
+        ({"variant": "gate_fusion"}, "holds weights that gate_fusion lacks: scorer.W_v.weight"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(
@@ -459,7 +459,7 @@ def test_a_start_of_another_kind_of_data_is_refused(
 @pytest.mark.parametrize("pictures", [False, True])
 def test_the_learning_rate_grows_with_the_batch(pictures: bool) -> None:
     def rate(**options: Any) -> float:
-        return TrainConfig(Path("data"), Path("run"), **options).with_defaults(pictures).learning_rate
+        return TrainConfig(Path("data"), Path("run"), **options).completed(pictures, {}, None).learning_rate
 
     default = {True: 24, False: 128}[pictures]
     assert rate(batch_size=default) == rate()
@@ -558,16 +558,16 @@ def test_measuring_leaves_the_mode_of_the_network_alone(precomputed: Path, check
 
 
 def test_an_output_in_use_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(InputError, match="is not empty: name a new folder, or go on with --resume"):
+    with pytest.raises(InputError, match="is not empty: name a new folder, or continue with `resume`"):
         run_training(tiny_config(precomputed, tmp_path), cache)
 
 
 def test_resuming_without_a_checkpoint_is_refused(precomputed: Path, tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(InputError, match=r"--resume: .*run not found"):
+    with pytest.raises(InputError, match=r"`resume`: .*run not found"):
         run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
-    with pytest.raises(InputError, match=r"--resume: .*run holds something, but no run\.json"):
+    with pytest.raises(InputError, match=r"`resume`: .*run is not empty but has no run\.json"):
         run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
     assert (tmp_path / "run" / "mine.txt").exists()
 
@@ -580,7 +580,7 @@ def test_resuming_a_run_stopped_in_its_first_epoch_begins_anew(
     (config.output / "best.ckpt").touch()  # as a kill between the two checkpoints leaves it
     best = run_training(replace(config, resume=True), cache)
     told = capsys.readouterr().err.replace("\n", "")
-    assert "was stopped in its first epoch: it begins anew" in told
+    assert "was stopped in its first epoch: it starts again" in told
     assert re.search(r"best\.ckpt: epoch [12] of 2, rsum \d+\.\d on dev", told)
     whole = run_training(replace(config, output=tmp_path / "whole"), cache)
     assert all(torch.equal(weights(whole)[name], w) for name, w in weights(best).items())
@@ -606,7 +606,7 @@ def test_a_folder_of_a_run_that_could_not_be_prepared_is_free(
     with pytest.raises(InputError, match="no word occurs 1000 times"):
         run_training(tiny_config(precomputed, tmp_path / "run", min_count=1000), cache)
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "prepare", lambda *of: 1 / 0)
+        patch.setattr(Run, "prepare", lambda *of: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_training(tiny_config(precomputed, tmp_path / "run"), cache)
     assert run_training(tiny_config(precomputed, tmp_path / "run", epochs=1), cache).is_file()
@@ -622,7 +622,7 @@ def test_a_run_killed_while_it_was_prepared_begins_with_resume(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "prepare", die)
+        patch.setattr(Run, "prepare", die)
         with pytest.raises(KeyboardInterrupt):
             run_training(config, cache)
     assert run_training(replace(config, resume=True), cache).is_file()
@@ -635,7 +635,7 @@ def test_resuming_on_another_number_of_devices_is_refused(
     run_until_killed(config, cache, config.output, STEPS_ON_FEATURES + 3)
     assert load_checkpoint(config.output / "last.ckpt")[1].training["on_devices"] == 1
     monkeypatch.setattr(stages, "check_devices", lambda last, devices: check_devices(last, 2))
-    with pytest.raises(InputError, match=r"last\.ckpt was trained on 1 devices, these are 2: give --devices 1"):
+    with pytest.raises(InputError, match=r"last\.ckpt was trained on 1 devices, now there are 2: give `devices` 1"):
         run_training(replace(config, resume=True), cache)
 
 
@@ -659,7 +659,7 @@ def test_resuming_a_run_of_before_an_option_came(precomputed: Path, tmp_path: Pa
     del noted["options"]["unknown_words"]
     (config.output / "run.json").write_text(json.dumps(noted))
     assert run_training(replace(config, resume=True), cache).is_file()
-    with pytest.raises(InputError, match=r"--unknown-words was 0\.0, is 0\.5"):
+    with pytest.raises(InputError, match=r"`unknown_words` was 0\.0, is 0\.5"):
         run_training(replace(config, resume=True, unknown_words=0.5), cache)
 
 
@@ -674,7 +674,7 @@ def test_resuming_a_run_whose_notes_are_broken_is_refused(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text(text)
-    with pytest.raises(InputError, match=r"--resume: .*run\.json is broken"):
+    with pytest.raises(InputError, match=r"`resume`: .*run\.json is broken"):
         run_training(tiny_config(precomputed, tmp_path / "run", resume=True), cache)
 
 
@@ -698,7 +698,7 @@ def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_were_done(
         process.send_signal(number)
         told = process.communicate(timeout=120)[1]
     assert process.returncode == code
-    assert "--resume goes on after the last epoch that was finished" in told
+    assert "--resume continues after the last finished epoch" in told
     assert "Traceback" not in told
     assert not (tmp_path / "run/finished").exists()
 
@@ -719,36 +719,36 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_checkpoint(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 1}, "--batch-size 1: negatives come from the batch, expected 2 or more"),
-        ({"batch_size": 81}, "--batch-size 81 is more than the 80 training captions"),
-        ({"batch_size": -3}, "--batch-size -3: expected a number, 1 or more"),
-        ({"epochs": -1}, "--epochs -1: expected a number, 1 or more"),
-        ({"neighbours": -1}, "--neighbours -1: expected a number, 1 or more"),
-        ({"negatives": -1}, "--negatives -1: expected a number, 1 or more"),
-        ({"width": -8}, "--width -8: expected a number, 1 or more"),
-        ({"min_count": 0}, "--min-count 0: expected a number, 1 or more"),
+        ({"batch_size": 1}, "`batch_size` 1: negatives come from the batch, expected 2 or more"),
+        ({"batch_size": 81}, "`batch_size` 81 is more than the 80 training captions"),
+        ({"batch_size": -3}, "`batch_size` -3: expected a number, 1 or more"),
+        ({"epochs": -1}, "`epochs` -1: expected a number, 1 or more"),
+        ({"neighbours": -1}, "`neighbours` -1: expected a number, 1 or more"),
+        ({"negatives": -1}, "`negatives` -1: expected a number, 1 or more"),
+        ({"width": -8}, "`width` -8: expected a number, 1 or more"),
+        ({"min_count": 0}, "`min_count` 0: expected a number, 1 or more"),
         ({"min_count": 1000}, "no word occurs 1000 times"),
-        ({"learning_rate": float("nan")}, "--learning-rate nan: expected a positive number"),
-        ({"warm_part": 1.5}, "--warm-part 1.5: expected 0 to 1"),
-        ({"seed": -1}, "--seed -1: expected a number, 0 or more"),
-        ({"seed": 2**32}, "--seed 4294967296: expected 4294967295 or less"),
+        ({"learning_rate": float("nan")}, "`learning_rate` nan: expected a positive number"),
+        ({"warm_part": 1.5}, "`warm_part` 1.5: expected 0 to 1"),
+        ({"seed": -1}, "`seed` -1: expected a number, 0 or more"),
+        ({"seed": 2**32}, "`seed` 4294967296: expected 4294967295 or less"),
         (
             {"batch_size": 41, "devices": "2"},
-            "--batch-size 41 is more than the 40 training captions of each of 2 devices",
+            "`batch_size` 41 is more than the 40 training captions of each of 2 devices",
         ),
-        ({"workers": -1}, "--workers -1: expected a number, 0 or more"),
-        ({"weight_decay": -1.0}, "--weight-decay -1.0: expected a number, 0 or more"),
-        ({"weight_decay": math.inf}, "--weight-decay inf: expected a number, 0 or more"),
-        ({"patience": -1}, "--patience -1: expected a number, 0 or more"),
-        ({"devices": "foo"}, "--devices foo: expected auto, or how many, 1 or more"),
-        ({"devices": "0"}, "--devices 0: expected auto, or how many, 1 or more"),
-        ({"learning_rate": -1.0}, "--learning-rate -1.0: expected a positive number"),
-        ({"attention_epochs": -1}, "--attention-epochs -1: expected a number, 0 or more"),
-        ({"attention_epochs": 1}, "--attention-epochs: paper has no cross-attention model to start from"),
-        ({"fusion_epochs": 1}, "--fusion-epochs: nothing to freeze; give --attention-epochs, or --start"),
-        ({"global_weight": float("nan")}, "--global-weight nan: expected a number, 0 or more"),
-        ({"picture_size": 96, "cache": Path("here")}, "--picture-size, --cache: for pictures, and "),
-        ({"variant": "papr"}, "--variant papr: expected one of paper, scalar"),
+        ({"workers": -1}, "`workers` -1: expected a number, 0 or more"),
+        ({"weight_decay": -1.0}, "`weight_decay` -1.0: expected a number, 0 or more"),
+        ({"weight_decay": math.inf}, "`weight_decay` inf: expected a number, 0 or more"),
+        ({"patience": -1}, "`patience` -1: expected a number, 0 or more"),
+        ({"devices": "foo"}, "`devices` foo: expected auto, or a number, 1 or more"),
+        ({"devices": "0"}, "`devices` 0: expected auto, or a number, 1 or more"),
+        ({"learning_rate": -1.0}, "`learning_rate` -1.0: expected a positive number"),
+        ({"attention_epochs": -1}, "`attention_epochs` -1: expected a number, 0 or more"),
+        ({"attention_epochs": 1}, "`attention_epochs`: paper has no cross-attention model to start from"),
+        ({"fusion_epochs": 1}, "`fusion_epochs`: nothing to freeze; give `attention_epochs`, or `start`"),
+        ({"global_weight": float("nan")}, "`global_weight` nan: expected a number, 0 or more"),
+        ({"picture_size": 96, "cache": Path("here")}, "`picture_size`, `cache`: only for pictures, but "),
+        ({"variant": "papr"}, "`variant` papr: expected one of paper, scalar"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )
@@ -782,7 +782,7 @@ def test_one_training_image_is_refused(precomputed: Path, tmp_path: Path, cache:
 
 @pytest.mark.parametrize("size", [-96, 48, 100])
 def test_a_picture_size_no_network_can_have_is_refused(scenes: Path, tmp_path: Path, cache: Path, size: int) -> None:
-    with pytest.raises(InputError, match=r"picture[- ]size"):
+    with pytest.raises(InputError, match=r"picture[_ ]size"):
         run_training(tiny_config(scenes, tmp_path / "run", picture_size=size), cache)
 
 
@@ -799,7 +799,7 @@ def test_resuming_with_another_option_is_refused(
 ) -> None:
     config = tiny_config(precomputed, tmp_path / "run", epochs=1, variant="gate_fusion")
     run_training(config, cache)
-    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} was {getattr(config, option)}, is {value}"):
+    with pytest.raises(InputError, match=f"`{option}` was {getattr(config, option)}, is {value}"):
         run_training(replace(config, resume=True, **{option: value}), cache)
 
 
@@ -813,7 +813,7 @@ def test_resuming_with_other_data_is_refused(precomputed: Path, tmp_path: Path, 
         np.save(data / changed, np.load(data / changed)[::-1])
     else:
         (data / changed).write_text((data / changed).read_text().replace("pink", "teal"))
-    with pytest.raises(InputError, match=f"was begun with other data than the {split} split of .* now holds"):
+    with pytest.raises(InputError, match=f"began with other data than the {split} split of .* now holds"):
         run_training(replace(config, resume=True), cache)
 
 
@@ -824,7 +824,7 @@ def test_resuming_with_another_picture_is_refused(scenes: Path, tmp_path: Path, 
     run_until_killed(config, cache, config.output, 3)
     picture = next((data / "dev").glob("*.*g"))
     picture.write_bytes(picture.read_bytes() + b"\0")
-    with pytest.raises(InputError, match="was begun with other data than the dev split"):
+    with pytest.raises(InputError, match="began with other data than the dev split"):
         run_training(replace(config, resume=True), cache)
 
 
@@ -833,7 +833,7 @@ def test_resuming_from_another_start_is_refused(precomputed: Path, tmp_path: Pat
     config = tiny_config(precomputed, tmp_path / "run", start=starts[0])
     run_until_killed(config, cache, config.output, 3)
     for start in (None, starts[1]):
-        with pytest.raises(InputError, match="was begun with another --start, or with none"):
+        with pytest.raises(InputError, match="began with another `start`, or with none"):
             run_training(replace(config, resume=True, start=start), cache)
 
 
@@ -877,8 +877,8 @@ def test_without_global_vectors_every_trained_weight_gets_a_gradient(
     precomputed: Path, tmp_path: Path, cache: Path
 ) -> None:
     """Several devices would stop at one that does not."""
-    config = tiny_config(precomputed, tmp_path / "run", global_weight=0.0).with_defaults(False)
-    data, origin = prepare(config, load_split(precomputed, "train"), load_split(precomputed, "dev"), cache)
+    config = tiny_config(precomputed, tmp_path / "run", global_weight=0.0).completed(False, {}, None)
+    data, origin = Run(config).prepare(cache)
     module = CampTraining(origin, config, data)
     names = {name for name, weight in module.named_parameters() if weight.requires_grad}
     assert "log_scale" not in names
@@ -942,8 +942,8 @@ def test_forgotten_words_are_unknown_and_markers_stay() -> None:
 
 def test_pairs_of_a_part_of_the_batch_are_the_loss_of_that_part(precomputed: Path, tmp_path: Path, cache: Path) -> None:
     config = tiny_config(precomputed, tmp_path / "run", batch_size=12, pair_batch=5, softmax_weight=1.0, negatives=1)
-    config = config.with_defaults(pictures=False)
-    data, origin = prepare(config, load_split(precomputed, "train"), load_split(precomputed, "dev"), cache)
+    config = config.completed(False, {}, None)
+    data, origin = Run(config).prepare(cache)
     module = CampTraining(origin, config, data)
     module._candidates = lambda size: 1  # type: ignore[method-assign]  # there is no trainer to tell the step
     batch = data.train.collate([data.train[index] for index in range(0, 60, 5)])
@@ -961,8 +961,8 @@ def test_pairs_of_a_part_of_the_batch_are_the_loss_of_that_part(precomputed: Pat
 
 
 def test_dropout_is_for_training_alone(precomputed: Path, tmp_path: Path, cache: Path) -> None:
-    config = tiny_config(precomputed, tmp_path / "run", dropout=0.5, word_dropout=0.5).with_defaults(pictures=False)
-    data, origin = prepare(config, load_split(precomputed, "train"), load_split(precomputed, "dev"), cache)
+    config = tiny_config(precomputed, tmp_path / "run", dropout=0.5, word_dropout=0.5).completed(False, {}, None)
+    data, origin = Run(config).prepare(cache)
     model = CampTraining(origin, config, data).model
     features = torch.ones(2, 3, 6)
     assert not torch.equal(model.encode_images(features)["image.V"][0], model.encode_images(features)["image.V"][1])
@@ -984,13 +984,13 @@ def test_a_run_may_begin_with_a_distance(precomputed: Path, tmp_path: Path, cach
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dropout": 1.0}, "--dropout 1.0: expected 0 to 1, below 1"),
-        ({"word_dropout": -0.1}, "--word-dropout -0.1: expected"),
-        ({"begin_as_distance": True, "variant": "gate_fusion"}, "--begin-as-distance: gate_fusion begins otherwise"),
-        ({"unknown_words": math.nan}, "--unknown-words nan: expected"),
-        ({"pair_batch": 1}, "--pair-batch 1: negatives come from the batch"),
-        ({"pair_batch": -1}, "--pair-batch -1: expected a number, 0 or more"),
-        ({"softmax_weight": -1.0}, "--softmax-weight -1.0: expected a number, 0 or more"),
+        ({"dropout": 1.0}, "`dropout` 1.0: expected 0 to 1, below 1"),
+        ({"word_dropout": -0.1}, "`word_dropout` -0.1: expected"),
+        ({"begin_as_distance": True, "variant": "gate_fusion"}, "`begin_as_distance`: not possible for gate_fusion"),
+        ({"unknown_words": math.nan}, "`unknown_words` nan: expected"),
+        ({"pair_batch": 1}, "`pair_batch` 1: negatives come from the batch"),
+        ({"pair_batch": -1}, "`pair_batch` -1: expected a number, 0 or more"),
+        ({"softmax_weight": -1.0}, "`softmax_weight` -1.0: expected a number, 0 or more"),
     ],
 )
 def test_parts_and_weights_no_run_can_have(

@@ -24,10 +24,10 @@ from camp_sdk.export.network.checkpoint import load_checkpoint, open_tokenizer
 from camp_sdk.export.network.vocabulary import build_tokenizer
 from camp_sdk.export.training import image_store as images_module
 from camp_sdk.export.training.batches import CaptionDataset
-from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.config import TrainConfig, channels
 from camp_sdk.export.training.image_store import encode_pictures
 from camp_sdk.export.training.run import run_training
-from camp_sdk.export.training.vision_setup import IMAGENET, channels, open_vision
+from camp_sdk.export.training.vision_setup import IMAGENET, open_vision
 from camp_sdk.pictures import normalise, read_picture
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.profiles import Limits
@@ -228,24 +228,24 @@ def test_a_run_does_not_go_on_with_another_graph(run: TrainConfig, tmp_path: Pat
     config = replace(run, output=tmp_path / "run")
     run_training(config, tmp_path)
     (config.output / "finished").unlink()
-    with pytest.raises(InputError, match="was trained with another --vision network"):
+    with pytest.raises(InputError, match="was trained with another `vision` network"):
         run_training(replace(config, resume=True, vision=str(other)), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vision": "resnet"}, "--vision resnet: expected small, efficientnet-lite0, or a file"),
-        ({"vision": "ONNX", "tune_vision": True}, "--tune-vision: .* is never trained"),
-        ({"tune_vision": True}, "--tune-vision: small is always trained"),
-        ({"vision": "ONNX", "picture_size": 96}, "--picture-size 96: .*vision.onnx takes 24 x 32 pixels"),
-        ({"picture_size": 1056}, "--vision of 1056 x 1056 pixels: expected 1 to 1024"),
-        ({"pixel_mean": "0,0,0"}, "--vision small brings its own"),
-        ({"cache": Path("here")}, "--cache here: keeps what a frozen network makes, and --vision small is trained"),
-        ({"fit": "squeeze"}, "--fit squeeze: expected one of stretch, letterbox, crop"),
-        ({"vision": "ONNX", "pixel_std": "1,1"}, "--pixel-std '1,1': expected three numbers"),
-        ({"vision": "ONNX", "pixel_std": "1,1,0"}, "--pixel-std '1,1,0': expected finite numbers"),
-        ({"vision": "ONNX", "pixel_mean": "1,nan,0"}, "--pixel-mean '1,nan,0': expected finite numbers"),
+        ({"vision": "resnet"}, "`vision` resnet: expected small, efficientnet-lite0, or a file"),
+        ({"vision": "ONNX", "tune_vision": True}, "`tune_vision`: .* is never trained"),
+        ({"tune_vision": True}, "`tune_vision`: small is always trained"),
+        ({"vision": "ONNX", "picture_size": 96}, "`picture_size` 96: .*vision.onnx takes 24 x 32 pixels"),
+        ({"picture_size": 1056}, "`vision` of 1056 x 1056 pixels: expected 1 to 1024"),
+        ({"pixel_mean": "0,0,0"}, "`vision` small brings its own"),
+        ({"cache": Path("here")}, "`cache` here: keeps the features of a frozen network, but `vision` small is trained"),
+        ({"fit": "squeeze"}, "`fit` squeeze: expected one of stretch, letterbox, crop"),
+        ({"vision": "ONNX", "pixel_std": "1,1"}, "`pixel_std` '1,1': expected three numbers"),
+        ({"vision": "ONNX", "pixel_std": "1,1,0"}, "`pixel_std` '1,1,0': expected finite numbers"),
+        ({"vision": "ONNX", "pixel_mean": "1,nan,0"}, "`pixel_mean` '1,nan,0': expected finite numbers"),
     ],
 )
 def test_options_no_run_can_have(
@@ -257,8 +257,8 @@ def test_options_no_run_can_have(
 
 
 def test_three_numbers() -> None:
-    assert channels("--pixel-mean", "0.1, 0,-2") == (0.1, 0.0, -2.0)
-    assert channels("--pixel-mean", "") is None
+    assert channels("pixel_mean", "0.1, 0,-2") == (0.1, 0.0, -2.0)
+    assert channels("pixel_mean", "") is None
 
 
 # Features kept on disk

@@ -11,7 +11,7 @@ from typing import Any
 
 from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.network.vocabulary import LEARNED, PACKAGES, is_installed
-from camp_sdk.export.train import main as train
+from camp_sdk.export.training.run import run_training
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import stderr
@@ -85,7 +85,7 @@ def finish_run(config: TrainConfig, checkpoint: str = "best.ckpt") -> Path:
     """
     finished, goes_on = ((config.output / name).is_file() for name in ("finished", "last.ckpt"))
     started = time.monotonic()
-    train(replace(config, resume=config.output.is_dir()))
+    run_training(replace(config, resume=config.output.is_dir()))
     if not finished:
         minutes = None if goes_on else round((time.monotonic() - started) / 60, 1)
         write_json(config.output / "minutes.json", minutes)

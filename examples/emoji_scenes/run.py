@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from camp_sdk import Evaluation, Retriever, Split, evaluate_matrix, load_split
-from camp_sdk.commands.app import evaluation_table
+from camp_sdk.commands.eval import evaluation_table
 from camp_sdk.evaluation import ENCODING, SCORING, similarity_matrices, work_of
 from camp_sdk.export.network.vocabulary import LEARNED
 from camp_sdk.progress import progress_bars

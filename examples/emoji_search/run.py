@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 
 from camp_sdk import Gallery, Retriever, Split, evaluate, load_split
-from camp_sdk.commands.app import evaluation_table
+from camp_sdk.commands.eval import evaluation_table
 from camp_sdk.evaluation import work_of
 from camp_sdk.export.network.vocabulary import LEARNED
 from camp_sdk.progress import progress_bar, progress_bars

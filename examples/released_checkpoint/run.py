@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from camp_sdk import Retriever, evaluate, load_split
-from camp_sdk.commands.app import evaluation_table
+from camp_sdk.commands.eval import evaluation_table
 from camp_sdk.evaluation import protocol_folds, work_of
 from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.import_checkpoint import import_checkpoint

@@ -17,7 +17,7 @@ import torch
 
 from camp_sdk.export.network.checkpoint import load_checkpoint
 from camp_sdk.export.released.files import PARTS
-from camp_sdk.export.train import main as train
+from camp_sdk.export.training.run import run_training
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.terminal import stderr
 
@@ -32,8 +32,8 @@ def make_released_files(folder: Path) -> tuple[Path, Path, Path]:
     data, run = folder / "synthetic_precomp", folder / "trained"
     write_data(data)
     options = "--variant gate_fusion_new --attention-epochs 4 --fusion-epochs 1 --epochs 3"
-    stderr.print(f"$ python export/train.py --data {data} {options} --output {run} ...", style="dim", soft_wrap=True)
-    train(
+    stderr.print(f"$ camp train --data {data} {options} --output {run} ...", style="dim", soft_wrap=True)
+    run_training(
         TrainConfig(
             data,
             run,

@@ -1,157 +1,249 @@
-"""The configuration of a training run: its options, their defaults, and every check of them that needs no data."""
+"""The configuration of a training run: its options, their defaults, and every check of them.
+
+Messages name an option in backticks; the command line shows it as its flag.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from camp_sdk.export.network.vocabulary import LEARNED
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import FITS
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # what each starts from
 DISTANCE_VARIANTS = ("paper", "scalar")  # their MLP sees the sum of both sides
-UNTOLD = ("data", "output", "start", "resume", "devices", "workers", "cache")  # where things lay on this machine
-LEAST = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
-LEAST |= dict.fromkeys(("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed"), 0)
-LEAST |= dict.fromkeys(("pair_batch", "picture_size", "workers", "weight_decay"), 0)
-MOST_SEED = 2**32 - 1  # of Lightning and numpy
+MACHINE_OPTIONS = ("data", "output", "start", "resume", "devices", "workers", "cache")  # they differ between machines
+PICTURE_OPTIONS = ("vision", "tune_vision", "picture_size", "fit", "pixel_mean", "pixel_std", "cache")
+MINIMUM = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
+MINIMUM |= dict.fromkeys(
+    ("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed"), 0
+)
+MINIMUM |= dict.fromkeys(("pair_batch", "picture_size", "workers", "weight_decay"), 0)
+MAX_SEED = 2**32 - 1  # of Lightning and numpy
 VARIANTS = (*DISTANCE_VARIANTS, *CROSS_ATTENTION.values(), *CROSS_ATTENTION)
 VARIANT = "paper (gates of d numbers), scalar (one number, factored), or one of the released code's: " + ", ".join(
     [*CROSS_ATTENTION.values(), *CROSS_ATTENTION]
 )
-PICTURE_SIZES = {"small": 96, "efficientnet-lite0": 192}
+SMALL, EFFICIENTNET, ONNX_SUFFIX = "small", "efficientnet-lite0", ".onnx"  # values of `vision`
+PICTURE_SIZES = {SMALL: 96, EFFICIENTNET: 192}
 VISION = "Pictures to features: small (trained with the rest), efficientnet-lite0 (pretrained), or an ONNX file."
 FIT = f"{', '.join(FITS)}. Default: stretch for --vision small, letterbox for others."
+OF_FEATURES = {
+    "width": 1024,
+    "word_width": 300,
+    "epochs": 30,
+    "batch_size": 128,
+    "learning_rate": 5e-4,
+    "neighbours": 1,
+    "negatives": 1,
+}
+OF_PICTURES = {
+    "width": 128,
+    "word_width": 64,
+    "epochs": 5,
+    "batch_size": 24,
+    "learning_rate": 7e-4,
+    "neighbours": 2,
+    "negatives": 3,
+}
+Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a run. Options left at 0 take a value that suits the data: see `with_defaults`."""
+    """Every option of a run. Options left at 0 take a value that suits the data: see `completed`."""
 
     data: Annotated[Path, typer.Option(help="Data set: a folder of pictures or of precomputed features.")]
     output: Annotated[Path, typer.Option(help="Folder of the run.")]
     variant: Annotated[str, typer.Option(help=VARIANT)] = "paper"
     start: Annotated[Path | None, typer.Option(help="Checkpoint to start from; brings its vocabulary.")] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last epoch that was finished.")] = False
+    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished epoch.")] = False
     width: Annotated[int, typer.Option(help="d. 0: 1024 for features, 128 for pictures.")] = 0
     word_width: Annotated[int, typer.Option(help="Learned vectors. 0: 300 for features, 64 for pictures.")] = 0
-    words: Annotated[str, typer.Option(help="learned, or a pretrained encoder, frozen: all-minilm-l6-v2.")] = "learned"
-    vision: Annotated[str, typer.Option(help=VISION)] = "small"
-    tune_vision: Annotated[bool, typer.Option("--tune-vision", help="Train a pretrained vision network, too.")] = False
+    words: Annotated[str, typer.Option(help="learned, or a pretrained encoder, frozen: all-minilm-l6-v2.")] = LEARNED
+    vision: Annotated[str, typer.Option(help=VISION)] = SMALL
+    tune_vision: Annotated[bool, typer.Option("--tune-vision", help="Also train a pretrained vision network.")] = False
     picture_size: Annotated[int, typer.Option(help="Pixels, a multiple of 96, of 32 for efficientnet. 0: 96, 192.")] = 0
     fit: Annotated[str, typer.Option(help=FIT)] = ""
-    pixel_mean: Annotated[str, typer.Option(help="Three numbers of 0..1; default: what --vision was made with.")] = ""
-    pixel_std: Annotated[str, typer.Option(help="As --pixel-mean.")] = ""
-    attention_epochs: Annotated[int, typer.Option(help="First train the variant's cross-attention model so long.")] = 0
-    fusion_epochs: Annotated[int, typer.Option(help="Then train the fusion alone, encoders and attention frozen.")] = 0
-    epochs: Annotated[int, typer.Option(help="Of everything. 0: 30 for features, 5 for pictures.")] = 0
-    batch_size: Annotated[int, typer.Option(help="Pairs a step. 0: 128 for features, 24 for pictures.")] = 0
-    neighbours: Annotated[int, typer.Option(help="Images side by side that share a batch. 0: 1; 2 for pictures.")] = 0
-    negatives: Annotated[int, typer.Option(help="Hardest negatives each way. 0: 1, the paper's; 3 for pictures.")] = 0
-    pair_batch: Annotated[int, typer.Option(help="So many pairs of a batch meet in the pair losses; 0: all of it.")] = 0
+    pixel_mean: Annotated[str, typer.Option(help="Three numbers, 0..1; default: those of --vision.")] = ""
+    pixel_std: Annotated[str, typer.Option(help="Deviations, as --pixel-mean.")] = ""
+    attention_epochs: Annotated[int, typer.Option(help="Epochs of the cross-attention model first.")] = 0
+    fusion_epochs: Annotated[int, typer.Option(help="Then epochs of the fusion alone, the rest frozen.")] = 0
+    epochs: Annotated[int, typer.Option(help="Epochs of the whole network. 0: 30 for features, 5 for pictures.")] = 0
+    batch_size: Annotated[int, typer.Option(help="Pairs per step. 0: 128 for features, 24 for pictures.")] = 0
+    neighbours: Annotated[int, typer.Option(help="Consecutive images sharing a batch. 0: 1; 2 for pictures.")] = 0
+    negatives: Annotated[
+        int, typer.Option(help="Hardest negatives per direction. 0: 1, as in the paper; 3 for pictures.")
+    ] = 0
+    pair_batch: Annotated[int, typer.Option(help="Pairs of a batch used by the pair losses; 0: all.")] = 0
     learning_rate: Annotated[
         float,
-        typer.Option(help="Peak. 0: 5e-4 for features, 7e-4 for pictures, times the root of batch size / default."),
+        typer.Option(help="Peak rate. 0: 5e-4 for features, 7e-4 for pictures, times sqrt(batch size / default)."),
     ] = 0.0
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-3
-    dropout: Annotated[float, typer.Option(help="Part of the region features that a step leaves out.")] = 0.0
-    word_dropout: Annotated[float, typer.Option(help="The same of the word vectors.")] = 0.0
-    unknown_words: Annotated[float, typer.Option(help="Part of the words that a step reads as <unk>.")] = 0.0
+    dropout: Annotated[float, typer.Option(help="Share of the region features dropped in a step.")] = 0.0
+    word_dropout: Annotated[float, typer.Option(help="Share of the word vectors dropped in a step.")] = 0.0
+    unknown_words: Annotated[float, typer.Option(help="Share of the words read as <unk> in a step.")] = 0.0
     begin_as_distance: Annotated[
-        bool, typer.Option("--begin-as-distance", help="Begin with scores that fall with a distance of the two sides.")
+        bool, typer.Option("--begin-as-distance", help="Initialise scores to fall with the distance of the two sides.")
     ] = False
-    warm_part: Annotated[float, typer.Option(help="Part of the run that narrows to the hardest negatives.")] = 0.1
+    warm_part: Annotated[float, typer.Option(help="Share of the run over which negatives narrow to the hardest.")] = 0.1
     softmax_weight: Annotated[
-        float, typer.Option(help="Weight of a softmax loss on all pairs of a batch; 0: none.")
+        float, typer.Option(help="Weight of a softmax loss over all pairs of a batch; 0: none.")
     ] = 0.0
     global_weight: Annotated[float, typer.Option(help="Weight of the global vectors' loss. 0: no such vectors.")] = 0.5
     patience: Annotated[int, typer.Option(help="Stop after this many epochs without a better rsum; 0: never.")] = 0
     min_count: Annotated[int, typer.Option(help="Words seen less often become <unk>.")] = 4
     precision: Annotated[str, typer.Option(help="Lightning's: 32-true, 16-mixed or bf16-mixed.")] = "32-true"
-    devices: Annotated[str, typer.Option(help="How many devices, or auto.")] = "auto"
+    devices: Annotated[str, typer.Option(help="Number of devices, or auto.")] = "auto"
     workers: Annotated[int, typer.Option(help="Processes that prepare batches.")] = 0
     cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the features of a frozen --vision for other runs.")
+        Path | None, typer.Option(help="Folder that keeps a frozen --vision's features for other runs.")
     ] = None
-    seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0
 
-    def with_defaults(self, pictures: bool) -> TrainConfig:
-        """The same run with every 0 replaced by what suits pictures (small and quick) or features (the paper's sizes).
+    def completed(self, pictures: bool, fixed: Mapping[str, Any], source: object) -> TrainConfig:
+        """The same run with every option set, checked.
 
-        The learning rate grows with the batch, by its square root as Adam's steps want it: a larger batch has a steadier
-        gradient.
+        Options left at 0 take what suits the data: small and quick for pictures, the paper's sizes for features. The learning
+        rate grows with the square root of the batch size, because a larger batch has a steadier gradient.
+
+        Args:
+            pictures: whether the data set holds pictures rather than features.
+            fixed: options that a checkpoint or a pretrained encoder fixes.
+            source: what fixes them, for messages.
+
+        Raises:
+            InputError: an option is out of range, does not fit the others, does not apply to the data, or is fixed.
         """
-        small = {"width": 128, "word_width": 64, "epochs": 5, "batch_size": 24, "learning_rate": 7e-4}
-        large = {"width": 1024, "word_width": 300, "epochs": 30, "batch_size": 128, "learning_rate": 5e-4}
-        chosen = small | {"neighbours": 2, "negatives": 3} if pictures else large | {"neighbours": 1, "negatives": 1}
-        chosen["picture_size"] = PICTURE_SIZES.get(self.vision, 0) if pictures else 0
-        values: dict[str, Any] = {name: getattr(self, name) or value for name, value in chosen.items()}
-        if not self.learning_rate and self.batch_size > 0:
-            values["learning_rate"] *= math.sqrt(self.batch_size / chosen["batch_size"])
-        return replace(self, **values)
+        suited = OF_PICTURES if pictures else OF_FEATURES
+        chosen = suited | {"picture_size": PICTURE_SIZES.get(self.vision, 0) if pictures else 0}
+        config = self._with_fixed(fixed, source)
+        values = {name: getattr(config, name) or value for name, value in chosen.items()}
+        if not config.learning_rate and config.batch_size > 0:
+            values["learning_rate"] *= math.sqrt(config.batch_size / suited["batch_size"])
+        config = replace(config, **values)
+        config._check(pictures)
+        return config
 
     def as_dict(self) -> dict[str, str | int | float]:
-        """Plain values, for the checkpoint; without where things lay on this machine."""
-        told = {name: value for name, value in asdict(self).items() if name not in UNTOLD}
-        return told | ({"vision": "onnx"} if self.vision.endswith(".onnx") else {})
+        """Plain values for the checkpoint, without the options that differ between machines."""
+        kept = {name: value for name, value in asdict(self).items() if name not in MACHINE_OPTIONS}
+        return kept | ({"vision": "onnx"} if self.vision.endswith(ONNX_SUFFIX) else {})
 
-    def check(self) -> None:
-        """Raise InputError for values no run can have."""
-        for name, least in LEAST.items():
-            if not least <= getattr(self, name) < math.inf:  # not a number is not enough either
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number, {least} or more"
-                )
-        if self.variant not in VARIANTS:
-            raise InputError(f"--variant {self.variant}: expected one of {', '.join(VARIANTS)}")
+    @property
+    def mean(self) -> Channels | None:
+        """`pixel_mean` as three numbers; None if it was not given."""
+        return channels("pixel_mean", self.pixel_mean)
+
+    @property
+    def std(self) -> Channels | None:
+        """`pixel_std` as three numbers; None if it was not given."""
+        return channels("pixel_std", self.pixel_std)
+
+    def check_batch(self, captions: int) -> None:
+        """Raise InputError if a batch is larger than a device's share of the training captions."""
+        devices = int(self.devices) if self.devices.isdecimal() else 1
+        if self.batch_size > (share := captions // devices):
+            what = f"the {share} training captions" + (f" of each of {devices} devices" if devices > 1 else "")
+            raise InputError(f"`batch_size` {self.batch_size} is more than {what}")
+
+    def _with_fixed(self, fixed: Mapping[str, Any], source: object) -> TrainConfig:
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, value in fixed.items():
+            asked = getattr(self, name)
+            if asked not in (value, defaults[name]):
+                raise InputError(f"`{name}` {asked}: {source} has {value}, which is fixed: leave the option out")
+        return replace(self, **fixed)
+
+    def _check(self, pictures: bool) -> None:
+        for name, least in MINIMUM.items():
+            if not least <= getattr(self, name) < math.inf:  # refuses NaN as well
+                raise InputError(f"`{name}` {getattr(self, name)}: expected a number, {least} or more")
+        for name, values in (("variant", VARIANTS), ("precision", PRECISIONS), ("fit", ("", *FITS))):
+            if getattr(self, name) not in values:
+                raise InputError(f"`{name}` {getattr(self, name)}: expected one of {', '.join(filter(None, values))}")
         self._check_stages()
-        self._check_vision()
-        self._check_parts()
-        if self.devices != "auto" and not (self.devices.isdecimal() and int(self.devices)):
-            raise InputError(f"--devices {self.devices}: expected auto, or how many, 1 or more")
-        for name, size in (("batch-size", self.batch_size), ("pair-batch", self.pair_batch)):
-            if size == 1:
-                raise InputError(f"--{name} 1: negatives come from the batch, expected 2 or more")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"--precision {self.precision}: expected one of {', '.join(PRECISIONS)}")
-        if self.seed > MOST_SEED:
-            raise InputError(f"--seed {self.seed}: expected {MOST_SEED} or less")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
-
-    def _check_vision(self) -> None:
-        if self.fit not in ("", *FITS):
-            raise InputError(f"--fit {self.fit}: expected one of {', '.join(FITS)}")
-        if self.tune_vision and self.vision != "efficientnet-lite0":
-            raise InputError(
-                f"--tune-vision: {self.vision} is {'always' if self.vision == 'small' else 'never'} trained"
-            )
-
-    def _check_parts(self) -> None:
-        if self.begin_as_distance and (self.start or self.variant not in DISTANCE_VARIANTS):
-            what = f"a run with --start {self.start}" if self.start else self.variant
-            raise InputError(f"--begin-as-distance: {what} begins otherwise")
-        if not 0 <= self.warm_part <= 1:
-            raise InputError(f"--warm-part {self.warm_part}: expected 0 to 1")
-        for name in ("dropout", "word_dropout", "unknown_words"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1, below 1")
-        if self.unknown_words and self.words != "learned":
-            raise InputError(f"--unknown-words {self.unknown_words}: the words of {self.words} are known")
-        if self.min_count != TrainConfig.min_count and (self.start or self.words != "learned"):
-            raise InputError(f"--min-count {self.min_count}: {self.start or self.words} brings its words, leave it out")
+        self._check_losses()
+        self._check_words()
+        if pictures:
+            self._check_vision()
+        elif given := [f"`{n}`" for n in PICTURE_OPTIONS if getattr(self, n) != getattr(TrainConfig, n)]:
+            raise InputError(f"{', '.join(given)}: only for pictures, but {self.data} holds features")
 
     def _check_stages(self) -> None:
         if self.attention_epochs and self.variant not in CROSS_ATTENTION:
-            raise InputError(f"--attention-epochs: {self.variant} has no cross-attention model to start from")
+            raise InputError(f"`attention_epochs`: {self.variant} has no cross-attention model to start from")
         if self.fusion_epochs and not (self.attention_epochs or self.start):
             raise InputError(
-                "--fusion-epochs: nothing to freeze; give --attention-epochs, or --start with a checkpoint"
+                "`fusion_epochs`: nothing to freeze; give `attention_epochs`, or `start` with a checkpoint"
             )
         if self.fusion_epochs and self.variant in CROSS_ATTENTION.values():
-            raise InputError(f"--fusion-epochs: {self.variant} has no fusion to train")
+            raise InputError(f"`fusion_epochs`: {self.variant} has no fusion to train")
+        if self.devices != "auto" and not (self.devices.isdecimal() and int(self.devices)):
+            raise InputError(f"`devices` {self.devices}: expected auto, or a number, 1 or more")
+        if self.seed > MAX_SEED:
+            raise InputError(f"`seed` {self.seed}: expected {MAX_SEED} or less")
+
+    def _check_losses(self) -> None:
+        for name in ("batch_size", "pair_batch"):
+            if getattr(self, name) == 1:
+                raise InputError(f"`{name}` 1: negatives come from the batch, expected 2 or more")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"`learning_rate` {self.learning_rate}: expected a positive number")
+        if not 0 <= self.warm_part <= 1:
+            raise InputError(f"`warm_part` {self.warm_part}: expected 0 to 1")
+        for name in ("dropout", "word_dropout", "unknown_words"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"`{name}` {getattr(self, name)}: expected 0 to 1, below 1")
+        if self.begin_as_distance and (self.start or self.variant not in DISTANCE_VARIANTS):
+            what = f"a run with `start` {self.start}" if self.start else self.variant
+            raise InputError(f"`begin_as_distance`: not possible for {what}")
+
+    def _check_words(self) -> None:
+        if self.unknown_words and self.words != LEARNED:
+            raise InputError(f"`unknown_words` {self.unknown_words}: {self.words} knows every word")
+        if self.min_count != TrainConfig.min_count and (self.start or self.words != LEARNED):
+            source = self.start or self.words
+            raise InputError(f"`min_count` {self.min_count}: {source} brings its words, leave the option out")
+
+    def _check_vision(self) -> None:
+        if self.vision not in PICTURE_SIZES and not self.vision.endswith(ONNX_SUFFIX) and not self.start:
+            known = ", ".join(PICTURE_SIZES)
+            raise InputError(f"`vision` {self.vision}: expected {known}, or a file that ends in {ONNX_SUFFIX}")
+        if self.tune_vision and self.vision != EFFICIENTNET:
+            when = "always" if self.vision == SMALL else "never"
+            raise InputError(f"`tune_vision`: {self.vision} is {when} trained")
+        if self.cache and (self.vision == SMALL or self.tune_vision):
+            raise InputError(
+                f"`cache` {self.cache}: keeps the features of a frozen network, but `vision` {self.vision} is trained"
+            )
+        fixed = self.start or (f"`vision` {SMALL}" if self.vision == SMALL else None)
+        if fixed and (self.mean or self.std):
+            raise InputError(f"`pixel_mean`, `pixel_std`: {fixed} brings its own")
+
+
+def channels(option: str, text: str) -> Channels | None:
+    """Three numbers from text, as "0.5, 0.5, 0.5"; None for no text.
+
+    Raises:
+        InputError: the text is not three finite numbers, or a deviation is not above zero.
+    """
+    if not text:
+        return None
+    try:
+        red, green, blue = (float(number) for number in text.split(","))
+    except ValueError:
+        raise InputError(f"`{option}` {text!r}: expected three numbers, as 0.5,0.5,0.5") from None
+    least = 1e-6 if option == "pixel_std" else -math.inf
+    if not all(least <= number < math.inf for number in (red, green, blue)):
+        raise InputError(f"`{option}` {text!r}: expected finite numbers, deviations above zero")
+    return red, green, blue

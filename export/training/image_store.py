@@ -35,33 +35,41 @@ READING = 2  # counted up whenever reading, normalising or a network gives other
 
 @dataclass(frozen=True)
 class Images:
-    """The images of both splits as training reads them, and a few of dev as a checkpoint holds them.
+    """The images of a run as training reads them.
 
-    uint8 pictures [I, H, W, 3], to be normalised by ``pixels``, or float32 features [I, R, D]; ``examples`` are pictures in
-    either case, if the data set is one of pictures.
+    Args:
+        stores: of the train and the dev split, uint8 pictures [I, H, W, 3] or float32 features [I, R, D].
+        examples: a few images of dev for the checkpoint, pictures wherever the data set holds pictures.
+        pixels: how to normalise the pictures in ``stores``; None for features.
     """
 
-    train: Any
-    dev: Any
+    stores: tuple[NDArray[Any], NDArray[Any]]
     examples: NDArray[Any]
     pixels: PixelSpec | None = None
 
 
-def prepare_images(train: Split, dev: Split, vision: Vision | None, tuned: bool, scratch: Path, kept: Path) -> Images:
+def prepare_images(
+    splits: tuple[Split, Split], vision: Vision | None, tuned: bool, scratch: Path, kept: Path
+) -> Images:
     """Decode the pictures of a run for a vision network that is trained, or encode them by one that is not.
 
-    vision is None for a data set of features. tuned: whether a network that came with its weights is trained, too. Decoded
-    pictures go to ``scratch``, a folder of this run alone, features to ``kept``, which runs may share.
+    Args:
+        splits: train and dev.
+        vision: None for a data set of features.
+        tuned: whether a network that came with its weights is trained, too.
+        scratch: a folder of this run alone, for decoded pictures.
+        kept: a folder that runs may share, for features.
     """
+    dev = splits[1]
     if vision is None:
-        return Images(train.images, dev.images, np.array(dev.images[:EXAMPLES]))
-    if vision.network is None or tuned:
-        stores = [decode_pictures(split, vision.pixels, scratch / f"{split.name}.npy") for split in (train, dev)]
-        return Images(stores[0], stores[1], np.array(stores[1][:EXAMPLES]), vision.pixels)
+        return Images((splits[0].images, dev.images), np.array(dev.images[:EXAMPLES]))  # type: ignore[arg-type]  # arrays
     spec = vision.pixels
+    if vision.network is None or tuned:
+        train_store, dev_store = (decode_pictures(split, spec, scratch / f"{split.name}.npy") for split in splits)
+        return Images((train_store, dev_store), np.array(dev_store[:EXAMPLES]), spec)
     few = [read_picture(path, spec.height, spec.width, str(path), spec.fit) for path in dev.images[:EXAMPLES]]
-    of_train, of_dev = encode_pictures((train, dev), vision, kept)
-    return Images(of_train, of_dev, np.stack(few))
+    train_store, dev_store = encode_pictures(splits, vision, kept)
+    return Images((train_store, dev_store), np.stack(few))
 
 
 def decode_pictures(split: Split, spec: PixelSpec, file: Path) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""What lets a run go on after a kill: what it was begun with is kept in its folder, and must be what it goes on with."""
+"""Resuming a run: its options and data are recorded in its folder, and must be the same when it continues."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from camp_sdk.runtime.files import check_writable, sha256_of, write_aside
 from camp_sdk.terminal import stderr
 
 STAGE_FOLDERS = ("attention", "fusion", ".")  # of a run's folder
-BEGUN = "run.json"  # in a run's folder: what it was begun with
-SAMPLE = 64  # images whose features stand for all
+RECORD = "run.json"  # in a run's folder: its options, data and start
+SAMPLE = 64  # images whose features represent the whole split
 
 
-def what_decides(config: TrainConfig, train: Split, dev: Split) -> dict[str, Any]:
-    """What a run that goes on must have as it was: its options, what the splits hold, and the checkpoint it started from."""
+def run_record(config: TrainConfig, train: Split, dev: Split) -> dict[str, Any]:
+    """What must be unchanged when a run continues: its options, the content of its splits, and its start checkpoint."""
     start = {"start": sha256_of(config.start)} if config.start else {}
     return {"options": config.as_dict(), "train": digest_of(train), "dev": digest_of(dev)} | start
 
 
 def digest_of(split: Split) -> str:
-    """SHA-256 of a split: its captions, whose they are, and its images by name and size, or a sample of their features."""
+    """SHA-256 of a split: captions, the image of each, and the images by name and size or by a sample of their features."""
     digest = hashlib.sha256(json.dumps([split.captions, split.image_of_caption.tolist()]).encode())
     if isinstance(split.images, np.ndarray):
         digest.update(repr(split.images.shape).encode())
@@ -46,109 +46,109 @@ def digest_of(split: Split) -> str:
     return digest.hexdigest()
 
 
-@rank_zero_only  # other devices come when the first has begun
-def check_output(config: TrainConfig, begun: dict[str, Any]) -> None:
-    """Raise InputError for a folder in use, one without anything to resume, or a run begun with something else."""
+@rank_zero_only  # the other devices start after the first
+def check_output(config: TrainConfig, record: dict[str, Any]) -> None:
+    """Raise InputError for a folder in use, one with nothing to resume, or a run with another record."""
     run = config.output
     used = run.is_dir() and _names(run)
     if not config.resume:
         if used:
-            raise InputError(f"{run} is not empty: name a new folder, or go on with --resume")
-        check_writable(run / "best.ckpt")  # now, not after hours
+            raise InputError(f"{run} is not empty: name a new folder, or continue with `resume`")
+        check_writable(run / "best.ckpt")  # before the work, not after hours of it
         return
     if not run.is_dir():
-        raise InputError(f"--resume: {run} not found; start the run without --resume")
+        raise InputError(f"`resume`: {run} not found; start the run without it")
     if not used:
         return
-    _check_begun(run, config.data, begun)
+    _check_record(run, config.data, record)
     if not any((run / stage / "last.ckpt").is_file() for stage in STAGE_FOLDERS):
-        _begin_anew(run)
+        _restart(run)
 
 
-def _check_begun(run: Path, data: Path, asked: dict[str, Any]) -> None:
-    """Raise InputError if a run was begun with other options, other data or another checkpoint than is asked for."""
+def _check_record(run: Path, data: Path, asked: dict[str, Any]) -> None:
+    """Raise InputError if a run began with other options, other data or another checkpoint than now."""
     try:
-        told = json.loads((run / BEGUN).read_text(encoding="utf-8"))
-        options = dict(told["options"])
+        record = json.loads((run / RECORD).read_text(encoding="utf-8"))
+        options = dict(record["options"])
     except FileNotFoundError:
         raise InputError(
-            f"--resume: {run} holds something, but no {BEGUN}, which every run writes: remove it, or name another folder"
+            f"`resume`: {run} is not empty but has no {RECORD}, which every run writes: empty it, or name another folder"
         ) from None
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise InputError(f"--resume: {run / BEGUN} is broken ({error}): start the run anew, in a new folder") from None
-    if told.get("start") != asked.get("start"):  # first: it brings some of the options
-        raise InputError(f"--resume: {run} was begun with another --start, or with none: give the one it began with")
-    default = TrainConfig(data, run).as_dict()  # what an option that came later was
+        raise InputError(f"`resume`: {run / RECORD} is broken ({error}): start the run again in a new folder") from None
+    if record.get("start") != asked.get("start"):  # first: a start checkpoint fixes some options
+        raise InputError(f"`resume`: {run} began with another `start`, or with none: give the one it began with")
+    default = TrainConfig(data, run).as_dict()  # the value of an option that is newer than the run
     changed = [
-        f"--{name.replace('_', '-')} was {was}, is {value}"
+        f"`{name}` was {was}, is {value}"
         for name, value in asked["options"].items()
         if (was := options.get(name, default.get(name))) != value
     ]
     if changed:
-        raise InputError(f"--resume: {run} was begun with other options: {'; '.join(changed)}")
+        raise InputError(f"`resume`: {run} began with other options: {'; '.join(changed)}")
     for split in ("train", "dev"):
-        if told.get(split) != asked[split]:
-            raise InputError(f"--resume: {run} was begun with other data than the {split} split of {data} now holds")
+        if record.get(split) != asked[split]:
+            raise InputError(f"`resume`: {run} began with other data than the {split} split of {data} now holds")
 
 
 @contextmanager
-def noted(run: Path, begun: dict[str, Any]) -> Iterator[None]:
-    """Keep in a run's folder what it is begun with; not if its preparation fails, and there is nothing else yet."""
-    there = run.is_dir()
-    _note(run / BEGUN, begun)
+def recorded(run: Path, record: dict[str, Any]) -> Iterator[None]:
+    """Write a run's record into its folder; remove it if the preparation fails and the folder holds nothing else."""
+    existed = run.is_dir()
+    _write_record(run / RECORD, record)
     try:
         yield
     except BaseException:
-        _forget(run, there)
+        _remove_record(run, existed)
         raise
 
 
 @rank_zero_only
-def _note(path: Path, begun: dict[str, Any]) -> None:
+def _write_record(path: Path, record: dict[str, Any]) -> None:
     if not path.is_file():
         with write_aside(path) as aside:
-            aside.write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
+            aside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 @rank_zero_only
-def _forget(run: Path, keep_folder: bool) -> None:
-    if _names(run) == [BEGUN]:
-        (run / BEGUN).unlink()
+def _remove_record(run: Path, keep_folder: bool) -> None:
+    if _names(run) == [RECORD]:
+        (run / RECORD).unlink()
         if not keep_folder:
             run.rmdir()
 
 
 def _names(run: Path) -> list[str]:
-    """What is in a run's folder, but for writes that were killed."""
+    """The files of a run's folder, without remains of interrupted writes."""
     return [path.name for path in run.iterdir() if not path.name.startswith(".")]
 
 
-def _begin_anew(run: Path) -> None:
-    """Empty the folder of a run that was stopped in its first epoch, and so has nothing to go on from."""
-    stderr.print(f"{run} was stopped in its first epoch: it begins anew", highlight=False, soft_wrap=True)
+def _restart(run: Path) -> None:
+    """Empty the folder of a run that was stopped in its first epoch and has nothing to continue from."""
+    stderr.print(f"{run} was stopped in its first epoch: it starts again", highlight=False, soft_wrap=True)
     for stage in STAGE_FOLDERS:
         shutil.rmtree(run / stage / "logs", ignore_errors=True)
         (run / stage / "best.ckpt").unlink(missing_ok=True)
 
 
 def check_resumed(config: TrainConfig, data: TrainingData, origin: Origin) -> None:
-    """Raise InputError if a stage of these options cannot go on, or be followed, with this network, these words, or this
-    frozen vision network."""
+    """Raise InputError if a stage cannot continue, or be followed, with this network, these words, or this frozen vision
+    network."""
     last = config.output / "last.ckpt"
     model = replace(origin.model, variant=config.variant)
     before, found = load_checkpoint(last)
     if (found.model, found.tokenizer) != (model, origin.tokenizer):
-        raise InputError(f"--resume: {last} holds {found.model} and its words; these data make {model}, or other words")
+        raise InputError(f"`resume`: {last} holds {found.model} and its words; these data make {model}, or other words")
     if data.vision is not None and before.vision is not None and not config.tune_vision:
         own, now = before.vision.state_dict(), data.vision.state_dict()
         if own.keys() != now.keys() or not all(torch.equal(own[name], now[name]) for name in own):
-            raise InputError(f"--resume: {last} was trained with another --vision network: give the one it began with")
+            raise InputError(f"`resume`: {last} was trained with another `vision` network: give the one it began with")
 
 
 def check_devices(last: Path, devices: int) -> None:
-    """Raise InputError if a checkpoint was trained on another number of devices: an epoch then has other steps."""
-    told = load_checkpoint(last)[1].training
-    if (before := told.get("on_devices", devices)) != devices:
+    """Raise InputError if a checkpoint was trained on another number of devices, because an epoch then has other steps."""
+    training = load_checkpoint(last)[1].training
+    if (before := training.get("on_devices", devices)) != devices:
         raise InputError(
-            f"--resume: {last} was trained on {before} devices, these are {devices}: give --devices {before}"
+            f"`resume`: {last} was trained on {before} devices, now there are {devices}: give `devices` {before}"
         )

@@ -1,4 +1,4 @@
-"""A run of training from its options to its best checkpoint: data, tokenizer, stages, and going on after a kill."""
+"""A run of training from its options to its best checkpoint: data, tokenizer, stages, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from camp_sdk.export.network.model import Camp, ModelConfig
 from camp_sdk.export.network.sentences import SentenceConfig, load_pretrained, read_config, read_tokenizer
 from camp_sdk.export.network.vocabulary import LEARNED, build_tokenizer
 from camp_sdk.export.training.batches import CaptionDataset
-from camp_sdk.export.training.config import CROSS_ATTENTION, TrainConfig
+from camp_sdk.export.training.config import CROSS_ATTENTION, SMALL, TrainConfig
 from camp_sdk.export.training.image_store import EXAMPLES, prepare_images
 from camp_sdk.export.training.module import CampTraining, TrainingData
-from camp_sdk.export.training.resume import check_devices, check_output, check_resumed, noted, what_decides
+from camp_sdk.export.training.resume import check_devices, check_output, check_resumed, recorded, run_record
 from camp_sdk.export.training.trainer import (
     RunCheckpoint,
     build_trainer,
@@ -38,19 +38,24 @@ from camp_sdk.terminal import stderr
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of a run, in a folder of its own (the last in the run's): what to train, from where the one before stopped."""
+    """One part of a run, which starts from the weights of the part before.
+
+    Args:
+        config: the run's options with the epochs and the folder of this part; the last part has the run's own folder.
+        fusion_only: whether encoders and attention are frozen.
+    """
 
     config: TrainConfig
     fusion_only: bool = False
 
     @property
     def finished(self) -> Path:
-        """The empty file that tells that this stage is done."""
+        """The empty file that marks this stage as done."""
         return self.config.output / "finished"
 
 
 def stages_of(config: TrainConfig) -> list[Stage]:
-    """The stages of a run: the cross-attention model, the fusion alone, everything; those of no epochs are left out."""
+    """The stages of a run: the cross-attention model, the fusion alone, the whole network; stages of 0 epochs are omitted."""
     attention = replace(
         config,
         variant=CROSS_ATTENTION.get(config.variant, config.variant),
@@ -70,72 +75,148 @@ def run_training(config: TrainConfig, scratch: Path | None = None) -> Path:
         scratch: a folder of this run alone for decoded pictures; a temporary one by default.
 
     Raises:
-        InputError: options no run can have, or an output folder in use.
+        InputError: options that no run can have, or an output folder in use.
         BundleError: a broken data set or checkpoint.
     """
+    run = Run(config)
     if scratch is not None:
-        return _train(config, scratch)
+        return run.train(scratch)
     with tempfile.TemporaryDirectory(prefix="camp-") as folder:
-        return _train(config, Path(folder))
+        return run.train(Path(folder))
 
 
-def _train(config: TrainConfig, cache: Path) -> Path:
-    train, dev = load_split(config.data, "train"), load_split(config.data, "dev")
-    started = load_checkpoint(config.start) if config.start else None
-    if started:
-        config = with_sizes(config, started[1])
-    elif config.words != LEARNED:
-        config = _with(config, {"word_width": read_config(config.words)[0]}, config.words)
-    config = config.with_defaults(train.has_pictures)
-    config.check()
-    check_data(config, train, dev)
-    stages = stages_of(config)
-    begun = what_decides(config, train, dev)
-    check_output(config, begun)
-    keep_freed_memory()
-    with noted(config.output, begun):
-        data, origin = prepare(config, train, dev, cache, started)
-    for stage in stages:
-        if config.resume and (stage.config.output / "last.ckpt").is_file():
-            check_resumed(stage.config, data, origin)
-    best = config.start
-    for stage in stages:
-        if config.resume and stage.finished.is_file():
-            best = stage.config.output / "best.ckpt"
-            continue
-        best = run_stage(stage, data, origin, best)
-        stage.finished.touch()
-    assert best is not None
-    _tell_best(best, config.epochs)
-    return best
+class Run:
+    """A run of training: its splits, the checkpoint it starts from, and its options, completed by both and checked.
+
+    Args:
+        config: the options as they were given.
+
+    Raises:
+        InputError: options that no run can have.
+        BundleError: a broken data set or checkpoint.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.data = config.data
+        self.start = config.start
+        self.splits = load_split(config.data, "train"), load_split(config.data, "dev")
+        self.started = load_checkpoint(config.start) if config.start else None
+        self._check_splits()
+        if self.started and bool(self.started[1].pixels) != self.splits[0].has_pictures:
+            raise self._mismatch(self.started[1])
+        self.config = config.completed(self.splits[0].has_pictures, *fixed_options(config, self.started))
+        self.config.check_batch(len(self.splits[0].captions))
+
+    def train(self, scratch: Path) -> Path:
+        """Train every stage that is not finished; returns the best checkpoint of the last."""
+        config, record = self.config, run_record(self.config, *self.splits)
+        check_output(config, record)
+        keep_freed_memory()
+        with recorded(config.output, record):
+            data, origin = self.prepare(scratch)
+        stages = stages_of(config)
+        for stage in stages:
+            if config.resume and (stage.config.output / "last.ckpt").is_file():
+                check_resumed(stage.config, data, origin)
+        best = self.start
+        for stage in stages:
+            if config.resume and stage.finished.is_file():
+                best = stage.config.output / "best.ckpt"
+                continue
+            best = run_stage(stage, data, origin, best)
+            stage.finished.touch()
+        assert best is not None
+        _print_best(best, config.epochs)
+        return best
+
+    def prepare(self, scratch: Path) -> tuple[TrainingData, Origin]:
+        """The run's data as training reads them, and what its checkpoints will say beside their weights.
+
+        Tokenizer, vision network and preprocessing are those of the checkpoint that the run starts from, if there is one.
+        """
+        config, started, (train, dev) = self.config, self.started, self.splits
+        tokenizer_text = started[1].tokenizer if started else make_tokenizer(config, train)
+        tokenizer = open_tokenizer(tokenizer_text)
+        vision = open_vision(config, train, started)
+        feature_width = vision.width if vision else int(train.images.shape[2])  # type: ignore[union-attr]  # an array
+        if started and started[1].model.feature_width != feature_width:
+            raise self._mismatch(started[1])
+        images = prepare_images(self.splits, vision, config.tune_vision, scratch, config.cache or scratch)
+        sets = [
+            CaptionDataset(split, store, tokenizer, images.pixels)
+            for split, store in zip(self.splits, images.stores, strict=True)
+        ]
+        model = ModelConfig(
+            vocabulary_size=tokenizer.vocabulary_size,
+            variant=config.variant,
+            width=config.width,
+            feature_width=feature_width,
+            word_width=config.word_width,
+            picture_size=vision.pixels.height if vision else 0,
+            global_vectors=config.global_weight > 0,
+            vision=vision.name if vision else SMALL,
+            words=config.words,
+            sentence=started[1].model.sentence if started else sentence_of(config.words),
+        )
+        pixels, examples = vision.pixels if vision else None, torch.from_numpy(images.examples)
+        origin = Origin(model, pixels, tokenizer_text, examples, dev.captions[: 5 * EXAMPLES], config.as_dict())
+        return TrainingData(sets[0], sets[1], vision.network if vision else None), origin
+
+    def _check_splits(self) -> None:
+        train, dev = self.splits
+        if train.has_pictures != dev.has_pictures:
+            raise InputError(f"{self.data}: one of train and dev holds pictures, the other features")
+        widths = [split.images.shape[2] for split in self.splits if isinstance(split.images, np.ndarray)]
+        if len(set(widths)) > 1:
+            raise InputError(
+                f"{self.data}: features of {widths[0]} numbers in train, {widths[1]} in dev: expected the same"
+            )
+        if len(train.images) < 2:
+            raise InputError(f"{self.data}: one training image; negatives are other images, expected 2 or more")
+
+    def _mismatch(self, origin: Origin) -> InputError:
+        expected = "pictures" if origin.pixels else f"features of width {origin.model.feature_width}"
+        return InputError(f"{self.start} takes {expected}, {self.data} holds something else")
+
+
+def fixed_options(config: TrainConfig, started: tuple[Camp, Origin] | None) -> tuple[dict[str, Any], object]:
+    """The options that a run's checkpoint, or its sentence encoder, fixes, and which of the two it is."""
+    if started is None:
+        sentence = sentence_width(config.words)
+        return {} if sentence is None else {"word_width": sentence}, config.words
+    origin = started[1]
+    fixed: dict[str, Any] = {name: getattr(origin.model, name) for name in ("width", "word_width", "words")}
+    if origin.pixels:
+        fixed |= {"vision": origin.model.vision, "picture_size": origin.pixels.height, "fit": origin.pixels.fit}
+    return fixed, config.start
+
+
+def sentence_width(words: str) -> int | None:
+    """Width of a pretrained encoder's word vectors; None for learned words."""
+    return None if words == LEARNED else read_config(words)[0]
+
+
+def sentence_of(words: str) -> SentenceConfig | None:
+    """Sizes of a pretrained encoder; None for learned words."""
+    return None if words == LEARNED else read_config(words)[1]
+
+
+def make_tokenizer(config: TrainConfig, train: Split) -> str:
+    """The text of a tokenizer.json: of the training captions' words, or a pretrained encoder's own."""
+    if config.words == LEARNED:
+        return build_tokenizer(train.captions, config.min_count).to_str()
+    return read_tokenizer(config.words)
 
 
 @rank_zero_only
-def _tell_best(best: Path, epochs: int) -> None:
-    told = load_checkpoint(best)[1].training
-    line = f"{best}: epoch {finished_epochs(best)} of {epochs}, rsum {told['dev']['rsum']:.1f} on dev"
+def _print_best(best: Path, epochs: int) -> None:
+    training = load_checkpoint(best)[1].training
+    line = f"{best}: epoch {finished_epochs(best)} of {epochs}, rsum {training['dev']['rsum']:.1f} on dev"
     stderr.print(line, highlight=False, soft_wrap=True)
 
 
-def check_data(config: TrainConfig, train: Split, dev: Split) -> None:
-    """Raise InputError for splits no run can use."""
-    if train.has_pictures != dev.has_pictures:
-        raise InputError(f"{config.data}: one of train and dev holds pictures, the other features")
-    widths = [split.images.shape[2] for split in (train, dev) if isinstance(split.images, np.ndarray)]
-    if len(set(widths)) > 1:
-        raise InputError(
-            f"{config.data}: features of {widths[0]} numbers in train, {widths[1]} in dev: expected the same"
-        )
-    if len(train.images) < 2:
-        raise InputError(f"{config.data}: one training image; negatives are other images, expected 2 or more")
-    devices = int(config.devices) if config.devices.isdecimal() else 1
-    if config.batch_size > (share := len(train.captions) // devices):
-        what = f"the {share} training captions" + (f" of each of {devices} devices" if devices > 1 else "")
-        raise InputError(f"--batch-size {config.batch_size} is more than {what}")
-
-
 def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | None) -> Path:
-    """Train one stage from the weights of ``start``, or from where it was killed; returns its best checkpoint."""
+    """Train one stage from the weights of ``start``, or from its last finished epoch; returns its best checkpoint."""
     config = stage.config
     lightning.seed_everything(config.seed, verbose=False)
     model = replace(origin.model, variant=config.variant)
@@ -147,7 +228,7 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
     elif not resume:
         _begin(module.model, config)
     best = RunCheckpoint(config.output, "best", monitor="rsum", mode="max", enable_version_counter=False)
-    # Not save_last of the other one: that is written only when the best one is.
+    # Not `save_last` of the other one: it is written only together with a new best.
     every = RunCheckpoint(config.output, "last", enable_version_counter=False)
     with quiet_lightning():
         trainer = build_trainer(config, [best, every, RichProgressBar(refresh_rate=10, leave=True)])
@@ -157,7 +238,7 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
         try:
             trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
         except SystemExit as stopped:  # Lightning ends the process with 1 on Ctrl-C
-            stderr.print("stopped: --resume goes on after the last epoch that was finished", style="red")
+            stderr.print("stopped: --resume continues after the last finished epoch", style="red")
             if stopped.code == 1:
                 raise KeyboardInterrupt from None
             raise
@@ -165,12 +246,12 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
 
 
 def finished_epochs(checkpoint: Path) -> int:
-    """How many epochs of its stage a run's checkpoint has seen."""
+    """The number of epochs of its stage that a checkpoint has finished."""
     return int(load_checkpoint(checkpoint)[1].training["epoch"]) + 1
 
 
 def _begin(model: Camp, config: TrainConfig) -> None:
-    """The weights a new network begins with, where they are not random."""
+    """Set the initial weights that are not random."""
     if model.config.sentence:
         load_pretrained(model.text_encoder.embed, model.config.words)
     if config.begin_as_distance:
@@ -178,77 +259,14 @@ def _begin(model: Camp, config: TrainConfig) -> None:
 
 
 def start_from(model: Camp, checkpoint: Path) -> None:
-    """Give a network the weights of a checkpoint of its sizes; what the checkpoint has not stays as it is.
+    """Load the weights of a checkpoint into a network of the same sizes; weights that the checkpoint lacks stay as they are.
 
-    Raises InputError listing what the checkpoint has that the network has not.
+    Raises:
+        InputError: the checkpoint has weights that the network lacks; the message lists them.
     """
     weights, own = load_checkpoint(checkpoint)[0].state_dict(), model.state_dict()
     if not model.config.global_vectors:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("global_")}
     if surplus := [name for name, t in weights.items() if name not in own or own[name].shape != t.shape]:
-        raise InputError(f"{checkpoint} holds what {model.config.variant} has not: {', '.join(surplus)}")
+        raise InputError(f"{checkpoint} holds weights that {model.config.variant} lacks: {', '.join(surplus)}")
     model.load_state_dict(weights, strict=False)
-
-
-def with_sizes(config: TrainConfig, started: Origin) -> TrainConfig:
-    """The configuration with the sizes and the vision of the checkpoint it starts from; InputError if it asks for others."""
-    own: dict[str, Any] = {name: getattr(started.model, name) for name in ("width", "word_width", "words")}
-    if started.pixels:
-        own |= {"vision": started.model.vision, "picture_size": started.pixels.height, "fit": started.pixels.fit}
-    return _with(config, own, config.start)
-
-
-def _with(config: TrainConfig, own: dict[str, Any], source: object) -> TrainConfig:
-    """The configuration with what ``source`` fixes; InputError if it asks for others."""
-    for name, value in own.items():
-        asked = getattr(config, name)
-        if asked not in (value, TrainConfig.__dataclass_fields__[name].default):
-            raise InputError(f"--{name.replace('_', '-')} {asked}: {source} has {value}, and brings it: leave it out")
-    return replace(config, **own)
-
-
-def prepare(
-    config: TrainConfig, train: Split, dev: Split, cache: Path, started: tuple[Camp, Origin] | None = None
-) -> tuple[TrainingData, Origin]:
-    """Tokenizer, images and configuration of a run; tokenizer, vision and preprocessing of what it starts from."""
-    tokenizer_text = started[1].tokenizer if started else make_tokenizer(config, train)
-    tokenizer = open_tokenizer(tokenizer_text)
-    vision = open_vision(config, train, started)
-    feature_width = vision.width if vision else int(train.images.shape[2])  # type: ignore[union-attr]  # an array
-    if started and (bool(started[1].pixels), started[1].model.feature_width) != (train.has_pictures, feature_width):
-        expected = "pictures" if started[1].pixels else f"features of width {started[1].model.feature_width}"
-        raise InputError(f"{config.start} takes {expected}, {config.data} holds something else")
-    images = prepare_images(train, dev, vision, config.tune_vision, cache, config.cache or cache)
-    sets = [
-        CaptionDataset(split, store, tokenizer, images.pixels)
-        for split, store in ((train, images.train), (dev, images.dev))
-    ]
-    model = ModelConfig(
-        vocabulary_size=tokenizer.vocabulary_size,
-        variant=config.variant,
-        width=config.width,
-        feature_width=feature_width,
-        word_width=config.word_width,
-        picture_size=vision.pixels.height if vision else 0,
-        global_vectors=config.global_weight > 0,
-        vision=vision.name if vision else "small",
-        words=config.words,
-        sentence=sentence_of(config, started[1] if started else None),
-    )
-    pixels, examples = vision.pixels if vision else None, torch.from_numpy(images.examples)
-    origin = Origin(model, pixels, tokenizer_text, examples, dev.captions[: 5 * EXAMPLES], config.as_dict())
-    return TrainingData(sets[0], sets[1], vision.network if vision else None), origin
-
-
-def make_tokenizer(config: TrainConfig, train: Split) -> str:
-    """The text of a tokenizer.json: of the training captions' words, or a pretrained encoder's own."""
-    if config.words == LEARNED:
-        return build_tokenizer(train.captions, config.min_count).to_str()
-    return read_tokenizer(config.words)
-
-
-def sentence_of(config: TrainConfig, started: Origin | None) -> SentenceConfig | None:
-    """Sizes of the pretrained encoder, if there is one."""
-    if started:
-        return started.model.sentence
-    return None if config.words == LEARNED else read_config(config.words)[1]

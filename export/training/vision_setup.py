@@ -13,12 +13,11 @@ from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision, read
 from camp_sdk.export.network.camp import VisionNet
 from camp_sdk.export.network.checkpoint import Origin
 from camp_sdk.export.network.model import Camp
-from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.config import EFFICIENTNET, SMALL, Channels, TrainConfig
 from camp_sdk.pictures import read_picture
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import MOST_PIXELS, PixelSpec
 
-Channels = tuple[float, float, float]
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation that most networks were trained with
 LITE = (127 / 255,) * 3, (128 / 255,) * 3  # and EfficientNet-Lite
 
@@ -37,39 +36,20 @@ class Vision:
 
 
 def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] | None = None) -> Vision | None:
-    """The vision network of a run, by its options or by what it starts from; None for a data set of features.
+    """The vision network of a run, from its options or from the checkpoint it starts from; None for a data set of features.
 
-    Raises InputError for options that do not fit it, BundleError for a broken ONNX file, MissingExtraError.
+    Raises:
+        InputError: options that do not fit the network.
+        BundleError: a broken ONNX file.
+        MissingExtraError: the pretrained network is not installed.
     """
-    if started and started[1].pixels and not train.has_pictures:
-        return None  # which is refused, and not for what the checkpoint brings
-    _check_use(config, train.has_pictures)
     if not train.has_pictures:
         return None
     if started and started[1].pixels:
         return _of_checkpoint(*started)
-    if config.vision == "small":
+    if config.vision == SMALL:
         return _open_small(config, train)
-    if config.vision == "efficientnet-lite0":
-        return _open_efficientnet(config)
-    if config.vision.endswith(".onnx"):
-        return _open_onnx(config)
-    raise InputError(f"--vision {config.vision}: expected small, efficientnet-lite0, or a file that ends in .onnx")
-
-
-def _check_use(config: TrainConfig, pictures: bool) -> None:
-    """Raise InputError for options that would be silently of no use."""
-    fixed = config.start or ("--vision small" if config.vision == "small" else None)
-    names = ("vision", "tune_vision", "picture_size", "fit", "pixel_mean", "pixel_std", "cache")
-    given = [f"--{n.replace('_', '-')}" for n in names if getattr(config, n) != getattr(TrainConfig, n)]
-    if given and not pictures:
-        raise InputError(f"{', '.join(given)}: for pictures, and {config.data} holds features")
-    if config.cache and (config.vision == "small" or config.tune_vision):
-        raise InputError(
-            f"--cache {config.cache}: keeps what a frozen network makes, and --vision {config.vision} is trained"
-        )
-    if fixed and (config.pixel_mean or config.pixel_std):
-        raise InputError(f"--pixel-mean, --pixel-std: {fixed} brings its own")
+    return _open_efficientnet(config) if config.vision == EFFICIENTNET else _open_onnx(config)
 
 
 def _of_checkpoint(model: Camp, origin: Origin) -> Vision:
@@ -80,11 +60,11 @@ def _of_checkpoint(model: Camp, origin: Origin) -> Vision:
 
 def _open_small(config: TrainConfig, train: Split) -> Vision:
     size = config.picture_size
-    VisionNet(1, size)  # refuses a size before any picture is read
+    VisionNet(1, size)  # refuses a wrong size before any picture is read
     _check_size(size, size)
     open_ = PixelSpec(size, size, (0, 0, 0), (1, 1, 1), (VisionNet.GRID, VisionNet.GRID), config.fit or "stretch")
     mean, std = measure_pixels(train, open_)
-    return Vision("small", replace(open_, mean=mean, std=std), config.width)
+    return Vision(SMALL, replace(open_, mean=mean, std=std), config.width)
 
 
 def measure_pixels(train: Split, spec: PixelSpec) -> tuple[Channels, Channels]:
@@ -102,39 +82,24 @@ def _open_efficientnet(config: TrainConfig) -> Vision:
     size = config.picture_size
     network = EfficientNetLite(size)
     network.load_pretrained()
-    return Vision("efficientnet-lite0", _pixels(config, size, size, LITE, network.grid), network.WIDTH, network)
+    return Vision(EFFICIENTNET, _pixels(config, size, size, LITE, network.grid), network.WIDTH, network)
 
 
 def _open_onnx(config: TrainConfig) -> Vision:
     network = read_vision(Path(config.vision))
     (height, width), (regions, feature_width) = network.size, network.shape
     if config.picture_size not in (0, height):
-        raise InputError(f"--picture-size {config.picture_size}: {config.vision} takes {height} x {width} pixels")
+        raise InputError(f"`picture_size` {config.picture_size}: {config.vision} takes {height} x {width} pixels")
     grid = math.isqrt(regions) if math.isqrt(regions) ** 2 == regions else 0
     return Vision("onnx", _pixels(config, height, width, IMAGENET, grid), feature_width, network)
 
 
 def _pixels(config: TrainConfig, height: int, width: int, made_with: tuple[Channels, Channels], grid: int) -> PixelSpec:
     _check_size(height, width)
-    mean = channels("--pixel-mean", config.pixel_mean) or made_with[0]
-    std = channels("--pixel-std", config.pixel_std) or made_with[1]
+    mean, std = config.mean or made_with[0], config.std or made_with[1]
     return PixelSpec(height, width, mean, std, (grid, grid), config.fit or "letterbox")
 
 
 def _check_size(height: int, width: int) -> None:
     if not (0 < height <= MOST_PIXELS and 0 < width <= MOST_PIXELS):
-        raise InputError(f"--vision of {height} x {width} pixels: expected 1 to {MOST_PIXELS} each way")
-
-
-def channels(option: str, text: str) -> Channels | None:
-    """Three numbers from text, as "0.5, 0.5, 0.5"; None for none. Raises InputError for anything else."""
-    if not text:
-        return None
-    try:
-        red, green, blue = (float(number) for number in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} {text!r}: expected three numbers, as 0.5,0.5,0.5") from None
-    least = 1e-6 if option == "--pixel-std" else -math.inf
-    if not all(least <= number < math.inf for number in (red, green, blue)):
-        raise InputError(f"{option} {text!r}: expected finite numbers, deviations above zero")
-    return red, green, blue
+        raise InputError(f"`vision` of {height} x {width} pixels: expected 1 to {MOST_PIXELS} each way")

@@ -1,0 +1,99 @@
+"""The command `camp eval`: recall of a bundle on a split, of the network and of its global vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from camp_sdk.commands.options import BackendOption, BundleArgument, JsonOption, PrecisionOption
+from camp_sdk.data import load_split
+from camp_sdk.evaluation import Evaluation, evaluate, protocol_folds, work_of
+from camp_sdk.metrics import Direction
+from camp_sdk.progress import progress_bars
+from camp_sdk.retriever import Retriever
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.files import check_writable, followed, write_aside
+
+SHORTLISTS = (10, 20, 50, 100, 200, 500, 1000)
+
+
+def eval_command(
+    bundle: BundleArgument,
+    data: Annotated[Path, typer.Option(help="Data set: a folder of pictures or of precomputed features.")],
+    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    protocol: Annotated[
+        str | None, typer.Option(help="flickr30k, coco-5k or coco-1k: checks that the data fit.")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Average over this many equal parts of the images.", min=1)] = None,
+    shortlist: Annotated[
+        int, typer.Option(help="Also show what shortlists of 10 and more candidates lose, up to this many.", min=0)
+    ] = 0,
+    output: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure recall on a split: network and global vectors, both directions."""
+    loaded = load_split(data, split)
+    if protocol and folds:
+        raise InputError(f"--folds {folds}: {protocol} has its own folds, give one of the two")
+    if output and output.is_dir():
+        raise InputError(f"--output {output} is a folder: name a file")
+    if output:
+        output = followed(output)
+        check_writable(output)  # before the work, not after it
+    parts = protocol_folds(protocol, loaded) if protocol else folds or 1
+    sizes = sorted({*(size for size in SHORTLISTS if size < shortlist), shortlist} - {0})
+    with Retriever(bundle, backend, precision) as retriever, progress_bars(work_of(loaded, parts)) as advance:
+        result = evaluate(retriever, loaded, parts, advance, protocol, sizes)
+    setup = {"split": split, "backend": retriever.backend, "precision": precision}
+    answer = json.dumps(result.as_dict() | setup, indent=2)
+    if output:
+        with write_aside(output) as aside:
+            aside.write_text(f"{answer}\n", encoding="utf-8")
+    if as_json:
+        typer.echo(answer)
+    else:
+        Console().print(evaluation_table(result, f"{data} {split}: {result.protocol}"))
+        if result.shortlists:
+            Console().print(shortlist_table(result))
+
+
+def evaluation_table(result: Evaluation, title: str) -> Table:
+    """The figures of an evaluation as a terminal table: two rows for the network, two for the global vectors."""
+    table = Table(
+        "", "", *(Column(name, justify="right") for name in ("R@1", "R@5", "R@10", "median", "rsum")), title=Text(title)
+    )
+    beside = [("global vectors alone", result.global_vectors)] if result.global_vectors else []
+    for name, metrics in [("CAMP", result.network), *beside]:
+        table.add_row(name, "text to image", *_figures(metrics.text_to_image), "")
+        table.add_row("", "image to text", *_figures(metrics.image_to_text), f"{metrics.rsum:.1f}", end_section=True)
+    return table
+
+
+def shortlist_table(result: Evaluation) -> Table:
+    """What scoring only the nearest by global vector loses: recalls minus those of scoring everything."""
+    heads = [f"{side} {recall}" for side in ("t2i", "i2t") for recall in ("R@1", "R@5", "R@10")]
+    table = Table("candidates", *(Column(head, justify="right") for head in heads), title="recall with a shortlist")
+    whole = [
+        recall for side in (result.network.text_to_image, result.network.image_to_text) for recall in _recalls(side)
+    ]
+    for size, metrics in result.shortlists.items():
+        short = [recall for side in (metrics.text_to_image, metrics.image_to_text) for recall in _recalls(side)]
+        table.add_row(str(size), *(f"{s:.1f} ({s - w:+.1f})" for s, w in zip(short, whole, strict=True)))
+    table.add_row("all", *(f"{w:.1f}" for w in whole))
+    return table
+
+
+def _recalls(side: Direction) -> list[float]:
+    return [side.r1, side.r5, side.r10]
+
+
+def _figures(side: Direction) -> list[str]:
+    return [f"{value:.1f}" for value in (side.r1, side.r5, side.r10, side.median_rank)]

@@ -1,0 +1,80 @@
+"""The command `camp rank`: the pictures of a folder or a gallery, ranked by one or more texts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from camp_sdk.commands.encode import encode_all
+from camp_sdk.commands.options import (
+    IMAGES_HELP,
+    BackendOption,
+    BundleArgument,
+    JsonOption,
+    MegapixelsOption,
+    PrecisionOption,
+    SkipBrokenOption,
+)
+from camp_sdk.pictures import MAX_MEGAPIXELS
+from camp_sdk.progress import progress_bar
+from camp_sdk.results import Match
+from camp_sdk.retriever import Retriever
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.terminal import visible
+
+
+def rank_command(
+    bundle: BundleArgument,
+    query: Annotated[list[str], typer.Option(help="What to look for, in words; may be repeated.")],
+    images: Annotated[Path | None, typer.Option(help=IMAGES_HELP)] = None,
+    gallery: Annotated[Path | None, typer.Option(help="Gallery made by camp encode, instead of --images.")] = None,
+    top_k: Annotated[int, typer.Option(help="How many answers.", min=1)] = 5,
+    shortlist: Annotated[int | None, typer.Option(help="Score only so many, the nearest by global vector.")] = None,
+    skip_broken: SkipBrokenOption = False,
+    max_megapixels: MegapixelsOption = MAX_MEGAPIXELS,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the pictures of a folder or a gallery, or the rows of a file of features, by a text."""
+    if (images is None) == (gallery is None):
+        raise InputError("give --images or --gallery, one of the two")
+    with Retriever(bundle, backend, precision) as retriever:
+        retriever.check_queries(query)  # before the pictures: they may take minutes
+        retriever.check_counts(top_k, shortlist)
+        if gallery is not None:
+            corpus = retriever.open_gallery(gallery)
+        else:
+            assert images is not None
+            corpus = encode_all(retriever, images, skip_broken, max_megapixels)
+        pairs = len(query) * min(len(corpus), shortlist or len(corpus))
+        with progress_bar("scoring pairs", pairs) as scored:
+            rankings = retriever.rank(query, corpus, top_k, shortlist, scored)
+    if as_json:
+        found = [
+            {"query": text, "matches": [_as_dict(match) for match in matches]}
+            for text, matches in zip(query, rankings, strict=True)
+        ]
+        typer.echo(json.dumps({"rankings": found, "skipped": [asdict(one) for one in corpus.skipped]}, indent=2))
+    else:
+        for text, matches in zip(query, rankings, strict=True):
+            Console().print(_ranking_table(text, matches))
+
+
+def _as_dict(match: Match) -> dict[str, Any]:
+    return {field: match[field] for field in ("rank", "document", "score", "logit", "corpus_id")}
+
+
+def _ranking_table(query: str, matches: list[Match]) -> Table:
+    # Text, not markup: a query or a file name may hold brackets.
+    table = Table("rank", "score", Column("image", overflow="fold"), title=Text(visible(query)))
+    for match in matches:
+        table.add_row(str(match.rank), f"{match.score:.4f}", Text(visible(match.document or "")))
+    return table
