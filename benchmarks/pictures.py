@@ -92,7 +92,7 @@ def ways_of(retrievers: dict[str, Retriever], paths: list[Path]) -> dict[str, Ca
 
     def decode() -> None:
         reader = FeatureReader(spec, 3, lambda pixels: pixels.reshape(len(pixels), -1, 3))
-        for _ in reader.batches(paths, None, lambda done: None, [], []):
+        for _ in reader.batches(paths):
             pass
 
     pixels = normalise(np.random.default_rng(0).integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8), spec)

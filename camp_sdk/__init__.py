@@ -46,7 +46,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> str:
-    if name == "__version__":  # read when asked for: importing importlib.metadata takes a tenth of the time of `import numpy`
+    if (
+        name == "__version__"
+    ):  # read when asked for: importing importlib.metadata takes a tenth of the time of `import numpy`
         from importlib.metadata import version
 
         return version("camp-sdk")

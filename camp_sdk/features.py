@@ -36,16 +36,39 @@ class _Item(NamedTuple):
     image: Any
 
 
-Batches = Generator[tuple[list[_Item], Features], None, None]
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Consecutive images of what was given.
+
+    Args:
+        features: [b, R, D] float32, checked; None if every picture of the batch was left out.
+        documents: what galleries call each image in ``features``.
+        skipped: the pictures left out.
+    """
+
+    features: Features | None
+    documents: tuple[str | None, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    def __len__(self) -> int:
+        """The number of images done, those left out included."""
+        return len(self.documents) + len(self.skipped)
+
+
+Batches = Generator[FeatureBatch, None, None]
 
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Reads images as a bundle takes them; ``vision`` makes features [b, R, D] of normalised pixels [b, 3, H, W].
+    """Reads images as a bundle takes them.
 
-    pixels: of the vision graph, None where a bundle has none; feature_width: D.
-    Pictures are decoded in ``threads`` (None: one a core), a batch ahead of ``vision``; those over ``max_megapixels`` are
-    refused. skip_broken: leave out pictures that cannot be read. Ready features are neither decoded nor left out.
+    Args:
+        pixels: of the vision graph; None where a bundle has none.
+        feature_width: D.
+        vision: makes features [b, R, D] of normalised pixels [b, 3, H, W].
+        threads: decode pictures, a batch ahead of ``vision``; None for one per core.
+        skip_broken: leave out pictures that cannot be read. Ready features are never left out.
+        max_megapixels: pictures of more are not decoded.
     """
 
     pixels: PixelSpec | None
@@ -55,39 +78,25 @@ class FeatureReader:
     skip_broken: bool = False
     max_megapixels: float = MAX_MEGAPIXELS
 
-    def batches(
-        self,
-        images: Iterable[Image],
-        names: Sequence[str] | None,
-        on_progress: Callable[[int], None],
-        documents: list[str | None],
-        skipped: list[Skipped],
-    ) -> Generator[Features, None, None]:
-        """Features [b, R, D] of consecutive images, checked; what each is called goes to ``documents``.
+    def batches(self, images: Iterable[Image], names: Sequence[str] | None = None) -> Batches:
+        """All images in order, a batch at a time. Close the generator if it may not be read to its end.
 
-        Pictures left out go to ``skipped``, and on_progress hears of them, too. Close the iterator if it may not be read to
-        its end. Raises InputError, naming the image, for one that cannot be read or is not like the others.
+        Raises:
+            InputError: an image cannot be read, or is not like the others; the message names it.
         """
-        done = 0
-        with closing(self._batches(_items(images, names), skipped)) as batches:
-            for batch, features in batches:
-                yield features
-                forget_pages(images)
-                documents += [item.document for item in batch]
-                on_progress(len(documents) + len(skipped) - done)
-                done = len(documents) + len(skipped)
-        if rest := len(documents) + len(skipped) - done:  # left out behind the last batch
-            on_progress(rest)
-
-    def _batches(self, items: Iterator[_Item], skipped: list[Skipped]) -> Batches:
+        items = _items(images, names)
         first = next(items, None)
         if first is None:
             return
         items = itertools.chain([first], items)
         if _is_features(first.image):
-            yield from self._feature_batches(items, len(first.image))
+            batches = self._feature_batches(items, len(first.image))
         else:
-            yield from self._picture_batches(items, self._pixels_for(first), skipped)
+            batches = self._picture_batches(items, self._pixels_for(first))
+        with closing(batches):
+            for batch in batches:
+                yield batch
+                forget_pages(images)
 
     def _pixels_for(self, first: _Item) -> PixelSpec:
         if self.pixels is None:
@@ -97,14 +106,29 @@ class FeatureReader:
             )
         return self.pixels
 
-    def _picture_batches(self, items: Iterator[_Item], spec: PixelSpec, skipped: list[Skipped]) -> Batches:
+    def _picture_batches(self, items: Iterator[_Item], spec: PixelSpec) -> Batches:
         read, threads = partial(self._read, spec=spec), self.threads or available_cores()
         with closing(map_ahead(read, _pictures_only(items), threads, ENCODE_IMAGES, _reads_now)) as decoded:
-            good = self._without_broken(decoded, skipped)
-            # Full batches, whatever is left out: the same features as without the broken ones.
-            while batch := list(itertools.islice(good, ENCODE_IMAGES)):
-                pixels = np.stack([item.image for item in batch])  # [b, H, W, 3]
-                yield batch, self.vision(normalise(pixels, spec))
+            while taken := self._take(decoded):
+                good = [item for item in taken if not isinstance(item.image, PictureError)]
+                skipped = tuple(_skipped(item) for item in taken if isinstance(item.image, PictureError))
+                features = None
+                if good:
+                    pixels = np.stack([item.image for item in good])  # [b, H, W, 3]
+                    features = self.vision(normalise(pixels, spec))  # [b, R, D]
+                yield FeatureBatch(features, tuple(item.document for item in good), skipped)
+
+    def _take(self, decoded: Iterator[_Item]) -> list[_Item]:
+        """Items up to a full batch of readable ones: features do not depend on what is left out between them."""
+        taken: list[_Item] = []
+        readable = 0
+        while readable < ENCODE_IMAGES and (item := next(decoded, None)) is not None:
+            if not isinstance(item.image, PictureError):
+                readable += 1
+            elif not self.skip_broken:
+                raise item.image
+            taken.append(item)
+        return taken
 
     def _read(self, item: _Item, spec: PixelSpec) -> _Item:
         """The item with its pixels [H, W, 3], or with the error if it is broken, as its image."""
@@ -114,17 +138,6 @@ class FeatureReader:
         except PictureError as error:
             pixels = error
         return item._replace(image=pixels)
-
-    def _without_broken(self, decoded: Iterator[_Item], skipped: list[Skipped]) -> Iterator[_Item]:
-        for item in decoded:
-            if not isinstance(item.image, PictureError):
-                yield item
-            elif not self.skip_broken:
-                raise item.image
-            else:
-                reason = str(item.image).removeprefix(f"{item.name} ")
-                LOG.warning("left out %s: %s", item.name, reason)
-                skipped.append(Skipped(item.place, item.name, reason))
 
     def _feature_batches(self, items: Iterator[_Item], regions: int) -> Batches:
         while batch := list(itertools.islice(items, ENCODE_IMAGES)):
@@ -138,7 +151,7 @@ class FeatureReader:
                         f"{item.name} has features that are NaN or infinite: expected finite float32 numbers; leave it out, "
                         "or extract its features again"
                     )
-            yield batch, rows
+            yield FeatureBatch(rows, tuple(item.document for item in batch))
 
     def _check_features(self, item: _Item, regions: int) -> None:
         if not _is_features(item.image):
@@ -156,6 +169,12 @@ class FeatureReader:
                 f"{item.name} has {found[0]} regions, those before it {regions}: encode images of different numbers of "
                 "regions as galleries of their own"
             )
+
+
+def _skipped(item: _Item) -> Skipped:
+    reason = str(item.image).removeprefix(f"{item.name} ")
+    LOG.warning("left out %s: %s", item.name, reason)
+    return Skipped(item.place, item.name, reason)
 
 
 def _items(images: Iterable[Image], names: Sequence[str] | None) -> Iterator[_Item]:

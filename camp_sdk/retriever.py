@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterable, Sequence, Sized
 from contextlib import closing
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from camp_sdk.arguments import (
     MOST_THREADS,
@@ -26,11 +24,12 @@ from camp_sdk.arguments import (
 from camp_sdk.features import FeatureReader, Image, kind_of, nothing_left
 from camp_sdk.gallery import Gallery, is_text_query, texts_of
 from camp_sdk.pictures import MAX_MEGAPIXELS
+from camp_sdk.ranking import Ranked, Ranker, matches_of
 from camp_sdk.results import Explanation, FloatArray, Match, Skipped
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.encode import encode_features, encode_texts
+from camp_sdk.runtime.encode import FeatureEncoder, encode_texts
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, narrow, widen
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.errors import InputError
@@ -130,13 +129,20 @@ class Retriever:
             raise InputError(f"{len(named)} names for {total} images: expected one each")
         documents: list[str | None] = []
         skipped: list[Skipped] = []
-        reader = self._reader(skip_broken, max_megapixels)
-        with closing(reader.batches(images, named, on_progress, documents, skipped)) as batches:
-            first = next(batches, None)
-            if first is None:
-                raise InputError(nothing_left(skipped))
-            keep = partial(narrow, precision=precision)
-            encoded = encode_features(self._engine("image"), itertools.chain([first], batches), total, keep)
+        encoder: FeatureEncoder | None = None
+        with closing(self._reader(skip_broken, max_megapixels).batches(images, named)) as batches:
+            for batch in batches:
+                documents += batch.documents
+                skipped += batch.skipped
+                if batch.features is not None:
+                    encoder = encoder or FeatureEncoder(
+                        self._engine("image"), total, partial(narrow, precision=precision)
+                    )
+                    encoder.add(batch.features)
+                on_progress(len(batch))
+        if encoder is None:
+            raise InputError(nothing_left(skipped))
+        encoded = encoder.encoded()
         given = len(encoded) + len(skipped)
         if named is not None and len(named) != given:
             raise InputError(f"{len(named)} names for {given} images: expected one each")
@@ -187,12 +193,15 @@ class Retriever:
         """
         self.check_counts(top_k, shortlist)
         if not is_text_query(query, corpus):
-            texts = self._as_gallery(corpus, "text")
-            return self._rank_texts(self._as_gallery([query], "image"), texts, top_k, shortlist, on_progress)
+            texts, image = self._as_gallery(corpus, "text"), self._as_gallery([query], "image")
+            ranker = Ranker(self._scorer(), top_k, shortlist, on_progress)
+            return self._matches(ranker.texts(self._images_of(image), texts_of(texts)), texts)
         queries = [query] if isinstance(query, str) else list(query)
         self.check_queries(queries)
         images = self._as_gallery(corpus, "image")
-        rankings = self._rank_images(self.encode_texts(queries), images, top_k, shortlist, on_progress)
+        encoded = texts_of(self.encode_texts(queries))
+        ranker = Ranker(self._scorer(), top_k, shortlist, on_progress)
+        rankings = [self._matches(found, images) for found in ranker.images(encoded, self._images_of(images))]
         return rankings[0] if isinstance(query, str) else rankings
 
     def check_queries(self, queries: Sequence[str]) -> None:
@@ -303,38 +312,8 @@ class Retriever:
         encoded_images, encoded_texts = self._images_of(images), texts_of(texts)
         return scoring.logit_matrix(self._scorer(), encoded_images, encoded_texts, on_progress)
 
-    def _rank_images(
-        self, queries: Gallery, images: Gallery, top_k: int, shortlist: int | None, on_progress: Advance
-    ) -> list[list[Match]]:
-        scorer, encoded, texts = self._scorer(), self._images_of(images), texts_of(queries)
-        if shortlist is None or shortlist >= len(images):
-            found = zip(*scoring.best_images(scorer, encoded, texts, top_k, on_progress), strict=True)
-            return [self._matches(numbers, logits, images) for numbers, logits in found]
-        vectors = texts.tensors["text.global"], encoded.tensors["image.global"]
-        nearest = scoring.nearest(*vectors, shortlist, self._memory_budget_bytes)  # [T, shortlist]
-        pairs = np.stack([nearest.ravel(), np.arange(len(texts)).repeat(shortlist)], axis=1)
-        logits = scoring.pair_logits(scorer, encoded, texts, pairs, on_progress).reshape(len(texts), shortlist)
-        return [self._best(*row, images, top_k) for row in zip(nearest, logits, strict=True)]
-
-    def _rank_texts(
-        self, image: Gallery, texts: Gallery, top_k: int, shortlist: int | None, on_progress: Advance
-    ) -> list[Match]:
-        if shortlist is None or shortlist >= len(texts):
-            return self._best(np.arange(len(texts)), self._logits(image, texts, on_progress)[0], texts, top_k)
-        vectors = self._images_of(image).tensors["image.global"], texts_of(texts).tensors["text.global"]
-        numbers = scoring.nearest(*vectors, shortlist, self._memory_budget_bytes)[0]
-        return self._best(numbers, self._logits(image, texts.select(numbers), on_progress)[0], texts, top_k)
-
-    def _best(self, numbers: NDArray[np.intp], logits: FloatArray, corpus: Gallery, top_k: int) -> list[Match]:
-        """The best of some items, given in the gallery's order."""
-        return self._matches(*scoring.best(numbers, logits, top_k), corpus)
-
-    def _matches(self, numbers: NDArray[np.intp], logits: FloatArray, corpus: Gallery) -> list[Match]:
-        rows = zip(numbers.tolist(), self._activate(logits).tolist(), logits.tolist(), strict=True)
-        return [
-            Match(number, score, logit, rank, corpus.documents[number])
-            for rank, (number, score, logit) in enumerate(rows, start=1)
-        ]
+    def _matches(self, ranked: Ranked, corpus: Gallery) -> list[Match]:
+        return matches_of(ranked, self._activate(ranked[1]), corpus.documents)
 
     def _as_gallery(self, corpus: Any, kind: str) -> Gallery:
         if not isinstance(corpus, Gallery):

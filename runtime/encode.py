@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,30 +32,35 @@ def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts
     return EncodedTexts(tensors, tokens.lengths, per_word)
 
 
-def encode_features(
-    engine: Engine,
-    batches_of_features: Iterable[NDArray[np.float32]],
-    total: int | None,
-    keep: Callable[[Arrays], Arrays] = lambda tensors: tensors,
-) -> EncodedImages:
-    """Run the image graph over batches of features [b, R, D]; room for ``total`` images is made once if it is known.
+class FeatureEncoder:
+    """Runs the image graph over batches of features and collects what it makes.
 
-    The batches may hold fewer, where pictures were left out. keep: what to keep of a batch's tensors, narrower ones for
-    example.
+    Args:
+        engine: of the image graph.
+        total: how many images there will be at most, so that room is made once; None if that is not known.
+        keep: what to keep of a batch's tensors, narrower ones for example.
     """
-    parts: dict[str, list[NDArray[np.generic]]] = {}
-    whole: Arrays = {}
-    done = 0
-    for features in batches_of_features:
-        out = keep(engine.run({"features": features}))
-        if total is None:
-            for name, array in out.items():
-                parts.setdefault(name, []).append(array)
-        else:
-            whole = whole or {name: np.empty((total, *array.shape[1:]), array.dtype) for name, array in out.items()}
-            for name, array in out.items():
-                whole[name][done : done + len(array)] = array
-        done += len(features)
-    if whole:
-        return EncodedImages({name: array[:done] for name, array in whole.items()})
-    return EncodedImages({name: np.concatenate(arrays) for name, arrays in parts.items()})
+
+    def __init__(self, engine: Engine, total: int | None, keep: Callable[[Arrays], Arrays]) -> None:
+        self._engine, self._total, self._keep = engine, total, keep
+        self._parts: dict[str, list[NDArray[np.generic]]] = {}
+        self._whole: Arrays = {}
+        self._done = 0
+
+    def add(self, features: NDArray[np.float32]) -> None:
+        """Encode the next images, features [b, R, D]."""
+        out = self._keep(self._engine.run({"features": features}))
+        for name, array in out.items():
+            if self._total is None:
+                self._parts.setdefault(name, []).append(array)
+                continue
+            if name not in self._whole:
+                self._whole[name] = np.empty((self._total, *array.shape[1:]), array.dtype)
+            self._whole[name][self._done : self._done + len(array)] = array
+        self._done += len(features)
+
+    def encoded(self) -> EncodedImages:
+        """Every image added, in order. The encoder is not used again."""
+        if self._whole:
+            return EncodedImages({name: array[: self._done] for name, array in self._whole.items()})
+        return EncodedImages({name: np.concatenate(arrays) for name, arrays in self._parts.items()})

@@ -12,6 +12,11 @@ A message says what came, what was expected and what to do next.
 from __future__ import annotations
 
 
+def install_command(extra: str) -> str:
+    """How an extra is installed. There is no release yet: from a clone."""
+    return f"pip install '.[{extra}]' (in a clone of camp-sdk)"
+
+
 class CampError(Exception):
     """Base of all errors of this package: catch it to catch them all."""
 
@@ -32,6 +37,4 @@ class MissingExtraError(BackendError, ImportError):
     """An optional package is missing; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed; install it with: pip install 'camp-sdk[{extra}]' (in a clone: '.[{extra}]')"
-        )
+        super().__init__(f"{package} is not installed; install it with: {install_command(extra)}")

@@ -10,30 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from camp_sdk import Retriever
 from camp_sdk.export.bundling.writer import export_bundle, write_lowered
 from camp_sdk.export.import_checkpoint import import_checkpoint
 from camp_sdk.export.scenes import write_scenes
-from camp_sdk.runtime.engines.openvino_engine import require_bfloat16
-from camp_sdk.runtime.errors import BackendError
 from camp_sdk.runtime.manifest import MANIFEST_FILE, LoweredGraphs, read_manifest, write_manifest
-from tests.tiny import FEATURE_WIDTH, save_tiny_checkpoint
+from tests.helpers.command import Camp
+from tests.helpers.hardware import bfloat16_here
+from tests.helpers.tiny import FEATURE_WIDTH, save_tiny_checkpoint
 
 RELEASED = Path(__file__).parent / "released"  # recorded checkpoints
-
-
-def bfloat16_here() -> bool:
-    """Whether this processor multiplies matrices in bfloat16: what is tested of it depends on that."""
-    try:
-        require_bfloat16()
-    except BackendError:
-        return False
-    return True
-
-
-needs_bfloat16 = pytest.mark.skipif(not bfloat16_here(), reason="this processor does not compute in bfloat16")
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +34,26 @@ def caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
+def camp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Camp:
+    """The `camp` command in this process."""
+    return Camp(monkeypatch, capsys)
+
+
+@pytest.fixture
 def young_garbage() -> Iterator[None]:
     """`gc.collect` looks at what the test made: a look at all that torch and the tests before it keep takes a second."""
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads make networks this small slower, ten times so on a busy machine, and sums in them come in any order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,41 +12,17 @@ import pytest
 from numpy.typing import NDArray
 
 from camp_sdk import BackendError, Retriever
-from camp_sdk.runtime import backends as engines
+from camp_sdk.runtime import backends
 from camp_sdk.runtime.backends import choose_backend, open_engine
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines import onnxruntime_engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine, tensorrt_options
-from camp_sdk.runtime.tensorrt.plans import PlanRecord
-from tests.fake_cuda import FakeCuda, FakeTensorRt, install, write_plan
-from tests.test_splitting import SAME, profile_between
-from tests.tiny import CAPTIONS
+from tests.helpers.engines import install_plans
+from tests.helpers.fake_cuda import FakeCuda, FakeTensorRt, install
+from tests.helpers.profiles import SAME
+from tests.helpers.tiny import CAPTIONS
 
 pytestmark = pytest.mark.usefixtures("young_garbage")
-LARGEST = {"I": 4, "T": 4, "N": 64, "R": 8, "B": 4}
-PlanHere = Callable[[Bundle, str, str, str], tuple[Path, PlanRecord]]
-
-
-def plans_in(folder: Path, *built: str) -> PlanHere:
-    """Plans of the fake TensorRT, of the graphs that were built."""
-
-    def plan_here(bundle: Bundle, graph: str, precision: str, library: str) -> tuple[Path, PlanRecord]:
-        if graph not in built or library != "tensorrt":
-            raise BackendError(f"no {library} engine was built for {graph}")
-        spec = bundle.manifest.graphs_in(precision)[graph]
-        profile = profile_between(spec, {}, LARGEST)
-        plan = write_plan(folder / f"{graph}.plan", bundle.path(spec.file), profile)
-        return plan, SimpleNamespace(profile=profile)  # type: ignore[return-value]  # all that running needs of a record
-
-    return plan_here
-
-
-def install_plans(monkeypatch: pytest.MonkeyPatch, folder: Path, *built: str, by_others: bool = False) -> None:
-    """Let bundles have plans of the fake TensorRT, of the graphs that were built."""
-    monkeypatch.setattr(engines, "plan_here", plans_in(folder, *built))
-    monkeypatch.setattr(engines, "read_records", lambda bundle: ([(bundle, SimpleNamespace(library="tensorrt"))], []))
-    monkeypatch.setattr(engines, "was_built", lambda bundle, graph, precision, backend: graph in built)
-    monkeypatch.setattr(engines, "was_built_here", lambda record: not by_others)
 
 
 @pytest.fixture
@@ -132,7 +106,7 @@ def test_auto_does_not_take_engines_that_came_with_a_bundle(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     install_plans(monkeypatch, tmp_path, "scorer", by_others=True)
-    monkeypatch.setattr(engines, "_cuda_works", lambda bundle: False)
+    monkeypatch.setattr(backends, "_cuda_works", lambda bundle: False)
     assert choose_backend(Bundle(feature_bundle)) in ("openvino", "onnxruntime")
     assert "auto does not take tensorrt: the engine came with the bundle" in caplog.text
     assert choose_backend(Bundle(feature_bundle), "tensorrt") == "tensorrt"
@@ -160,15 +134,13 @@ def test_without_a_driver_tensorrt_is_an_error_and_auto_another_backend(
     bundle = Bundle(feature_bundle)
     with pytest.raises(BackendError, match="no NVIDIA GPU can be used here"):
         choose_backend(bundle, "tensorrt")
-    monkeypatch.setattr(engines, "_cuda_works", lambda bundle: False)
+    monkeypatch.setattr(backends, "_cuda_works", lambda bundle: False)
     assert choose_backend(bundle) in ("openvino", "onnxruntime")
 
 
 def test_tensorrt_that_is_not_installed(feature_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(
-        BackendError, match=r"tensorrt is not installed; install it with: pip install 'camp-sdk\[tensorrt\]'"
-    ):
+    with pytest.raises(BackendError, match=r"tensorrt is not installed; install it with: pip install '.\[tensorrt\]'"):
         choose_backend(Bundle(feature_bundle), "tensorrt")
 
 

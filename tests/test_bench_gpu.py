@@ -22,12 +22,12 @@ from rich.console import Console
 
 from camp_sdk import BackendError
 from camp_sdk.export.network.checkpoint import load_checkpoint
-from camp_sdk.runtime import backends as engines
+from camp_sdk.runtime import backends
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.profiles import Limits
-from tests.fake_cuda import FakeCuda, install
-from tests.test_backends import install_plans
-from tests.tiny import CAPTIONS
+from tests.helpers.engines import install_plans
+from tests.helpers.fake_cuda import FakeCuda, install
+from tests.helpers.tiny import CAPTIONS
 
 EXACT = np.linspace(-2, 2, 24).reshape(12, 2)  # [images, texts]
 EAGER, TENSORRT, REPLAYED = gpu_ways.EAGER, "tensorrt float16", "tensorrt float16, CUDA graphs"
@@ -172,8 +172,8 @@ def test_engines_and_pytorch_score_what_float64_does(
 ) -> None:
     def open_cpu(bundle: Bundle, graph: str, backend: str, precision: str, cuda_graphs: bool = False) -> Any:
         if backend != "onnxruntime-cuda":
-            return engines.open_engine(bundle, graph, backend, precision=precision, cuda_graphs=cuda_graphs)
-        engine = engines.open_engine(bundle, graph, "onnxruntime", precision=precision)
+            return backends.open_engine(bundle, graph, backend, precision=precision, cuda_graphs=cuda_graphs)
+        engine = backends.open_engine(bundle, graph, "onnxruntime", precision=precision)
         engine.blocks = (3, 2)
         return engine
 
@@ -219,7 +219,7 @@ def tiny(
     def no_provider(bundle: Bundle, graph: str, backend: str, **options: Any) -> Any:
         if backend == "onnxruntime-cuda":
             raise BackendError("this onnxruntime has no CUDA")
-        return engines.open_engine(bundle, graph, backend, **options)
+        return backends.open_engine(bundle, graph, backend, **options)
 
     monkeypatch.setattr(gpu_ways, "open_engine", no_provider)
     monkeypatch.setattr(gpu, "make_bundle", lambda *args, **options: (checkpoints("paper", False), bundle_copy))

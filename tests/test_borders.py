@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import camp_sdk
+from tests.helpers.processes import run_blocked
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"camp_sdk": "camp_sdk", "runtime": "camp_sdk.runtime", "export": "camp_sdk.export"}
@@ -102,6 +103,13 @@ def test_nothing_imports_examples_benchmarks_tests_or_a_bare_folder(folder: str)
     assert offences(folder, "examples", "benchmarks", "tests", "runtime", "export") == []
 
 
+def test_tests_share_through_helpers_alone() -> None:
+    """No module of tests imports a test module, conftest.py or a script: what several use is in tests/helpers."""
+    closed = [module_of(path) for path in sources("tests") if path.name.startswith(("test_", "conftest.", "record_"))]
+    assert {"tests.conftest", "tests.test_borders", "tests.helpers.record_nltk_words"} <= set(closed)
+    assert offences("tests", *closed) == []
+
+
 def test_the_walk_sees_an_import_inside_a_function(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text("import json\ndef f():\n    from torch import nn\n")
     assert list(imports(tmp_path / "m.py")) == [("json", False), ("torch", True), ("torch.nn", True)]
@@ -167,16 +175,6 @@ def test_no_script_or_folder_of_export_hides_a_module_that_is_imported() -> None
 
 # Without torch
 
-BLOCKED = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "lightning", "onnx", "onnxscript"}:
-            raise ModuleNotFoundError(f"{name} is blocked", name=name)
-
-sys.meta_path.insert(0, Blocker())
-"""
 
 RANK = """
 import numpy as np
@@ -189,12 +187,6 @@ with Retriever(sys.argv[1]) as retriever:
     retriever.explain("a red circle", images[0])
 print(*(match.corpus_id for match in matches))
 """
-
-
-def run_blocked(code: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
-    """Run code in a process in which no training library can be found; any warning is an error."""
-    command = [sys.executable, "-W", "error", "-c", BLOCKED + code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_the_blocker_blocks() -> None:

@@ -30,16 +30,11 @@ from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine, built_eng
 from camp_sdk.runtime.tensorrt.build_progress import BuildProgress
 from camp_sdk.runtime.tensorrt.library import here_of, open_library
 from camp_sdk.runtime.tensorrt.plans import Here, find_plan, read_records, was_built_here
-from tests.test_borders import run_blocked
-from tests.test_cli import Camp
+from tests.helpers.command import Camp
+from tests.helpers.processes import run_blocked
 
 rtx = pytest.mark.skipif(sys.platform == "darwin", reason="TensorRT-RTX has no release for macOS")
 GRAPHS = [(variant, graph) for variant in SCORERS for graph in ("image", "text", "scorer", "explainer")]
-
-
-@pytest.fixture
-def camp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Camp:
-    return Camp(monkeypatch, capsys)
 
 
 @functools.cache
@@ -497,7 +492,7 @@ def test_a_new_export_replaces_the_engines_of_the_old(bundle_copy: Path) -> None
     ("options", "message"),
     [
         (["--backend", "abacus"], "backend 'abacus': expected one of tensorrt, tensorrt-rtx"),
-        (["--backend", "tensorrt"], "tensorrt is not installed; install it with: pip install 'camp-sdk[tensorrt]'"),
+        (["--backend", "tensorrt"], "tensorrt is not installed; install it with: pip install '.[tensorrt]'"),
         (["--backend", "tensorrt-rtx", "--graph", "vision"], "has no vision graph; it has"),
         (["--backend", "tensorrt-rtx", "--precision", "bfloat16"], "engines are built in float16 or float32"),
     ],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +15,10 @@ from camp_sdk.runtime import manifest as manifest_module
 from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.files import sha256_of
 from camp_sdk.runtime.manifest import FITS
-from tests.tiny import files_of
+from tests.helpers.manifests import Change, drop, put, rename_file, rewrite
+from tests.helpers.tiny import files_of
 
 AGAIN = "export the bundle again, or copy it again from where it was made"
-Change = Callable[[dict[str, Any]], Any]
-
-
-def rewrite(folder: Path, change: Change) -> Path:
-    """Change a bundle's manifest; ``change`` edits it in place or returns another document."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    changed = change(manifest)
-    path.write_text(json.dumps(manifest if changed is None else changed), encoding="utf-8")
-    return folder
-
-
-def rename_file(manifest: dict[str, Any], name: str) -> None:
-    manifest["files"][name] = manifest["files"].pop("image.onnx")
-    manifest["graphs"]["image"]["file"] = name
-
-
-def drop(*keys: str) -> Change:
-    def change(manifest: dict[str, Any]) -> None:
-        for key in keys[:-1]:
-            manifest = manifest[key]
-        del manifest[keys[-1]]
-
-    return change
-
-
-def put(value: Any, *keys: str) -> Change:
-    def change(manifest: dict[str, Any]) -> None:
-        for key in keys[:-1]:
-            manifest = manifest[key]
-        manifest[keys[-1]] = value
-
-    return change
 
 
 def test_a_whole_bundle_opens(feature_bundle: Path) -> None:
@@ -134,7 +100,7 @@ def test_a_manifest_that_is_a_link_out(bundle_copy: Path, tmp_path: Path) -> Non
         Bundle(bundle_copy)
 
 
-@pytest.mark.parametrize(("version", "advice"), [(0, AGAIN), (2, "upgrade with"), (True, AGAIN), (1.0, AGAIN)])
+@pytest.mark.parametrize(("version", "advice"), [(0, AGAIN), (2, "upgrade camp-sdk"), (True, AGAIN), (1.0, AGAIN)])
 def test_a_schema_version_of_another_time(bundle_copy: Path, version: Any, advice: str) -> None:
     rewrite(bundle_copy, put(version, "schema_version"))
     with pytest.raises(BundleError, match=rf"has schema version {version}, this camp-sdk reads version 1; {advice}"):
@@ -164,17 +130,13 @@ def test_a_run_that_fails_names_the_graph(feature_retriever: Retriever) -> None:
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:
-    with pytest.raises(
-        BundleError, match=r"manifest\.json not found: expected a bundle folder made by export/to_onnx\.py"
-    ):
+    with pytest.raises(BundleError, match=r"manifest\.json not found: expected a bundle folder made by camp export"):
         Bundle(tmp_path / "nowhere")
 
 
 def test_a_newer_schema_version(bundle_copy: Path) -> None:
     rewrite(bundle_copy, put(2, "schema_version"))
-    with pytest.raises(
-        BundleError, match=r"manifest\.json has schema version 2.*reads version 1.*pip install --upgrade"
-    ):
+    with pytest.raises(BundleError, match=r"manifest\.json has schema version 2.*reads version 1; upgrade camp-sdk"):
         Bundle(bundle_copy)
 
 

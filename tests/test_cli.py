@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,41 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camp_sdk import InputError, Match, Retriever, Split, evaluate, evaluate_matrix, load_split, progress_bar
-from camp_sdk.commands.app import main
 from camp_sdk.evaluation import protocol_folds
 from camp_sdk.terminal import run_command
-from tests.tiny import CAPTIONS
+from tests.helpers.command import Camp, Result
+from tests.helpers.tiny import CAPTIONS
 
 QUERY = "a small red circle"
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Camp:
-    """Runs `camp` in this process, as the shell would call it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object, columns: int = 250) -> Result:
-        self._monkeypatch.setenv("COLUMNS", str(columns))
-        self._monkeypatch.setattr(sys, "argv", ["camp", *map(str, arguments)])
-        self._monkeypatch.setattr(
-            Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS
-        )  # commands lift it, other tests do not
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = self._capsys.readouterr()
-        return Result(int(stopped.value.code or 0), out, err)
-
-
-@pytest.fixture
-def camp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Camp:
-    return Camp(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -453,7 +424,7 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit) as stopped:
         run_command(needs_torch)
     assert stopped.value.code == 1
-    assert "torch is not installed; install it with: pip install 'camp-sdk[train]'" in capsys.readouterr().err
+    assert "torch is not installed; install it with: pip install '.[train]'" in capsys.readouterr().err
 
 
 # Protocols

@@ -14,7 +14,7 @@ import pytest
 from camp_sdk import BackendError
 from camp_sdk.runtime.engines import cuda
 from camp_sdk.runtime.errors import MissingExtraError
-from tests.fake_cuda import FakeCuda, install
+from tests.helpers.fake_cuda import FakeCuda, install
 
 pytestmark = pytest.mark.usefixtures("young_garbage")
 
@@ -195,7 +195,8 @@ def gpu_missing() -> str:
 def test_the_process_lives_without_a_gpu() -> None:
     if not gpu_missing():
         pytest.skip("there is a GPU")
-    code = "from camp_sdk.runtime import cuda\ntry: cuda.gpu()\nexcept Exception as error: print(type(error).__name__, error)"
+    attempt = "try: cuda.gpu()\nexcept Exception as error: print(type(error).__name__, error)"
+    code = f"from camp_sdk.runtime.engines import cuda\n{attempt}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Error" in done.stdout
     assert done.stdout.count("\n") == 1

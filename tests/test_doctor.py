@@ -17,11 +17,10 @@ from camp_sdk.diagnosis import diagnose
 from camp_sdk.runtime import selftest
 from camp_sdk.runtime.engines import onnxruntime_engine
 from camp_sdk.runtime.selftest import choose_tested_backend
-from tests.fake_cuda import install
-from tests.test_backends import install_plans
-from tests.test_cli import Camp
-from tests.test_plans import write_engine
-from tests.test_selftest import GRAPHS, listed_again, spoil, with_golden
+from tests.helpers.command import Camp
+from tests.helpers.engines import install_plans, write_engine
+from tests.helpers.fake_cuda import install
+from tests.helpers.golden import GRAPHS, listed_again, spoil, with_golden
 
 ROOT = Path(__file__).parents[1]
 BLOCKED = """
@@ -31,11 +30,6 @@ sys.argv[0] = "camp"
 from camp_sdk.commands.app import main
 main()
 """
-
-
-@pytest.fixture
-def camp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Camp:
-    return Camp(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -67,7 +61,7 @@ def test_what_is_not_installed_is_named_with_its_extra() -> None:
     assert found["onnxruntime"]["version"]
     for backend in ("openvino", "tensorrt", "tensorrt-rtx"):
         assert found[backend]["version"] is None
-        assert found[backend]["problem"].endswith(f"pip install 'camp-sdk[{backend}]' (in a clone: '.[{backend}]')")
+        assert found[backend]["problem"].endswith(f"pip install '.[{backend}]' (in a clone of camp-sdk)")
     assert "CUDAExecutionProvider" in found["onnxruntime-cuda"]["problem"]
     assert (answer["gpu"], "cuda-bindings is not installed" in answer["gpu_problem"]) == (None, True)
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from camp_sdk import InputError, Split, evaluate, load_split
 from camp_sdk.export.network import sentences
-from camp_sdk.export.training import run as stages
-from examples._shared import sweep as runs
+from camp_sdk.export.training import run
+from examples._shared import sweep
 from examples.emoji_scenes import run as emoji_scenes_run
 from examples.emoji_search import run as emoji_search_run
 
@@ -223,7 +223,7 @@ def test_nothing_finished_is_repeated(
 ) -> None:
     module, folder = request.getfixturevalue(example), request.getfixturevalue(output)
     before = results_of(folder)
-    for owner, name in ((stages, "run_stage"), (runs, "export_bundle"), (module, "measure")):
+    for owner, name in ((run, "run_stage"), (sweep, "export_bundle"), (module, "measure")):
         monkeypatch.setattr(owner, name, refuse)
     module.report(folder.with_name("data"), folder, before["recipe"])
     assert results_of(folder) == before

@@ -23,8 +23,8 @@ from camp_sdk.features import FeatureReader
 from camp_sdk.pictures import PictureError, read_picture
 from camp_sdk.runtime.manifest import FITS
 from camp_sdk.runtime.threads import map_ahead
-from tests.test_bundle import put, rewrite
-from tests.tiny import CAPTIONS, FEATURE_WIDTH
+from tests.helpers.manifests import put, rewrite
+from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH
 
 Pixels = NDArray[np.float32]
 SIDE = 96
@@ -71,7 +71,7 @@ def read_all(
 ) -> Pixels:
     manifest = Bundle(bundle).manifest
     reader = FeatureReader(manifest.pixels, manifest.feature_width, vision, threads)
-    return np.concatenate(list(reader.batches(images, None, lambda done: None, [], [])))
+    return np.concatenate([batch.features for batch in reader.batches(images) if batch.features is not None])
 
 
 # The same, however it is given and read

@@ -30,7 +30,7 @@ from camp_sdk.export.network.camp import word_mask
 from camp_sdk.export.network.checkpoint import KEY, load_checkpoint
 from camp_sdk.export.network.model import Camp
 from camp_sdk.runtime.files import sha256_of
-from tests.tiny import FEATURE_WIDTH, files_of, save_tiny_checkpoint, tiny_model, tiny_origin
+from tests.helpers.tiny import FEATURE_WIDTH, files_of, save_tiny_checkpoint, tiny_model, tiny_origin
 
 ROOT = Path(__file__).parents[1]
 Checkpoints = Callable[[str, bool], Path]

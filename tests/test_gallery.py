@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from camp_sdk import BundleError, Gallery, InputError, Retriever
 from camp_sdk.runtime import files
-from tests.tiny import CAPTIONS
+from tests.helpers.tiny import CAPTIONS
 
 
 def saved(gallery: Gallery, folder: Path) -> Path:

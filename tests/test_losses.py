@@ -25,7 +25,7 @@ from camp_sdk.export.training.losses import (
     score_pairs,
     softmax_loss,
 )
-from tests.tiny import FEATURE_WIDTH, tiny_model
+from tests.helpers.tiny import FEATURE_WIDTH, tiny_model
 
 BATCH = 6
 IMAGE_OF_CAPTION = torch.tensor([0, 0, 1, 2, 3, 4])  # the first two captions share their image

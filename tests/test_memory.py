@@ -21,7 +21,7 @@ from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.network.checkpoint import KEY
 from camp_sdk.export.network.model import Camp
 from camp_sdk.runtime.files import forget_pages
-from tests.tiny import tiny_origin
+from tests.helpers.tiny import tiny_origin
 
 ROOT = Path(__file__).parents[1]
 IMAGES, REGIONS, WIDTH = 3100, 36, 2048

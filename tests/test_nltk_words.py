@@ -1,7 +1,8 @@
 """The tokenizer of released checkpoints: the words that NLTK's `word_tokenize` makes, recorded and live.
 
 tests/released/nltk_words.jsonl holds what the real function made of captions, with its own model of English sentences;
-tests/record_nltk_words.py wrote it. The live tests need no data: their sentence splitter knows our list of abbreviations.
+tests/helpers/record_nltk_words.py wrote it. The live tests need no data: their sentence splitter knows our list of
+abbreviations.
 """
 
 # ruff: noqa: RUF001, SIM905  # captions as people write them; pieces as one reads them
@@ -23,9 +24,8 @@ from camp_sdk import InputError
 from camp_sdk.export.network.vocabulary import MAX_WORDS, SPECIALS
 from camp_sdk.export.released.nltk_words import ABBREVIATIONS, nltk_tokenizer
 from camp_sdk.runtime.tokenizer import Tokenizer
-from tests.record_nltk_words import captions
+from tests.helpers.nltk_captions import RECORDED, captions
 
-RECORDED = Path(__file__).parent / "released" / "nltk_words.jsonl"
 START, END, UNKNOWN = 1, 2, 3
 WORDS = ("a", "dog", "dr.", "``", "''", ".", "n't", "does", "café")
 VOCABULARY = {word: index for index, word in enumerate((*SPECIALS, *WORDS))}

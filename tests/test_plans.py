@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,6 @@ from camp_sdk.runtime.manifest import GraphSpec, LoweredGraphs, PixelSpec, Tenso
 from camp_sdk.runtime.tensorrt.plans import (
     RECORD_BYTES_LIMIT,
     Here,
-    PlanRecord,
     engine_files,
     engine_key,
     find_plan,
@@ -28,41 +26,14 @@ from camp_sdk.runtime.tensorrt.plans import (
     read_records,
 )
 from camp_sdk.runtime.tokenizer import Tokenizer
+from tests.helpers.engines import ORIN, PLAN, PROFILE, write_engine
 
-ORIN = Here("tensorrt", "10.3.0", "8.7", "CUDA 12.6")
 RTX = Here("tensorrt_rtx", "1.7.1.116", None)
-PROFILE: Profile = {"features": ((1, 1, 12), (128, 36, 12), (128, 100, 12))}
-PLAN = b"a plan"
 
 
 @pytest.fixture
 def bundle(bundle_copy: Path) -> Bundle:
     return Bundle(bundle_copy)
-
-
-def write_engine(bundle: Bundle, here: Here = ORIN, **changes: Any) -> Path:
-    """An engine of the image graph as it would have been built, without a library; returns its folder."""
-    record = PlanRecord(
-        library=here.library,
-        library_version=here.version,
-        compute_capability=here.target,
-        driver=here.driver,
-        graph="image",
-        precision="float32",
-        graph_sha256=bundle.manifest.files["image.onnx"].sha256,
-        profile=PROFILE,
-        plan_sha256=hashlib.sha256(PLAN).hexdigest(),
-        plan_bytes=len(PLAN),
-        half_share=0.0,
-        build_s=1.5,
-        built_at=1.0,
-    )
-    record = replace(record, **changes)
-    folder = bundle.folder / "engines" / record.key
-    folder.mkdir(parents=True)
-    (folder / "engine.plan").write_bytes(PLAN)
-    (folder / "engine.json").write_text(record.as_json())
-    return folder
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Collection
@@ -30,8 +29,8 @@ from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.tensorrt.plans import graph_of
-from tests.conftest import bfloat16_here, needs_bfloat16
-from tests.tiny import CAPTIONS, tiny_model, tiny_origin
+from tests.helpers.hardware import bfloat16_here, needs_bfloat16
+from tests.helpers.tiny import CAPTIONS, tiny_model, tiny_origin
 
 
 @pytest.fixture(scope="module", params=SCORERS)
@@ -313,6 +312,7 @@ def test_galleries_serve_retrievers_of_either_precision(
 
 
 def test_encoders_stay_float32_where_half_costs_too_much(
+    feature_bundle: Path,
     bundle_copy: Path,
     checkpoints: Callable[[str, bool], Path],
     features: NDArray[np.float32],
@@ -321,10 +321,10 @@ def test_encoders_stay_float32_where_half_costs_too_much(
 ) -> None:
     for folder in ("fp16", "bf16"):
         shutil.rmtree(bundle_copy / folder, ignore_errors=True)
-    manifest = json.loads((bundle_copy / "manifest.json").read_text()) | {"precisions": {}}
+    manifest = replace(Bundle(feature_bundle).manifest, precisions={})
     monkeypatch.setattr(precision_gate, "ENCODERS_SCORE_ERROR", 0.0)
     add_precision("float16", *load_checkpoint(checkpoints("paper", False)), manifest, bundle_copy)
-    assert "encoders in float16 cost this network much: once more with image, text in float32" in told_by(capsys)
+    assert "encoders in float16 cost too much accuracy: trying image, text in float32" in told_by(capsys)
     bundle = Bundle(bundle_copy)
     graphs = [path.name for path in sorted((bundle_copy / "fp16").iterdir())]
     assert graphs == ["explainer.onnx", "scorer.onnx"]
@@ -427,7 +427,7 @@ def test_bfloat16_is_refused_where_it_saves_nothing(checkpoints: Callable[[str, 
 
 @pytest.mark.parametrize(("precision", "option"), [("float16", "fp16"), ("bfloat16", "bf16")])
 def test_a_bundle_without_a_precision_names_the_option(picture_bundle: Path, precision: str, option: str) -> None:
-    with pytest.raises(BundleError, match=f"no {precision} graphs; export it with: to_onnx.py --precision {option}"):
+    with pytest.raises(BundleError, match=f"no {precision} graphs; export it with: camp export --precision {option}"):
         Retriever(picture_bundle, precision=precision)
 
 

@@ -14,7 +14,7 @@ from camp_sdk.export.network.checkpoint import load_checkpoint
 from camp_sdk.export.network.released import RELEASED
 from camp_sdk.export.released.files import read_checkpoint, read_vocabulary
 from examples.released_checkpoint import synthetic
-from tests.tiny import save_tiny_checkpoint
+from tests.helpers.tiny import save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples/released_checkpoint"

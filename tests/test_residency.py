@@ -20,9 +20,9 @@ from camp_sdk.runtime.engines.splitting import SplittingEngine
 from camp_sdk.runtime.residency import resident_parts
 from camp_sdk.runtime.scoring import PairScorer, best_images, logit_matrix
 from camp_sdk.runtime.tensorrt.engine import TensorRtEngine
-from tests.fake_cuda import FakeCuda, install, write_plan
-from tests.test_splitting import SAME, profile_between
-from tests.tiny import CAPTIONS, FEATURE_WIDTH
+from tests.helpers.fake_cuda import FakeCuda, install, write_plan
+from tests.helpers.profiles import SAME, profile_between
+from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH
 
 pytestmark = pytest.mark.usefixtures("young_garbage")
 IMAGE_BYTES = 5 * 16 * 4  # of image.V, all that the scorer reads of an image

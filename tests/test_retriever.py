@@ -31,9 +31,9 @@ from camp_sdk.runtime import blocks, encode, scoring
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.scoring import activate
-from tests.conftest import needs_bfloat16
-from tests.test_bundle import put, rewrite
-from tests.tiny import CAPTIONS, FEATURE_WIDTH
+from tests.helpers.hardware import needs_bfloat16
+from tests.helpers.manifests import put, rewrite
+from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH
 
 Features = NDArray[np.float32]
 Logits = NDArray[np.float32]
@@ -654,7 +654,7 @@ def test_plot_without_matplotlib_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     explanation = picture_retriever.explain(QUERY, drawn[0])
-    with pytest.raises(MissingExtraError, match=r"matplotlib is not installed.*pip install 'camp-sdk\[plot\]'"):
+    with pytest.raises(MissingExtraError, match=r"matplotlib is not installed.*pip install '.\[plot\]'"):
         explanation.plot(tmp_path / "plot.png")
 
 
@@ -682,7 +682,7 @@ def test_a_device_that_is_not_there_is_an_error(
     feature_bundle: Path, features: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(BackendError, match=r"no CUDAExecutionProvider.*pip install 'camp-sdk\[gpu\]'"):
+    with pytest.raises(BackendError, match=r"no CUDAExecutionProvider.*pip install '.\[gpu\]'"):
         encode_with(feature_bundle, "onnxruntime-cuda", features)
 
 
@@ -757,7 +757,7 @@ def test_a_missing_onnxruntime_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(MissingExtraError, match=rf"onnxruntime is not installed.*pip install 'camp-sdk\[{extra}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"onnxruntime is not installed.*pip install '.\[{extra}\]'"):
         encode_with(feature_bundle, backend, features)
 
 
@@ -766,7 +766,7 @@ def test_a_missing_openvino_names_the_extra(
     feature_bundle: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(MissingExtraError, match=r"openvino is not installed.*pip install 'camp-sdk\[openvino\]'"):
+    with pytest.raises(MissingExtraError, match=r"openvino is not installed.*pip install '.\[openvino\]'"):
         Retriever(feature_bundle, "openvino", precision)
 
 

@@ -29,8 +29,8 @@ from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
 from camp_sdk.runtime.manifest import TensorSpec
 from camp_sdk.runtime.scoring import PairScorer, best_images, nearest
 from camp_sdk.runtime.threads import physical_cores
-from tests.conftest import needs_bfloat16
-from tests.tiny import CAPTIONS, FEATURE_WIDTH
+from tests.helpers.hardware import needs_bfloat16
+from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH
 
 QUERY = "a small red circle"
 # Float32 sums of 16 terms in another order: engines, batches and blocks differ by about 1e-6.

@@ -16,38 +16,14 @@ from numpy.lib import format as npy
 
 from camp_sdk import BackendError, Bundle, BundleError, Retriever
 from camp_sdk.export.bundling import parity, precision_gate
-from camp_sdk.runtime import backends as engines
-from camp_sdk.runtime import golden, selftest
-from camp_sdk.runtime.backends import open_engine
+from camp_sdk.runtime import backends, golden, selftest
 from camp_sdk.runtime.engines import cuda
-from camp_sdk.runtime.engines.base import Engine
-from camp_sdk.runtime.files import sha256_of
 from camp_sdk.runtime.golden import read_golden
 from camp_sdk.runtime.selftest import SelfTest, choose_tested_backend, recall, remember, self_test
-from tests.conftest import needs_bfloat16
-from tests.fake_cuda import FakeCuda, FakeTensorRt, install
-from tests.test_backends import LARGEST, install_plans
-
-GRAPHS = ("image", "text", "scorer")
-
-
-def listed_again(folder: Path, *names: str) -> Bundle:
-    """A bundle whose files were changed, with a manifest that lists them as they are now."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name in names:
-        size = (folder / name).stat().st_size
-        manifest["files"][name] = {"bytes": size, "sha256": sha256_of(folder / name)}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return Bundle(folder)
-
-
-def with_golden(folder: Path, **changes: Any) -> Bundle:
-    """A bundle with other golden arrays; None leaves one out."""
-    with np.load(folder / "golden.npz") as file:
-        arrays = {**file, **changes}
-    np.savez(folder / "golden.npz", **{name: array for name, array in arrays.items() if array is not None})
-    return listed_again(folder, "golden.npz")
-
+from tests.helpers.engines import LARGEST, install_plans
+from tests.helpers.fake_cuda import FakeCuda, FakeTensorRt, install
+from tests.helpers.golden import GRAPHS, listed_again, spoil, with_golden
+from tests.helpers.hardware import needs_bfloat16
 
 # What it finds
 
@@ -108,26 +84,6 @@ def test_an_infinity_in_half_precision_is_a_failure_not_an_error(
     test = self_test(Bundle(feature_bundle), "onnxruntime", "float16")
     assert not test.passed
     assert "scores differ by nan" in test.figures
-
-
-def spoil(monkeypatch: pytest.MonkeyPatch, amount: float) -> None:
-    """Let every engine of a scorer give one logit that is off by an amount."""
-
-    def opened(bundle: Bundle, graph: str, *arguments: Any, **options: Any) -> Engine:
-        engine = open_engine(bundle, graph, *arguments, **options)
-        run = engine.run
-
-        def spoiled(feeds: Any) -> Any:
-            out = run(feeds)
-            out["logits"] = out["logits"].copy()
-            out["logits"][0, 0] += amount
-            return out
-
-        if graph == "scorer":
-            monkeypatch.setattr(engine, "run", spoiled)
-        return engine
-
-    monkeypatch.setattr(selftest, "open_engine", opened)
 
 
 def test_a_bundle_without_examples_is_not_tested(bundle_copy: Path) -> None:
@@ -214,7 +170,7 @@ class Gpu:
         self.runs = 0
         self.cuda, self.trt = install(monkeypatch)
         install_plans(monkeypatch, folder, *GRAPHS)
-        monkeypatch.setattr(engines, "_cuda_works", lambda bundle: False)
+        monkeypatch.setattr(backends, "_cuda_works", lambda bundle: False)
         monkeypatch.setattr(selftest, "self_test", self._counted)
 
     def _counted(self, bundle: Bundle, backend: str, precision: str) -> SelfTest:

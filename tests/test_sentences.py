@@ -30,8 +30,8 @@ from camp_sdk.runtime.engines.profiles import Limits
 from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
 from camp_sdk.runtime.tensorrt.library import here_of
 from camp_sdk.runtime.tokenizer import Tokenizer, Tokens
-from tests.sentence_package import PIECES, WIDTH, write_package
-from tests.tiny import CAPTIONS, FEATURE_WIDTH
+from tests.helpers.sentence_package import PIECES, WIDTH, write_package
+from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH
 
 # Two float64 paths of a few hundred operations each; they differ by about 1e-14.
 EXACT = {"rtol": 0, "atol": 1e-9}
@@ -126,13 +126,13 @@ def test_an_unknown_encoder_is_named_with_the_known_ones() -> None:
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sentences.PACKAGES, "tiny", "gt-absent")
-    with pytest.raises(MissingExtraError, match=r"gt-absent is not installed.*pip install 'camp-sdk\[sentences\]'"):
+    with pytest.raises(MissingExtraError, match=r"gt-absent is not installed.*pip install '.\[sentences\]'"):
         read_config("tiny")
 
 
 def test_missing_safetensors_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(MissingExtraError, match=r"safetensors is not installed.*pip install 'camp-sdk\[sentences\]'"):
+    with pytest.raises(MissingExtraError, match=r"safetensors is not installed.*pip install '.\[sentences\]'"):
         tiny_encoder()
 
 

@@ -1,4 +1,4 @@
-"""TensorRtEngine on stand-ins for CUDA and TensorRT (tests/fake_cuda.py), and on the real ones where there is a GPU."""
+"""TensorRtEngine on stand-ins for CUDA and TensorRT (tests/helpers/fake_cuda.py), and on the real ones where there is a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from camp_sdk.runtime.manifest import GraphSpec
 from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
 from camp_sdk.runtime.tensorrt.engine import TensorRtEngine
 from camp_sdk.runtime.tensorrt.library import here_of, open_library
-from tests.fake_cuda import (
+from tests.helpers.fake_cuda import (
     FakeContext,
     FakeCuda,
     FakeEngine,
@@ -36,7 +36,7 @@ from tests.fake_cuda import (
     install,
     write_plan,
 )
-from tests.test_splitting import SAME, feeds_of, profile_between
+from tests.helpers.profiles import SAME, feeds_of, profile_between
 
 pytestmark = pytest.mark.usefixtures("young_garbage")
 LARGEST = {"I": 8, "T": 8, "N": 16, "R": 16}

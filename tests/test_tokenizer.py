@@ -10,7 +10,7 @@ import pytest
 from camp_sdk import BundleError, InputError
 from camp_sdk.export.network.vocabulary import MAX_WORDS, build_tokenizer
 from camp_sdk.runtime.tokenizer import Tokenizer
-from tests.tiny import CAPTIONS
+from tests.helpers.tiny import CAPTIONS
 
 START, END, UNKNOWN = 1, 2, 3
 

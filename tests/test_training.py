@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +29,7 @@ from camp_sdk.export.network.checkpoint import load_checkpoint
 from camp_sdk.export.network.model import Camp
 from camp_sdk.export.network.vocabulary import build_tokenizer
 from camp_sdk.export.training import module as training_module
-from camp_sdk.export.training import run as stages
+from camp_sdk.export.training import run as run_module
 from camp_sdk.export.training import trainer as trainer_module
 from camp_sdk.export.training.batches import CaptionDataset, NeighbourSampler
 from camp_sdk.export.training.config import TrainConfig
@@ -49,6 +48,7 @@ STEPS_ON_FEATURES = 20  # 16 images x 5 captions
 COLOURS, SIZES = ("red", "blue", "green", "pink"), ("small", "large", "tall", "flat")
 POOR = Metrics(Direction(0, 0, 0, 9), Direction(0, 0, 0, 9))
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 both_variants = pytest.mark.parametrize("variant", ["paper", "scalar"])
 
 
@@ -57,15 +57,6 @@ def tiny_config(data: Path, output: Path, **options: Any) -> TrainConfig:
     sizes = {"width": 8, "word_width": 8, "epochs": EPOCHS, "batch_size": 4, "devices": "1"}
     sizes |= {} if options.get("start") else {"min_count": 1}
     return TrainConfig(data, output, **{**sizes, **options})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads make networks this small slower, ten times so on a busy machine, and sums in them come in any order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=["paper", "scalar"])
@@ -634,7 +625,7 @@ def test_resuming_on_another_number_of_devices_is_refused(
     config = tiny_config(precomputed, tmp_path / "run")
     run_until_killed(config, cache, config.output, STEPS_ON_FEATURES + 3)
     assert load_checkpoint(config.output / "last.ckpt")[1].training["on_devices"] == 1
-    monkeypatch.setattr(stages, "check_devices", lambda last, devices: check_devices(last, 2))
+    monkeypatch.setattr(run_module, "check_devices", lambda last, devices: check_devices(last, 2))
     with pytest.raises(InputError, match=r"last\.ckpt was trained on 1 devices, now there are 2: give `devices` 1"):
         run_training(replace(config, resume=True), cache)
 
@@ -846,7 +837,7 @@ def test_resuming_with_other_words_is_refused(
     begun = config.output / "fusion" if staged else config.output
     run_until_killed(config, cache, begun, 0 if staged else STEPS_ON_FEATURES + 3)
     other = build_tokenizer([*load_split(precomputed, "train").captions, "teal"], 1).to_str()
-    monkeypatch.setattr(stages, "make_tokenizer", lambda config, train: other)
+    monkeypatch.setattr(run_module, "make_tokenizer", lambda config, train: other)
     with pytest.raises(InputError, match=r"and its words; these data make .* or other words"):
         run_training(replace(config, resume=True), cache)
 

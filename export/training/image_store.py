@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -122,16 +122,18 @@ def _engine_of(vision: Vision) -> Iterator[Engine]:
 
 
 def _encode(split: Split, vision: Vision, engine: Engine, file: Path) -> None:
-    with ExitStack() as stack:
-        advance = stack.enter_context(progress_bar(f"encoding {split.name}", len(split.images)))
-        reader = FeatureReader(vision.pixels, vision.width, lambda pixels: engine.run({"pixels": pixels})["features"])
-        batches = stack.enter_context(closing(reader.batches(split.images, None, advance, [], [])))
+    reader = FeatureReader(vision.pixels, vision.width, lambda pixels: engine.run({"pixels": pixels})["features"])
+    title, total = f"encoding {split.name}", len(split.images)
+    with progress_bar(title, total) as advance, closing(reader.batches(split.images)) as batches:
         rows, start = None, 0  # [I, R, D], once R is known
         for batch in batches:
+            features = batch.features
+            assert features is not None  # broken pictures raise
             if rows is None:
-                rows = open_memmap(file, "w+", np.float32, (len(split.images), *batch.shape[1:]))
-            rows[start : start + len(batch)] = batch
-            start += len(batch)
+                rows = open_memmap(file, "w+", np.float32, (total, *features.shape[1:]))
+            rows[start : start + len(features)] = features
+            start += len(features)
+            advance(len(features))
 
 
 def _key(split: Split, vision: Vision) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from camp_sdk.runtime.engines import cuda
 from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
 from camp_sdk.runtime.engines.profiles import Profile
-from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError
+from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError, install_command
 from camp_sdk.runtime.files import cache_folder
 from camp_sdk.runtime.threads import physical_cores
 
@@ -145,8 +145,8 @@ def import_onnxruntime(device: str) -> tuple[Any, str]:
     provider = PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():
         raise BackendError(
-            f"ONNX Runtime here has no {provider}; the package that has it takes this one's place: "
-            "pip uninstall onnxruntime, then pip install 'camp-sdk[gpu]' (in a clone: '.[gpu]')"
+            f"ONNX Runtime here has no {provider}; replace this package by the one that has it: "
+            f"pip uninstall onnxruntime, then {install_command('gpu')}"
         )
     if device != "cpu":
         _preload(onnxruntime)

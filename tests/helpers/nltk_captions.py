@@ -1,21 +1,13 @@
-"""Record what NLTK's `word_tokenize` makes of captions, for tests/test_nltk_words.py.
-
-    NLTK_DATA=FOLDER python tests/record_nltk_words.py
-
-FOLDER holds NLTK's `punkt_tab`, which `python -m nltk.downloader -d FOLDER punkt_tab` fetches. Writes
-tests/released/nltk_words.jsonl: a line with the version of NLTK, then one `{"text": ..., "tokens": [...]}` a line.
-"""
+"""The captions that tests/released/nltk_words.jsonl records: some as people write them, some put together."""
 
 # ruff: noqa: E501, RUF001, W291  # captions as people write them
 
 from __future__ import annotations
 
-import json
 import random
-import sys
 from pathlib import Path
 
-RECORDED = Path(__file__).parent / "released" / "nltk_words.jsonl"
+RECORDED = Path(__file__).parents[1] / "released" / "nltk_words.jsonl"
 GENERATED = 1000
 
 WRITTEN = r"""
@@ -312,6 +304,7 @@ def captions() -> list[str]:
 
 
 def composed(rng: random.Random) -> str:
+    """One to three clauses, joined and ended in one of many ways."""
     clauses = (
         f"{rng.choice(SUBJECTS)} {rng.choice(ACTIONS)} {rng.choice(PLACES)}" for _ in range(rng.choice((1, 1, 2, 3)))
     )
@@ -319,28 +312,3 @@ def composed(rng: random.Random) -> str:
     for clause in clauses:
         text += rng.choice(JOINS) + clause
     return text + rng.choice(ENDS)
-
-
-def main() -> int:
-    try:
-        import nltk
-        from nltk.tokenize import word_tokenize
-
-        word_tokenize("Once. Twice.")
-    except (ImportError, LookupError):
-        sys.stderr.write(
-            "needs nltk, and its punkt_tab: python -m nltk.downloader -d FOLDER punkt_tab; set NLTK_DATA=FOLDER\n"
-        )
-        return 1
-    lines = [
-        {"nltk": nltk.__version__},
-        *({"text": text, "tokens": word_tokenize(text.lower())} for text in captions()),
-    ]
-    RECORDED.write_text(
-        "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

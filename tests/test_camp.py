@@ -10,8 +10,8 @@ from torch import Tensor
 from camp_sdk.export.network.camp import DISTANCE, CampScorer, VisionNet, word_mask
 from camp_sdk.export.network.model import Camp, ModelConfig
 from camp_sdk.runtime.errors import InputError
-from tests.reference import Fusion, encode_image, encode_text, fuse_pair, weights_of
-from tests.tiny import FEATURE_WIDTH, tiny_model
+from tests.helpers.reference import Fusion, encode_image, encode_text, fuse_pair, weights_of
+from tests.helpers.tiny import FEATURE_WIDTH, tiny_model
 
 # Two float64 paths of a few hundred operations each; they differ by about 1e-13.
 EXACT = {"rtol": 0, "atol": 1e-9}

@@ -10,7 +10,7 @@ import pytest
 
 from camp_sdk.export.network import sentences
 from camp_sdk.export.training.config import TrainConfig
-from examples._shared import sweep as runs
+from examples._shared import sweep
 from examples._shared.sweep import finish_run, kept_json, measured_run, runnable
 
 
@@ -39,8 +39,8 @@ def steps(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append("exported")
         output.mkdir()
 
-    monkeypatch.setattr(runs, "run_training", train)
-    monkeypatch.setattr(runs, "export_bundle", export_bundle)
+    monkeypatch.setattr(sweep, "run_training", train)
+    monkeypatch.setattr(sweep, "export_bundle", export_bundle)
     return done
 
 
