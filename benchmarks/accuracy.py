@@ -1,9 +1,10 @@
-"""Recall of both variants on the drawn scenes, three seeds each: the table of the README.
+"""Recall of both variants on the drawn scenes, with three seeds each: the accuracy table of the README.
 
     python benchmarks/accuracy.py --output build/accuracy
 
-Each run is trained and measured by PyTorch on the 300 held-out pictures of the demo's data set. Finished runs are kept in
-the output folder, so that a benchmark that was stopped goes on; the table also goes to benchmarks/results/accuracy.json.
+PyTorch trains each run and measures it on the 300 held-out pictures of the demo's data set. Finished runs stay in the
+output folder, so an interrupted benchmark resumes where it stopped. The results are also written to
+benchmarks/results/accuracy.json.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from rich.console import Console
 from rich.table import Table
 
 from camp_sdk.export.scenes import oracle_recalls, write_scenes
-from camp_sdk.export.training.run import run_training
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.measure import measure_checkpoint
+from camp_sdk.export.training.run import run_training
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import run_command, stderr
 
 COUNTS = {"train": 5000, "dev": 100, "test": 300}
 VARIANTS = ("paper", "scalar")
-EPOCHS = 3  # as the demo
+EPOCHS = 3  # the same as in the demo
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 FIGURES = [(side, figure) for side in ("text_to_image", "image_to_text") for figure in ("r1", "r5", "r10")]
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder of the data and the runs.")] = Path("build/accuracy"),
-    seeds: Annotated[int, typer.Option(help="Runs a variant.", min=2)] = 3,
+    output: Annotated[Path, typer.Option(help="Folder for the data set and the runs.")] = Path("build/accuracy"),
+    seeds: Annotated[int, typer.Option(help="Runs per variant.", min=2)] = 3,
 ) -> None:
-    """Train and measure both variants with several seeds."""
+    """Train and measure both variants with several seeds each."""
     data = output / "data"
     if not data.exists():
         write_scenes(data, COUNTS)
@@ -56,7 +57,17 @@ def main(
 
 
 def measure_run(data: Path, output: Path, variant: str, seed: int) -> dict[str, Any]:
-    """Train one model unless it was measured before; its recalls, those of its global vectors, and the minutes it took."""
+    """Train and measure one model, or read its results if an earlier call measured it.
+
+    Args:
+        data: folder of the data set.
+        output: folder of all runs; the results are kept in it as ``{variant}-{seed}.json``.
+        variant: "paper" or "scalar".
+        seed: seed of weights and order.
+
+    Returns:
+        The recalls of the network and of its global vectors alone, and the minutes of training.
+    """
     run = output / f"{variant}-{seed}"
     result = output / f"{variant}-{seed}.json"
     if not result.is_file():
@@ -66,17 +77,17 @@ def measure_run(data: Path, output: Path, variant: str, seed: int) -> dict[str, 
         run_training(TrainConfig(data, run, variant, epochs=EPOCHS, seed=seed, resume=run.is_dir()))
         minutes = (time.monotonic() - started) / 60
         network, vectors = measure_checkpoint(run / "best.ckpt", data, "test")
-        assert vectors is not None  # both variants have them
+        assert vectors is not None  # both variants train global vectors
         measured = {"network": asdict(network), "global_vectors": asdict(vectors)}
         with write_aside(result) as aside:
-            # A resumed run has lost the time of its first part.
+            # The duration of a resumed run is unknown: the time before the interruption was not recorded.
             about = {"variant": variant, "seed": seed, "minutes": None if resumed else round(minutes, 2)}
             aside.write_text(json.dumps(about | measured), encoding="utf-8")
     return dict(json.loads(result.read_text(encoding="utf-8")))
 
 
 def table(runs: list[dict[str, Any]]) -> Table:
-    """Mean and standard deviation over seeds, a row for each variant and one for its global vectors."""
+    """Mean and standard deviation over seeds: one row per variant, and one for its global vectors."""
     shown = Table(title="R@1/5/10 on 300 held-out pictures x 5 captions: mean (standard deviation) over seeds")
     shown.add_column("")
     for side, figure in FIGURES:

@@ -1,10 +1,11 @@
-"""Pair scoring on a GPU: pairs a second of every engine that this machine has, beside PyTorch in half precision.
+"""Pair scoring on a GPU: pairs per second of every engine on this machine, compared with PyTorch in half precision.
 
     python benchmarks/gpu.py --output build/bench-gpu
 
-Networks of the paper's sizes (d = 1024, 36 regions) with random weights score random features and captions of one length.
-What is compared runs in turns; figures are medians. Each stands beside what the device could do at its own rate of matrix
-products, and of copies. The tables also go to benchmarks/results/gpu.json.
+Networks of the paper's sizes (d = 1024, 36 regions) with random weights score random features and captions of one
+length. The compared methods take turns, and the figures are medians. Each rate is also given as a share of two peaks:
+what the device could reach at its own rate of matrix products, and at its own rate of memory copies. The results are
+also written to benchmarks/results/gpu.json.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from gpu_measure import Block, attempt, floors_of, measure_case
-from gpu_report import add_shares, tables, targets_of
-from gpu_ways import (
+from gpu_measure import Block, attempt, measure_case, peaks_of
+from gpu_methods import (
     GRAPHS,
     Case,
     Opened,
@@ -34,6 +34,7 @@ from gpu_ways import (
     openers_of,
     require_torch_cuda,
 )
+from gpu_report import add_shares, tables, targets_of
 from machine import copy_rate, describe, half_product_rate, median_s
 from pairs import EXACT_PAIRS, REGIONS, WIDTH, make_bundle, make_inputs
 from rich.console import Console
@@ -57,26 +58,35 @@ BLOCKS: tuple[Block, ...] = ((1, 1000), (4, 1000), (16, 256), (64, 256), (256, 2
 IMAGES, TEXTS = max(images for _, images in BLOCKS), max(texts for texts, _ in BLOCKS)
 GALLERIES, QUERIES = (1000, 5000), (1, 64)
 RANK_REPEATS = 15
-PRODUCT_ROWS = (1000 * REGIONS, 4096 * REGIONS)  # regions of a block of 1 x 1000, and of all pairs in one call
+PRODUCT_ROWS = (1000 * REGIONS, 4096 * REGIONS)  # regions of a 1 x 1000 block, and of all pairs in one call
 PACKAGES = ("camp-sdk", "numpy", "torch", "triton", "cuda-bindings")
 HOW = {
     "blocks": "texts x images",
-    "pytorch": "the scorer's module in float16 on the tensors that the encoders keep (maps folded into them included), "
-    "which are on the device; compiled: torch.compile(dynamic=True); CUDA events around a call; logits stay on the device",
-    "engines": "the clock around all blocks of the size an engine likes, two on their way with TensorRT, both sides in device "
-    "memory; logits come back to the host; CUDA graphs: runs of the same shapes are replayed; TensorRT tunes for a quarter of "
-    "the texts of tensorrt_limits, of 16 words; TensorRT-RTX compiles kernels for a shape while others run already, and keeps "
-    "them: a second run of this benchmark has them from the start",
-    "rank": "Retriever.rank of float16 graphs by the clock, texts encoded, gallery in device memory, best 10",
+    "pytorch": "the scorer module in float16, on the tensors that the encoders keep (with the maps folded into them), "
+    "in device memory; compiled: torch.compile(dynamic=True); timed with CUDA events; logits stay on the device",
+    "engines": "wall-clock time of all blocks, in the block size that the engine prefers, two blocks in flight with "
+    "TensorRT; both sides in device memory; logits are copied to the host; CUDA graphs: runs of the same shapes are "
+    "replayed; TensorRT tunes for a quarter of the texts of tensorrt_limits, of 16 words; TensorRT-RTX compiles the "
+    "kernels of a shape while general ones already run, and caches them: a second run of this benchmark has them from "
+    "the start",
+    "rank": "wall-clock time of Retriever.rank with float16 graphs, text encoding included, gallery in device memory, "
+    "top 10",
     "exact": f"the published order of operations in float64, on {EXACT_PAIRS[0]} images x {EXACT_PAIRS[1]} texts",
 }
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured, and with what: random features [I, R, 2048]; captions by their number of words, markers counted.
+    """The inputs and settings of the measurements.
 
-    limits: what TensorRT is built for. flops, copied_bytes: the device's own rates a second, None if not known.
+    Args:
+        features: random features, float32 [I, R, 2048].
+        captions: captions by their number of words, start and end markers included.
+        limits: the sizes that TensorRT engines are built for.
+        rounds: timed calls of each method per block.
+        blocks: the blocks to measure, (texts, images) each.
+        flops: the device's own rate of half-precision products in FLOP/s, None if unknown.
+        copied_bytes: the device's own rate of copies in bytes per second, None if unknown.
     """
 
     features: np.ndarray
@@ -89,19 +99,24 @@ class Setup:
 
 
 def inputs_of(images: int, texts: int) -> tuple[np.ndarray, dict[int, list[str]]]:
-    """Features and captions, of words that the tokenizer of `pairs.make_inputs` knows."""
+    """Random features and captions; the captions use words that the tokenizer of `pairs.make_inputs` knows."""
     rng = np.random.default_rng(1)
     features = np.maximum(rng.standard_normal((images, REGIONS, 2048), dtype=np.float32), 0)
     return features, {words: captions_of(rng, words, texts) for words in WORDS}
 
 
 def captions_of(rng: np.random.Generator, words: int, count: int) -> list[str]:
-    """Captions that are so many tokens long, start and end included."""
+    """Random captions of ``words`` tokens each, start and end markers included."""
     return [" ".join(f"word{k}" for k in rng.integers(0, 2000, words - 2)) for _ in range(count)]
 
 
 def device_rates() -> tuple[dict[str, float], dict[str, str]]:
-    """FLOP/s of half-precision products by their rows, bytes a second of "copies", by PyTorch; why others are not known."""
+    """The device's own rates, measured with PyTorch.
+
+    Returns:
+        FLOP/s of half-precision products by their number of rows, and bytes per second under "copies"; and the reason
+        for each rate that could not be measured.
+    """
     try:
         require_torch_cuda()
     except BackendError as error:
@@ -111,36 +126,48 @@ def device_rates() -> tuple[dict[str, float], dict[str, str]]:
 
 
 def measure_variant(folder: Path, variant: str, setup: Setup) -> tuple[dict[str, Any], dict[str, str]]:
-    """Every way to score one variant, and rankings; and what is absent, with the reason."""
+    """Measure every scoring method and the rankings of one variant.
+
+    Returns:
+        The figures; and the reason for each method that is absent.
+    """
     checkpoint, bundle_folder = make_bundle(folder, variant, *make_inputs(), precisions=("float16",))
     model, origin = load_checkpoint(checkpoint)
-    bundle, words = Bundle(bundle_folder), {}
+    bundle, cases = Bundle(bundle_folder), {}
     with ExitStack() as stack:
         openers = openers_of(model, bundle, setup.limits, stack)
         opened, absent = attempt(openers, lambda name: stderr.print(f"{variant}: opening {name}"))
         for count, captions in setup.captions.items():
-            stderr.print(f"{variant}, {count} words: float64 first")
+            stderr.print(f"{variant}, {count} words: computing float64 logits")
             case = encode(model, origin, setup.features, captions)
-            words[str(count)], failed = measure_words(opened, case, variant, count, setup)
+            cases[str(count)], failed = measure_words(opened, case, variant, count, setup)
             absent |= failed
     backends = [backend for backend in (*LIBRARIES, "onnxruntime-cuda") if f"{backend} float16" in opened]
     ranked, failed = measure_first(bundle, backends, setup)
-    return {"words": words, **ranked}, absent | failed
+    return {"words": cases, **ranked}, absent | failed
 
 
 def measure_words(
     opened: Mapping[str, Opened], case: Case, variant: str, words: int, setup: Setup
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Every way that was opened, on captions of one length; and what failed, with the reason."""
+    """Measure every opened method on captions of one length.
+
+    Returns:
+        The peaks and figures; and the reason for each method that failed.
+    """
     makers = {name: partial(open_case, case) for name, open_case in opened.items()}
     rows, failed = measure_case(makers, case.exact, setup.blocks, setup.rounds)
-    floors = floors_of(variant, words, setup.flops, setup.copied_bytes)
-    add_shares(rows, floors)
-    return {"floor_pairs_per_s": floors, "rows": rows}, failed
+    peaks = peaks_of(variant, words, setup.flops, setup.copied_bytes)
+    add_shares(rows, peaks)
+    return {"peak_pairs_per_s": peaks, "rows": rows}, failed
 
 
 def measure_first(bundle: Bundle, backends: Sequence[str], setup: Setup) -> tuple[dict[str, Any], dict[str, str]]:
-    """Rankings by the first backend that can; why those before it cannot."""
+    """Time rankings on the first backend that works.
+
+    Returns:
+        The backend's name and its times; and the reason for each earlier backend that failed.
+    """
     absent: dict[str, str] = {}
     for backend in backends:
         stderr.print(f"ranking on {backend}")
@@ -152,19 +179,29 @@ def measure_first(bundle: Bundle, backends: Sequence[str], setup: Setup) -> tupl
 
 
 def measure_ranks(bundle: Bundle, backend: str, setup: Setup) -> dict[str, float]:
-    """Milliseconds of `rank` as an app calls it, text encoding included: float16 graphs, galleries of copied images."""
+    """Milliseconds of `rank` as an app calls it, text encoding included: float16 graphs, on repeated images.
+
+    Args:
+        bundle: the bundle; engines that are missing are built into it.
+        backend: the backend to rank on.
+        setup: features, captions and limits.
+
+    Returns:
+        Milliseconds by queries, images and whether CUDA graphs are replayed.
+    """
     for graph in ("image", "text") if backend in LIBRARIES else ():
         open_built(bundle, graph, backend, setup.limits).close()
     found = {}
     captions = next(iter(setup.captions.values()))
     for cuda_graphs in (False, True) if backend in LIBRARIES else (False,):
         with Retriever(bundle, backend, "float16", cuda_graphs=cuda_graphs) as retriever:
-            few = retriever.encode_images(setup.features)
+            encoded = retriever.encode_images(setup.features)
             for images in GALLERIES:
                 tensors = {
-                    name: np.resize(array, (images, *array.shape[1:])) for name, array in few.encoded.tensors.items()
+                    name: np.resize(array, (images, *array.shape[1:]))
+                    for name, array in encoded.encoded.tensors.items()
                 }
-                gallery = Gallery(EncodedImages(tensors), [None] * images, bundle, few.precision)
+                gallery = Gallery(EncodedImages(tensors), [None] * images, bundle, encoded.precision)
                 for count in QUERIES:
                     title = f"{count} queries, {images} images{GRAPHS * cuda_graphs}"
                     rank = partial(retriever.rank, captions[:count], gallery, 10)
@@ -173,22 +210,22 @@ def measure_ranks(bundle: Bundle, backend: str, setup: Setup) -> dict[str, float
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of those packages that are installed, and of the libraries of the backends, however they came here."""
+    """Versions of the installed packages, and of the backends' libraries, however these were installed."""
     calls = {name: partial(version, name) for name in packages}
     found, _ = attempt(calls | {name: partial(library_version, name) for name in ("onnxruntime", *LIBRARIES)})
     return found
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder of bundles and engines; kept from run to run.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder of bundles and engines; later runs reuse it.")] = Path(
         "build/bench-gpu"
     ),
-    rounds: Annotated[int, typer.Option(help="How often each way scores a block.", min=3)] = 20,
+    rounds: Annotated[int, typer.Option(help="Timed calls of each method per block.", min=3)] = 20,
 ) -> None:
     """Measure pair scoring on the GPU of this machine."""
-    gpu = cuda.gpu()  # first: without one there is nothing to wait for
+    gpu = cuda.gpu()  # first: without a GPU the benchmark ends at once
     output.mkdir(parents=True, exist_ok=True)
-    stderr.print(f"{gpu.name}: measuring its own rates")
+    stderr.print(f"{gpu.name}: measuring the device's own rates")
     rates, absent = device_rates()
     copied = rates.pop("copies", None)
     limits = limits_for(gpu.total_bytes)

@@ -1,4 +1,4 @@
-"""The report of the GPU benchmark for a terminal, and how far it is from its targets."""
+"""The report of the GPU benchmark for a terminal, and its comparison with the targets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gpu_measure import title_of
-from gpu_ways import EAGER
+from gpu_methods import EAGER
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,19 +14,24 @@ TARGET_BLOCK = title_of((256, 256))
 TARGETS = {"of_products": 0.5, "x_eager": 3.0}
 
 
-def add_shares(rows: Mapping[str, Any], floors: Mapping[str, float | None]) -> None:
-    """Write into the figures of every block which share of each floor they are, and how many times PyTorch's eager rate."""
+def add_shares(rows: Mapping[str, Any], peaks: Mapping[str, float | None]) -> None:
+    """Add to the figures of every block their share of each peak, and their ratio to PyTorch's eager rate.
+
+    Args:
+        rows: figures of each method, changed in place.
+        peaks: peak pairs per second, as from `peaks_of`.
+    """
     eager = rows.get(EAGER, {}).get("blocks", {})
     for row in rows.values():
         for title, figures in row["blocks"].items():
             if "pairs_per_s" in figures:
-                bases = {f"of_{name}": floor for name, floor in floors.items()}
+                bases = {f"of_{name}": peak for name, peak in peaks.items()}
                 bases["x_eager"] = eager.get(title, {}).get("pairs_per_s")
                 figures |= {name: figures["pairs_per_s"] / base if base else None for name, base in bases.items()}
 
 
 def best_engine(rows: Mapping[str, Any], title: str = TARGET_BLOCK) -> str | None:
-    """The engine of ours that scores most pairs a second at a block, None if there is none."""
+    """The SDK engine with the highest rate at a block, None if no engine was measured."""
     rates = {
         name: row["blocks"][title]["pairs_per_s"]
         for name, row in rows.items()
@@ -36,7 +41,7 @@ def best_engine(rows: Mapping[str, Any], title: str = TARGET_BLOCK) -> str | Non
 
 
 def targets_of(cases: Mapping[str, Any]) -> dict[str, Any]:
-    """What the best engine reaches of `TARGETS` at `TARGET_BLOCK`, by the number of words."""
+    """The figures of the best engine at `TARGET_BLOCK` for each of `TARGETS`, by the number of words."""
     found: dict[str, Any] = {}
     for words, case in cases.items():
         if best := best_engine(case["rows"]):
@@ -46,7 +51,7 @@ def targets_of(cases: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tables(report: Mapping[str, Any]) -> Iterator[Table]:
-    """A table of each variant and number of words, one of the rankings, and one of what is absent."""
+    """One table per variant and number of words; the last shows the device, rankings, targets and what is absent."""
     for variant, cases in report["variants"].items():
         for words, case in cases["words"].items():
             yield speed_table(f"{variant}, {words} words", case)
@@ -59,8 +64,8 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def speed_table(title: str, case: Mapping[str, Any]) -> Table:
-    """Pairs a second of each way, with shares of the floors and errors."""
-    table = Table(title=f"{title}: pairs a second (share of the products' floor, of the copies', x PyTorch eager)")
+    """Pairs per second of each method, with shares of the peaks and errors."""
+    table = Table(title=f"{title}: pairs per second (% of product peak, % of copy peak, x PyTorch eager)")
     titles = list(dict.fromkeys(title for row in case["rows"].values() for title in row["blocks"]))
     for column in ("texts x images", *titles, "max score error", "top 10"):
         table.add_column(column, justify="left" if column.startswith("texts") else "right")
@@ -79,12 +84,12 @@ def cell(figures: Mapping[str, Any]) -> str:
 
 
 def shown(value: float | None, form: str) -> str:
-    """A number, or a dash where there is none."""
+    """A formatted number, or a dash if the value is unknown."""
     return "-" if value is None else format(value, form)
 
 
 def other_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Rows of name and value for all that is no pair scoring."""
+    """Rows of name and value for everything except pair scoring."""
     yield "GPU", f"{report['gpu']['name']}, CUDA {report['gpu']['driver_version']}"
     for rows, flops in report["device"].get("matmul_flops", {}).items():
         yield f"half-precision products of {rows} rows", f"{flops / 1e12:,.1f} TFLOP/s"
@@ -94,8 +99,8 @@ def other_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for title, ms in found["rank_ms"].items():
             yield f"{variant}: rank of {title}, {found['rank_backend']}", f"{ms:.2f} ms"
     for words, found in report["targets"].items():
-        what = f"{shown(found['of_products'], '.0%')} of the products' floor, {shown(found['x_eager'], '.1f')} x eager"
-        wanted = f"{TARGETS['of_products']:.0%} and {TARGETS['x_eager']:.0f} x"
-        yield f"paper, {words} words, {TARGET_BLOCK}: {found['engine']}", f"{what} (targets: {wanted})"
+        reached = f"{shown(found['of_products'], '.0%')} of product peak, {shown(found['x_eager'], '.1f')} x eager"
+        targets = f"{TARGETS['of_products']:.0%} and {TARGETS['x_eager']:.0f} x"
+        yield f"paper, {words} words, {TARGET_BLOCK}: {found['engine']}", f"{reached} (targets: {targets})"
     for name, reason in report["absent"].items():
-        yield f"absent: {name}", escape(reason)  # it may name an extra in brackets
+        yield f"absent: {name}", escape(reason)  # the reason may name an extra in brackets

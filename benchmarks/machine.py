@@ -1,4 +1,4 @@
-"""What the machine is, and how fast it multiplies matrices and copies: the floors that figures are held against."""
+"""The machine: its description, and its rates of matrix products and copies, from which the peaks are computed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Timer = Callable[[Callable[[], object]], float]
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, as far as the system reports it."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -30,7 +30,7 @@ def processor() -> str:
 
 
 def describe(*packages: str) -> dict[str, Any]:
-    """Machine and versions, for a results file."""
+    """The machine and the versions of ``packages``, for a results file."""
     return {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: version(name) for name in packages},
@@ -38,17 +38,20 @@ def describe(*packages: str) -> dict[str, Any]:
 
 
 def is_current(bundle: Path, precisions: tuple[str, ...] = ()) -> bool:
-    """Whether a bundle of an earlier run can be measured: it opens, has the precisions, and is newer than all export code."""
+    """Whether a bundle of an earlier run can be measured again.
+
+    It must open, have all ``precisions``, and be newer than the export code.
+    """
     try:
-        there = Bundle(bundle).manifest.precisions.keys()
+        available = Bundle(bundle).manifest.precisions.keys()
     except BundleError:
         return False
     code = max(path.stat().st_mtime for path in Path(export.__file__).parent.glob("*.py"))
-    return set(precisions) <= there and (bundle / "manifest.json").stat().st_mtime > code
+    return set(precisions) <= available and (bundle / "manifest.json").stat().st_mtime > code
 
 
 def median_s(call: Callable[[], object], repeats: int = 9) -> float:
-    """Median seconds of a call, after two that warm it up."""
+    """Median seconds of a call, after two warm-up calls."""
     for _ in range(2):
         call()
     times = []
@@ -60,8 +63,12 @@ def median_s(call: Callable[[], object], repeats: int = 9) -> float:
 
 
 def matmul_rates(rows: int, width: int) -> dict[str, dict[str, float]]:
-    """GFLOP/s of [rows, width] x [width, width] by every library here, by precision: the highest is the machine's rate."""
-    import onnx  # here: a machine with a GPU need not have all of them
+    """GFLOP/s of [rows, width] x [width, width] with every installed library; the highest is the machine's rate.
+
+    Returns:
+        The rates by precision, then by library.
+    """
+    import onnx  # here: the GPU benchmark does not need all of these libraries
     import onnxruntime
     import openvino
     from onnx import TensorProto, helper, numpy_helper
@@ -97,7 +104,7 @@ def matmul_rates(rows: int, width: int) -> dict[str, dict[str, float]]:
 
 
 def capabilities() -> list[str]:
-    """What OpenVINO says this processor computes in."""
+    """The precisions that this processor computes in, as OpenVINO reports them."""
     import openvino
 
     return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
@@ -118,7 +125,14 @@ def _openvino_product(content: bytes, x: np.ndarray, precision: Any) -> Callable
 
 
 def half_product_rate(rows: int, width: int, timer: Timer, device: str = "cuda") -> float:
-    """FLOP/s of [rows, width] x [width, width] in half precision by PyTorch; ``timer`` gives the seconds of a call."""
+    """FLOP/s of [rows, width] x [width, width] in half precision with PyTorch.
+
+    Args:
+        rows: rows of the left matrix.
+        width: its columns, and rows and columns of the right matrix.
+        timer: returns the seconds of a call.
+        device: the PyTorch device.
+    """
     x, w, out = (torch.randn(n, width, device=device).half() for n in (rows, width, rows))
 
     def products() -> None:
@@ -129,7 +143,12 @@ def half_product_rate(rows: int, width: int, timer: Timer, device: str = "cuda")
 
 
 def copy_rate(timer: Timer, device: str = "cuda") -> float:
-    """Bytes a second of a copy inside the device's memory by PyTorch, those read and those written."""
+    """Bytes per second of a copy inside the device's memory with PyTorch, read and written bytes both counted.
+
+    Args:
+        timer: returns the seconds of a call.
+        device: the PyTorch device.
+    """
     source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 

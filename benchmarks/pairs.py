@@ -1,10 +1,11 @@
-"""Pair scoring: pairs a second of every backend and precision, beside plain PyTorch and the machine's matrix products.
+"""Pair scoring: pairs per second of every backend and precision, compared with plain PyTorch and the machine's peak.
 
     python benchmarks/pairs.py --output build/bench
 
-Networks of the paper's sizes (d = 1024, 36 regions) with random weights score the same random features and captions of 8 to
-30 words. What is compared runs in turns, round after round, so that a busy minute hits all alike; figures are medians. The
-tables also go to benchmarks/results/pairs.json, the plot to benchmarks/results/pairs.png.
+Networks of the paper's sizes (d = 1024, 36 regions) with random weights score the same random features and captions of
+8 to 30 words. The compared methods take turns, round after round, so that other load on the machine affects all of them
+alike; figures are medians. The results are written to benchmarks/results/pairs.json, and the plot to
+benchmarks/results/pairs.png.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ RESULTS = Path(__file__).parent / "results"
 VARIANTS = ("paper", "scalar", "gate_fusion_new")
 WIDTH, REGIONS = 1024, 36
 IMAGES, TEXTS = 128, 64
-REFERENCE_PAIRS = (16, 8)  # of the same images and texts: plain PyTorch takes long
-EXACT_PAIRS = (100, TEXTS)  # what errors are of; among the ten best of a few texts, a single one would count for much
+REFERENCE_PAIRS = (16, 8)  # the part of these images and texts that plain PyTorch scores: it is slow
+EXACT_PAIRS = (100, TEXTS)  # for the errors; with few texts, one differing image would change the top 10 a lot
 BLOCKS = ((1, 1), (4, 1), (16, 1), (64, 1), (4, 4), (8, 4), (16, 4), (32, 4), (16, 16), (1, 32))
-ROUND_BLOCKS = 6  # of a shape, timed together: an engine may score several at once
-# Backend, precision of the scorer, precision of the gallery.
-WAYS = (
+ROUND_BLOCKS = 6  # blocks of one shape, timed together: an engine may score several at once
+# Scoring methods: backend, precision of the scorer, precision of the gallery.
+METHODS = (
     ("onnxruntime", "float32", "float32"),
     ("onnxruntime", "float32", "float16"),
     ("onnxruntime", "float32", "int8"),
@@ -56,18 +57,24 @@ WAYS = (
     ("openvino", "bfloat16", "float32"),
     ("openvino", "bfloat16", "int8"),
 )
-LOWERED = ("paper", "gate_fusion_new")  # the variants with products that are worth bfloat16
-# Multiply-adds per pair that the factored network cannot do without, at N words: its d x d maps.
+LOWERED = ("paper", "gate_fusion_new")  # the variants whose products are faster in bfloat16
+# The fewest multiply-adds per pair of the factored network, by the number of words: its d x d maps.
 MULTIPLY_ADDS: dict[str, Callable[[float], float]] = {
     "paper": lambda words: (REGIONS + words) * WIDTH**2 + WIDTH**2,
-    "scalar": lambda words: 5 * REGIONS * words * WIDTH + WIDTH**2,  # it has none but the last; this is its attention
+    "scalar": lambda words: 5 * REGIONS * words * WIDTH + WIDTH**2,  # its attention, and its only map, the last one
     "gate_fusion_new": lambda words: (REGIONS + words) * WIDTH**2 + 2 * WIDTH**2,
 }
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every way of scoring is given: features [I, R, 2048], captions, and their mean length with both markers."""
+    """The input of every scoring method.
+
+    Args:
+        features: random features, float32 [I, R, 2048].
+        captions: random captions.
+        words: mean number of words per caption, start and end markers included.
+    """
 
     features: np.ndarray
     captions: list[str]
@@ -75,7 +82,7 @@ class Inputs:
 
 
 def make_inputs() -> tuple[Inputs, str]:
-    """Random features and captions, and the text of a tokenizer that knows their words."""
+    """Random features and captions, and the JSON text of a tokenizer that knows their words."""
     rng = np.random.default_rng(0)
     words = [f"word{k}" for k in range(2000)]
     lengths = np.clip(np.round(8 + rng.gamma(2.0, 3.0, TEXTS)), 8, 30).astype(int)
@@ -87,7 +94,18 @@ def make_inputs() -> tuple[Inputs, str]:
 def make_bundle(
     folder: Path, variant: str, inputs: Inputs, tokenizer: str, precisions: tuple[str, ...] = ()
 ) -> tuple[Path, Path]:
-    """A checkpoint of random weights and its bundle; kept from an earlier run if the code still makes such."""
+    """Write a checkpoint of random weights and export it; reuses those of an earlier run that are still current.
+
+    Args:
+        folder: folder for both.
+        variant: the network's variant.
+        inputs: give the examples of the export.
+        tokenizer: the tokenizer as JSON text.
+        precisions: lower precisions to export beside float32.
+
+    Returns:
+        The paths of the checkpoint and of the bundle.
+    """
     checkpoint, bundle = folder / f"{variant}.ckpt", folder / variant
     if not is_current(bundle, precisions):
         torch.manual_seed(0)
@@ -101,20 +119,20 @@ def make_bundle(
     return checkpoint, bundle
 
 
-def ways_of(bundle: Path) -> list[tuple[str, str, str]]:
-    """Those of `WAYS` that a bundle can be scored with."""
-    there = {"float32", *Bundle(bundle).manifest.precisions}
-    return [(backend, precision, kept) for backend, precision, kept in WAYS if precision in there]
+def methods_of(bundle: Path) -> list[tuple[str, str, str]]:
+    """The `METHODS` whose precision a bundle has."""
+    available = {"float32", *Bundle(bundle).manifest.precisions}
+    return [(backend, precision, kept) for backend, precision, kept in METHODS if precision in available]
 
 
 def engines_of(bundle: Path) -> list[tuple[str, str]]:
-    """Backend and precision of each of them."""
-    return list(dict.fromkeys((backend, precision) for backend, precision, _ in ways_of(bundle)))
+    """The different (backend, precision) of a bundle's scoring methods."""
+    return list(dict.fromkeys((backend, precision) for backend, precision, _ in methods_of(bundle)))
 
 
 @torch.no_grad()
 def spread_weights(model: Camp) -> None:
-    """Scale random weights until attention looks somewhere and logits differ by about one, as a trained network's do."""
+    """Scale random weights so that attention is not uniform and logits differ by about one, as in a trained network."""
     for name, weight in model.named_parameters():
         if "global" not in name and weight.ndim == 2 and "rnn" not in name:
             weight.mul_(2)
@@ -125,18 +143,18 @@ def spread_weights(model: Camp) -> None:
 
 
 def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, rounds: int) -> dict[str, Any]:
-    """Pairs a second and errors of every way to score one variant."""
+    """Pairs per second and errors of every scoring method of one variant, its block shapes, and bytes per image."""
     precisions = ("bfloat16",) if variant in LOWERED and "BF16" in capabilities() else ()
     checkpoint, bundle = make_bundle(folder, variant, inputs, tokenizer, precisions)
     V, T, lengths, weights = encode_by_torch(checkpoint, inputs)
-    ways: dict[str, Callable[[], object]] = {}
+    methods: dict[str, Callable[[], object]] = {}
     pairs: dict[str, int] = {}
     scores: dict[str, np.ndarray] = {}
     retrievers = []
     images, texts = REFERENCE_PAIRS
-    ways["pytorch"] = lambda: reference_logits(variant, weights, V[:images], T[:texts], lengths[:texts])
+    methods["pytorch"] = lambda: reference_logits(variant, weights, V[:images], T[:texts], lengths[:texts])
     pairs["pytorch"] = images * texts
-    for backend, precision, kept in ways_of(bundle):
+    for backend, precision, kept in methods_of(bundle):
         name = f"{backend} {precision}, gallery {kept}"
         retriever = Retriever(bundle, backend, precision)
         retrievers.append(retriever)
@@ -145,11 +163,11 @@ def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, 
             retriever.encode_texts(inputs.captions),
         )
         scores[name] = retriever.score_matrix(gallery, captions, logits=True)
-        ways[name] = partial(retriever.score_matrix, gallery, captions)
+        methods[name] = partial(retriever.score_matrix, gallery, captions)
         pairs[name] = IMAGES * TEXTS
-    few, some = EXACT_PAIRS
-    exact = exact_logits(variant, weights, V[:few], T[:some], lengths[:some])
-    times = interleave(ways, rounds, variant)
+    exact_images, exact_texts = EXACT_PAIRS
+    exact = exact_logits(variant, weights, V[:exact_images], T[:exact_texts], lengths[:exact_texts])
+    times = interleave(methods, rounds, variant)
     rows = {}
     for name, seconds in times.items():
         rows[name] = {"pairs_per_s": pairs[name] / statistics.median(seconds), "rounds": len(seconds)}
@@ -167,7 +185,11 @@ def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, 
 def encode_by_torch(
     checkpoint: Path, inputs: Inputs
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """V, T and lengths by PyTorch's encoders, which are no part of what is compared, and the scorer's weights."""
+    """Encode both sides with PyTorch; the comparison does not include the encoders.
+
+    Returns:
+        V [I, R, d], T [T, N, d], the lengths of the captions [T], and the scorer's weights.
+    """
     model, origin = load_checkpoint(checkpoint)
     tokens = origin.open_tokenizer().encode(inputs.captions)
     lengths = torch.from_numpy(tokens.lengths)
@@ -178,7 +200,7 @@ def encode_by_torch(
 def exact_logits(
     variant: str, weights: dict[str, torch.Tensor], V: torch.Tensor, T: torch.Tensor, lengths: torch.Tensor
 ) -> np.ndarray:
-    """Logits [I, T] of the reference in float64."""
+    """Logits [I, T] of the reference implementation in float64."""
     double = {name: tensor.double() for name, tensor in weights.items()}
     columns = [
         reference_logits(variant, double, V.double(), T[k : k + 1].double(), lengths[k : k + 1])
@@ -188,7 +210,16 @@ def exact_logits(
 
 
 def differences(logits: np.ndarray, exact: np.ndarray) -> dict[str, float]:
-    """The largest difference of scores from float64, and how many of each text's ten best images are the same."""
+    """How far logits are from float64.
+
+    Args:
+        logits: logits to check, [images, texts]; only the images and texts that ``exact`` has are compared.
+        exact: logits in float64, [i, t].
+
+    Returns:
+        The largest difference of a score, the share of each text's ten best images that agree, and the standard
+        deviation of the exact logits.
+    """
     found = logits[: exact.shape[0], : exact.shape[1]].astype(np.float64)
     best = [np.argsort(-matrix, axis=0, kind="stable")[:10] for matrix in (found, exact)]
     agreement = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(best[0].T, best[1].T, strict=True)])
@@ -200,13 +231,13 @@ def differences(logits: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     }
 
 
-def interleave(ways: dict[str, Callable[[], object]], rounds: int, title: str) -> dict[str, list[float]]:
-    """Seconds of every call, ``rounds`` times each, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for call in ways.values():
+def interleave(methods: dict[str, Callable[[], object]], rounds: int, title: str) -> dict[str, list[float]]:
+    """Seconds of every method, which take turns for ``rounds`` rounds after one warm-up call each."""
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for call in methods.values():
         call()
     for _ in progress(range(rounds), f"scoring pairs, {title}"):
-        for name, call in ways.items():
+        for name, call in methods.items():
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
@@ -214,13 +245,22 @@ def interleave(ways: dict[str, Callable[[], object]], rounds: int, title: str) -
 
 
 def sweep_blocks(bundle: Path, backend: str, precision: str, inputs: Inputs) -> dict[str, Any]:
-    """Pairs a second of a few like blocks at many shapes, and what the rule of `plan_blocks` reaches of the best."""
+    """Pairs per second of blocks of several shapes, and how the rule of `plan_blocks` compares with the best of them.
+
+    Args:
+        bundle: the bundle to open.
+        backend: the backend to measure.
+        precision: the scorer's precision.
+        inputs: features and captions.
+
+    Returns:
+        The rates by shape; and, for many texts and for one, the rule's block, its rate and its share of the best rate.
+    """
     with Retriever(bundle, backend, precision) as retriever:
         images = retriever._images_of(retriever.encode_images(inputs.features))
         texts = texts_of(retriever.encode_texts(inputs.captions))
         scorer = retriever._scorer()
         middle = np.argsort(texts.lengths)[len(texts) // 2 - 16 :]  # texts of about the median length
-
         planned = plan_blocks(images, texts.select(middle), scorer.engine)
         single = plan_blocks(images, texts.select(middle[:1]), scorer.engine)
 
@@ -243,7 +283,7 @@ def sweep_blocks(bundle: Path, backend: str, precision: str, inputs: Inputs) -> 
 
 
 def gallery_bytes(bundle: Path, inputs: Inputs) -> dict[str, int]:
-    """Bytes an image takes in a gallery of each precision."""
+    """Bytes per image in a gallery of each precision."""
     with Retriever(bundle, "onnxruntime") as retriever:
         few = inputs.features[:2]
         return {
@@ -252,10 +292,14 @@ def gallery_bytes(bundle: Path, inputs: Inputs) -> dict[str, int]:
 
 
 def measure_queries(bundles: dict[str, Path], inputs: Inputs) -> dict[str, dict[str, float]]:
-    """Milliseconds of `rank` as an app calls it: one query against 1,000 images, five against ten; text encoding included."""
+    """Milliseconds of `rank` as an app calls it, text encoding included.
+
+    Returns:
+        For each variant and scoring method, the time of one query against 1,000 images and of five queries against ten.
+    """
     found: dict[str, dict[str, float]] = {}
     for variant, bundle in bundles.items():
-        for backend, precision, kept in ways_of(bundle):
+        for backend, precision, kept in methods_of(bundle):
             with Retriever(bundle, backend, precision) as retriever:
                 images = retriever.encode_images(inputs.features, precision=kept).encoded
                 many = EncodedImages({n: np.concatenate([a] * 8)[:1000] for n, a in images.tensors.items()})
@@ -271,18 +315,25 @@ def measure_queries(bundles: dict[str, Path], inputs: Inputs) -> dict[str, dict[
 
 
 def best_rates(*measured: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The highest of each library's rates, by precision."""
+    """The highest of several measured rates, by precision and library."""
     return {p: {name: max(rates[p][name] for rates in measured) for name in measured[0][p]} for p in measured[0]}
 
 
-def floor_of(variant: str, precision: str, rates: dict[str, dict[str, float]], words: float) -> float:
-    """Pairs a second if nothing but the network's products were done, at the machine's best rate."""
+def peak_of(variant: str, precision: str, rates: dict[str, dict[str, float]], words: float) -> float:
+    """Peak pairs per second: the rate if the machine computed only the network's products, at its best rate.
+
+    Args:
+        variant: the network's variant.
+        precision: "float32" or "bfloat16".
+        rates: GFLOP/s by precision and library.
+        words: mean number of words per caption.
+    """
     return max(rates[precision].values()) * 1e9 / (2 * MULTIPLY_ADDS[variant](words))
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder of bundles; kept from run to run.")] = Path("build/bench"),
-    rounds: Annotated[int, typer.Option(help="How often each way scores.", min=3)] = 7,
+    output: Annotated[Path, typer.Option(help="Folder of bundles; later runs reuse it.")] = Path("build/bench"),
+    rounds: Annotated[int, typer.Option(help="Timed rounds.", min=3)] = 7,
 ) -> None:
     """Measure pair scoring, first answers, memory and imports."""
     output.mkdir(parents=True, exist_ok=True)
@@ -294,12 +345,12 @@ def main(
     features = output / "features.npy"
     np.save(features, inputs.features)
     start = measure_start(bundles["paper"], features, inputs.captions[0])
-    rates = best_rates(rates, measure_rates())  # a busy moment must not lower the floor
+    rates = best_rates(rates, measure_rates())  # the better of two: other load on the machine must not lower the peak
     report = {
         **describe("camp-sdk", "numpy", "onnxruntime", "openvino", "torch"),
         "sizes": {"d": WIDTH, "regions": REGIONS, "mean_words": inputs.words, "images": IMAGES, "texts": TEXTS},
         "matmul_gflops": rates,
-        "floor_pairs_per_s": {v: {p: floor_of(v, p, rates, inputs.words) for p in rates} for v in VARIANTS},
+        "peak_pairs_per_s": {v: {p: peak_of(v, p, rates, inputs.words) for p in rates} for v in VARIANTS},
         "variants": variants,
         "memory": measure_memory({b: engines_of(b) for b in bundles.values()}, features, inputs.captions),
         "rank_ms": measure_queries(bundles, inputs),

@@ -1,4 +1,4 @@
-"""The report of pairs.py for people: tables for a terminal, and the plot of the README."""
+"""The report of pairs.py: tables for a terminal, and the plot of the README."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rich.table import Table
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """The report for a terminal."""
+    """Two tables for a terminal: pair scoring; and block shapes, rankings, start-up and memory."""
     released = report["variants"]["gate_fusion_new"]["rows"]["pytorch"]["pairs_per_s"]
     sizes = report["sizes"]
-    what = f"d = {sizes['d']}, {sizes['regions']} regions, {sizes['mean_words']:.1f} words on average"
-    speed = Table(title=f"pairs a second, {what}")
-    for column in ("", "pairs/s", "of the floor", "x PyTorch", "x released", "max score error", "top 10"):
+    summary = f"d = {sizes['d']}, {sizes['regions']} regions, {sizes['mean_words']:.1f} words on average"
+    speed = Table(title=f"pairs per second, {summary}")
+    for column in ("", "pairs/s", "% of peak", "x PyTorch", "x released", "max score error", "top 10"):
         speed.add_column(column, justify="left" if not column else "right")
     for variant, found in report["variants"].items():
         own = found["rows"]["pytorch"]["pairs_per_s"]
         for name, row in found["rows"].items():
             precision = "bfloat16" if "bfloat16" in name else "float32"
-            share = row["pairs_per_s"] / report["floor_pairs_per_s"][variant][precision]
+            share = row["pairs_per_s"] / report["peak_pairs_per_s"][variant][precision]
             errors = (
                 [f"{row['max_score_error']:.1e}", f"{row['top10_agreement']:.1%}"]
                 if "max_score_error" in row
@@ -30,7 +30,7 @@ def tables(report: dict[str, Any]) -> list[Table]:
             ratios = [f"{row['pairs_per_s'] / own:.1f}", f"{row['pairs_per_s'] / released:.1f}"]
             speed.add_row(f"{variant}: {name}", f"{row['pairs_per_s']:,.0f}", f"{share:.0%}", *ratios, *errors)
         speed.add_section()
-    rest = Table(title="block rule against the best of a sweep; rank; start; memory")
+    rest = Table(title="block rule against the best of a sweep; rankings; start-up; memory")
     rest.add_column("")
     rest.add_column("", justify="right")
     for variant, found in report["variants"].items():
@@ -55,7 +55,7 @@ def tables(report: dict[str, Any]) -> list[Table]:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Pairs a second of each variant as bars on a logarithmic axis, the float32 floor as a mark."""
+    """Plot pairs per second of each variant as bars on a logarithmic axis, with the float32 peak as a dashed line."""
     from matplotlib.figure import Figure
 
     labels = {
@@ -74,13 +74,13 @@ def draw(report: dict[str, Any], path: Path) -> None:
         values = [rows[place][name]["pairs_per_s"] for place in places]
         bars = axes.bar(np.array(places) + 0.2 * (k - 1.5), values, 0.19, label=label, color=colour)
         axes.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=8, color="white", padding=-11)
-    floors = [report["floor_pairs_per_s"][variant]["float32"] for variant in ("paper", "gate_fusion_new")]
+    peaks = [report["peak_pairs_per_s"][variant]["float32"] for variant in ("paper", "gate_fusion_new")]
     axes.hlines(
-        floors, [-0.45, 1.55], [0.45, 2.45], color="black", linewidth=1, linestyle="dashed", label="float32 floor"
+        peaks, [-0.45, 1.55], [0.45, 2.45], color="black", linewidth=1, linestyle="dashed", label="float32 peak"
     )
     axes.set_yscale("log")
     axes.set_xticks(range(len(variants)), variants)
-    axes.set_ylabel("pairs a second")
+    axes.set_ylabel("pairs per second")
     axes.set_ylim(axes.get_ylim()[0] / 2, axes.get_ylim()[1] * 1.6)
     machine = f"{report['machine']['processor']}, {report['machine']['cores']} cores"
     axes.set_title(f"d = {sizes['d']}, {sizes['regions']} regions; {machine}", fontsize=10)

@@ -1,9 +1,9 @@
-"""Pictures a second: decoding, the pretrained vision network, and both as `Retriever.encode_images` runs them.
+"""Pictures per second: decoding, the pretrained vision network, and both as `Retriever.encode_images` runs them.
 
     python benchmarks/pictures.py --output build/bench
 
-Photograph-like JPEGs of two sizes are made on the spot, from smooth noise with grain. What is compared runs in turns, round
-after round; figures are medians. Results: benchmarks/results/pictures.json.
+The benchmark makes JPEGs of two sizes that resemble photographs, from smooth noise with grain. The compared methods
+take turns, round after round; figures are medians. The results are written to benchmarks/results/pictures.json.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from camp_sdk.terminal import progress, run_command, stderr
 
 RESULTS = Path(__file__).parent / "results" / "pictures.json"
 SIZE, WIDTH = 192, 256
-KINDS = {"500 x 375": (500, 375, 96), "4000 x 3000": (4000, 3000, 16)}  # width, height, how many
+KINDS = {"500 x 375": (500, 375, 96), "4000 x 3000": (4000, 3000, 16)}  # width, height, number of files
 BATCH = 32
 BACKENDS = ("onnxruntime", "openvino")
 
 
 def make_bundle(folder: Path) -> Path:
-    """A bundle of the pretrained vision network and random weights behind it; kept from an earlier run if still made so."""
+    """Export the pretrained vision network with random weights behind it; reuses a current bundle of an earlier run."""
     bundle = folder / "pictures"
     if is_current(bundle):
         return bundle
@@ -69,7 +69,11 @@ def make_bundle(folder: Path) -> Path:
 
 
 def make_pictures(folder: Path) -> dict[str, list[Path]]:
-    """JPEGs of quality 90 by their size: smooth shapes with grain, which is what makes files of photographs large."""
+    """Write JPEGs of quality 90: smooth shapes with grain, because grain is what makes files of photographs large.
+
+    Returns:
+        The paths, by the pictures' size.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, list[Path]] = {}
     for kind, (width, height, count) in KINDS.items():
@@ -84,8 +88,8 @@ def make_pictures(folder: Path) -> dict[str, list[Path]]:
     return made
 
 
-def ways_of(retrievers: dict[str, Retriever], paths: list[Path]) -> dict[str, Callable[[], object]]:
-    """What is measured on the pictures of one size."""
+def methods_of(retrievers: dict[str, Retriever], paths: list[Path]) -> dict[str, Callable[[], object]]:
+    """The calls to time on the pictures of one size: decoding, and per backend the network and `encode_images`."""
     manifest = next(iter(retrievers.values())).bundle.manifest
     spec = manifest.pixels
     assert spec is not None
@@ -96,21 +100,27 @@ def ways_of(retrievers: dict[str, Retriever], paths: list[Path]) -> dict[str, Ca
             pass
 
     pixels = normalise(np.random.default_rng(0).integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8), spec)
-    ways: dict[str, Callable[[], object]] = {"decoding": decode}
+    methods: dict[str, Callable[[], object]] = {"decoding": decode}
     for backend, retriever in retrievers.items():
         engine = open_engine(retriever.bundle, "vision", backend)
-        ways[f"network, {backend}"] = partial(engine.run, {"pixels": pixels})
-        ways[f"encode_images, {backend}"] = partial(retriever.encode_images, paths)
-    return ways
+        methods[f"network, {backend}"] = partial(engine.run, {"pixels": pixels})
+        methods[f"encode_images, {backend}"] = partial(retriever.encode_images, paths)
+    return methods
 
 
-def measure(ways: dict[str, Callable[[], object]], pictures: dict[str, int], rounds: int) -> dict[str, float]:
-    """Median pictures a second of each way; one round first that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def measure(methods: dict[str, Callable[[], object]], pictures: dict[str, int], rounds: int) -> dict[str, float]:
+    """Median pictures per second of each method, after a warm-up round.
+
+    Args:
+        methods: the calls to time.
+        pictures: how many pictures a call of each method handles.
+        rounds: timed rounds.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     for turn in progress(range(rounds + 1), "measuring"):
-        for name, way in ways.items():
+        for name, method in methods.items():
             start = time.perf_counter()
-            way()
+            method()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return {name: round(pictures[name] / statistics.median(times), 1) for name, times in seconds.items()}
@@ -118,17 +128,17 @@ def measure(ways: dict[str, Callable[[], object]], pictures: dict[str, int], rou
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the bundle and the pictures.")] = Path("build/bench"),
-    rounds: Annotated[int, typer.Option(help="Turns; figures are medians.", min=1)] = 7,
+    rounds: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 7,
 ) -> None:
-    """Measure how many pictures a second are decoded, and encoded."""
+    """Measure how many pictures per second are decoded and encoded."""
     bundle, pictures = make_bundle(output), make_pictures(output / "jpegs")
     retrievers = {backend: Retriever(bundle, backend) for backend in BACKENDS}
-    table = Table("JPEGs", "", Column("pictures a second", justify="right"))
+    table = Table("JPEGs", "", Column("pictures per second", justify="right"))
     results: dict[str, Any] = {}
     for kind, paths in pictures.items():
-        ways = ways_of(retrievers, paths)
-        counts = {name: BATCH if name.startswith("network") else len(paths) for name in ways}
-        results[kind] = measure(ways, counts, rounds)
+        methods = methods_of(retrievers, paths)
+        counts = {name: BATCH if name.startswith("network") else len(paths) for name in methods}
+        results[kind] = measure(methods, counts, rounds)
         for name, rate in results[kind].items():
             table.add_row(kind, name, f"{rate:.0f}")
     Console().print(table)

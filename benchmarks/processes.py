@@ -1,4 +1,4 @@
-"""What a fresh process costs: imports, first answers, peak memory. Each is measured in a process of its own."""
+"""The costs of a fresh process: imports, the first ranking, peak memory. Each is measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,24 +16,30 @@ MEMORY = """
 import re, sys
 import numpy as np
 from camp_sdk import Retriever
-def held(kind):
+def memory_bytes(kind):
     return int(re.search(kind + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 bundle, backend, precision, captions = sys.argv[1:5]
 retriever = Retriever(bundle, backend, precision)
 gallery = retriever.encode_images(np.load(sys.argv[5], mmap_mode="r"))
 texts = retriever.encode_texts(captions.split("|"))
-before = held("VmRSS")
+before = memory_bytes("VmRSS")
 retriever.score_matrix(gallery, texts)
-print(held("VmHWM"), held("VmHWM") - before)
+print(memory_bytes("VmHWM"), memory_bytes("VmHWM") - before)
 """
 
 
 def measure_memory(
-    ways: dict[Path, list[tuple[str, str]]], features: Path, captions: Sequence[str]
+    engines_by_bundle: dict[Path, list[tuple[str, str]]], features: Path, captions: Sequence[str]
 ) -> dict[str, dict[str, int]]:
-    """Peak resident bytes of a process that scores the matrix, and by how much scoring raised it."""
+    """Peak resident bytes of a process that scores all pairs, and how much of them scoring added.
+
+    Args:
+        engines_by_bundle: for each bundle, (backend, precision) of the engines to measure.
+        features: a .npy file of image features.
+        captions: the texts.
+    """
     found = {}
-    for bundle, engines in ways.items():
+    for bundle, engines in engines_by_bundle.items():
         for backend, precision in engines:
             arguments = [str(bundle), backend, precision, "|".join(captions), str(features)]
             peak, grown = _run_python(MEMORY, *arguments).split()
@@ -61,7 +67,13 @@ print(int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1]
 
 
 def measure_start(bundle: Path, features: Path, caption: str) -> dict[str, Any]:
-    """Seconds of imports, each in a process of its own; of opening a bundle and the first ranking of 100 feature arrays."""
+    """Seconds of imports, each in its own process, and of opening a bundle and ranking 100 images for the first time.
+
+    Args:
+        bundle: the bundle to open.
+        features: a .npy file of image features.
+        caption: the query.
+    """
 
     def import_s(module: str) -> float:
         return median_s(lambda: _run_python(f"import {module}"))
@@ -83,7 +95,7 @@ def measure_start(bundle: Path, features: Path, caption: str) -> dict[str, Any]:
 
 
 def import_ms_by_package() -> dict[str, float]:
-    """Milliseconds that `import camp_sdk` spends in the modules of each package, the eight longest; the rest as "other"."""
+    """Milliseconds that `import camp_sdk` spends in each package: the eight longest, and the rest as "other"."""
     command = [sys.executable, "-X", "importtime", "-c", "import camp_sdk"]
     runs = [subprocess.run(command, check=True, capture_output=True, text=True).stderr for _ in range(5)]
     spent: dict[str, list[float]] = {}

@@ -1,7 +1,10 @@
-"""Each scorer as the paper and the released code compute it, in plain PyTorch: captions padded to 50 words, nothing kept.
+"""Each scorer as the paper and the released code compute it, in plain PyTorch.
 
-One caption at a time against a batch of images, as the released evaluation does. The weights are those of our networks, so that
-scores can be compared; the order of operations is the publication's, not ours. No class of export/ is used.
+It scores one caption at a time against a batch of images, as the released evaluation does. Captions are padded to 50
+words, and nothing is computed in advance. The weights are those of this project's networks, so that scores can be
+compared; the order of operations is the publication's. No class of export/ is used.
+
+The letters: I images, R regions, T texts, N words, d the width; n, x and y are any number of rows.
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ PADDED = 50
 
 
 def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
-    """W x + b, with b if there is one."""
+    """W x + b; b is optional."""
     return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
 def attend(query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) X of every image: [I, x, d], [I, y, d], [I, y, d] -> [I, x, d]; false keys are left out."""
+    """softmax(Q K^T / sqrt(d)) X for every image: [I, x, d], [I, y, d], [I, y, d] -> [I, x, d].
+
+    Keys whose ``mask`` is false get no attention.
+    """
     logits = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
     return (logits if mask is None else logits.masked_fill(~mask, -1e9)).softmax(-1) @ values
 
@@ -34,14 +40,14 @@ def fused(weights: Weights, name: str, gate: Tensor, own: Tensor, message: Tenso
 
 
 def pooled(weights: Weights, name: str, rows: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The paper's weighted sum of fused rows, [I, n, d] -> [I, d]."""
+    """The paper's weighted sum of fused rows, [I, n, d] -> [I, d]; rows whose ``mask`` is false get no weight."""
     logits = linear(weights, name, rows).squeeze(-1) / math.sqrt(rows.shape[-1])  # [I, n]
     shares = (logits if mask is None else logits.masked_fill(~mask, -1e9)).softmax(-1)
     return (shares[:, None] @ rows).squeeze(1)
 
 
 def fusion(weights: Weights, V: Tensor, t: Tensor, mask: Tensor, scalar: bool) -> Tensor:
-    """Logits [I] of one caption, sections 3.2 to 3.5 of the paper; ``scalar`` makes each gate one number."""
+    """Logits [I] of one caption, sections 3.2 to 3.5 of the paper; with ``scalar``, each gate is one number."""
     T = t.expand(len(V), -1, -1)
     K_v, K_t = linear(weights, "W_v", V), linear(weights, "W_t", T)
     T_tilde, V_tilde = attend(K_v, K_t, T, mask), attend(K_t, K_v, V)
@@ -66,7 +72,7 @@ def paper(weights: Weights, V: Tensor, t: Tensor, mask: Tensor) -> Tensor:
 
 
 def scalar(weights: Weights, V: Tensor, t: Tensor, mask: Tensor) -> Tensor:
-    """Logits [I] of the same with one number a gate, not factored."""
+    """Logits [I] of the paper's fusion with one number per gate, not factored."""
     return fusion(weights, V, t, mask, scalar=True)
 
 

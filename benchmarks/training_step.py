@@ -1,9 +1,9 @@
-"""One step of training: the hardest-negative loss over chosen pairs, beside the same loss read off all B x B pairs.
+"""One training step: the hardest-negative loss over chosen pairs, compared with the same loss over all B x B pairs.
 
     python benchmarks/training_step.py
 
-Both give the same gradient (tests/test_losses.py). Every measurement is a process of its own; peak memory is by how much the
-step raised it. Results go to benchmarks/results/training_step.json.
+Both give the same gradient (tests/test_losses.py). Every measurement runs in a process of its own. The memory figure is
+the increase of the process's peak during the step. The results are written to benchmarks/results/training_step.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,16 @@ KINDS = ("all pairs", "chosen pairs")
 
 
 def measure(variant: str, kind: str, batch: int) -> tuple[float, int]:
-    """Median seconds of a forward and backward pass of ``batch`` pairs, and bytes it raised the process's peak by."""
+    """Time one forward and backward pass.
+
+    Args:
+        variant: the network's variant.
+        kind: one of `KINDS`.
+        batch: pairs of the batch.
+
+    Returns:
+        Median seconds, and by how many bytes the pass raised the process's peak memory.
+    """
     torch.manual_seed(0)
     model = Camp(ModelConfig(100, variant, WIDTH, 64, 32))
     features, matches = torch.rand(batch, REGIONS, 64), torch.eye(batch, dtype=torch.bool)
@@ -50,22 +59,22 @@ def measure(variant: str, kind: str, batch: int) -> tuple[float, int]:
             loss = matching_bce(logits.diagonal(), wrong.max(1).values, wrong.max(0).values)
         torch.autograd.backward(loss)
 
-    before = held("VmRSS")
+    before = memory_bytes("VmRSS")
     seconds = median_s(step, 3)
-    return seconds, held("VmHWM") - before
+    return seconds, memory_bytes("VmHWM") - before
 
 
-def held(kind: str) -> int:
-    """Bytes this process holds now (VmRSS), or held at most (VmHWM); Linux."""
+def memory_bytes(kind: str) -> int:
+    """Resident bytes of this process on Linux: now (VmRSS) or at their peak (VmHWM)."""
     found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     assert found is not None
     return int(found[1]) * 1024
 
 
 def main(
-    one: Annotated[str, typer.Option(help="VARIANT/KIND/BATCH: measure this alone, and print it.")] = "",
+    one: Annotated[str, typer.Option(help="VARIANT/KIND/BATCH: measure only this case, and print it.")] = "",
 ) -> None:
-    """Measure every variant, kind and batch."""
+    """Measure every variant, kind of loss and batch size."""
     if one:
         variant, kind, batch = one.split("/")
         print(json.dumps(measure(variant, kind, int(batch))))
@@ -81,9 +90,7 @@ def main(
     RESULTS.parent.mkdir(exist_ok=True)
     with write_aside(RESULTS) as aside:
         aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    table = Table(
-        "variant", "batch", "pairs with gradients", "seconds", "memory", title=f"a training step, d = {WIDTH}"
-    )
+    table = Table("variant", "batch", "pairs with gradients", "seconds", "memory", title=f"training step, d = {WIDTH}")
     for row in rows:
         figures = (f"{row['seconds']:.2f}", f"{row['peak_bytes'] / 1e6:,.0f} MB")
         table.add_row(row["variant"], str(row["batch"]), row["kind"], *figures)

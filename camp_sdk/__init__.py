@@ -7,7 +7,7 @@
     for match in retriever.rank("two dogs run on a beach", gallery, top_k=5):
         print(match.rank, match.corpus_id, match.score)
 
-Errors are all `CampError`.
+Every error that the package raises on purpose is a `CampError`.
 """
 
 from camp_sdk.data import Split, load_split
@@ -46,9 +46,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> str:
-    if (
-        name == "__version__"
-    ):  # read when asked for: importing importlib.metadata takes a tenth of the time of `import numpy`
+    if name == "__version__":
+        # Read on demand: importing importlib.metadata takes a tenth of the time of `import numpy`.
         from importlib.metadata import version
 
         return version("camp-sdk")

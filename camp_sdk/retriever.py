@@ -1,4 +1,4 @@
-"""`Retriever`: what an app calls. Encode once, rank, score, explain; numpy and one inference engine, no PyTorch."""
+"""`Retriever`, the main class of the package: encodes, ranks, scores and explains, without PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from camp_sdk.arguments import (
-    MOST_THREADS,
+    MAX_THREADS,
     Advance,
     check_top_k,
     checked_count,
@@ -36,24 +36,35 @@ from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.selftest import choose_tested_backend
 from camp_sdk.runtime.tokenizer import Tokenizer
 
-Corpus = Gallery | Iterable[Image]  # what `rank` and `score_matrix` take
+Corpus = Gallery | Iterable[Image]  # `rank` and `score_matrix` take either
 
 
 class Retriever:
     """Ranks images by text and texts by image with the network of a bundle.
 
-    backend: "auto" (TensorRT where `camp build` has built an engine that fits, then CUDA where it works, otherwise OpenVINO
-    on an x86 processor if it is installed, otherwise ONNX Runtime), "onnxruntime", "onnxruntime-cuda",
-    "onnxruntime-tensorrt", "openvino", "tensorrt" or "tensorrt-rtx"; `backend` tells which is in use. On a GPU, a gallery is
-    uploaded when it is first ranked and stays there as long as it lives. precision: "float32",
-    "float16" (all but OpenVINO) or "bfloat16" (OpenVINO, on processors that compute in it; encoders stay float32), where the
-    bundle was exported with its graphs.
-    threads: for the CPU, and to decode pictures; None takes every core. memory_budget_bytes: what a call may hold beside
-    what it is given and returns, and beside pictures being decoded; None is as much as is fast. cuda_graphs: TensorRT
-    replays runs of the same shapes from a CUDA graph; other backends do not. Graphs open when first needed. Use as a context
-    manager, or call `close`, to free the engines. On a GPU, the first retriever of a bundle runs its golden self-test; the
-    result is remembered. Raises BundleError if the bundle is broken, BackendError if the backend is not there or failed the
-    self-test.
+    Each graph of the bundle is opened when it is first needed. Use the retriever as a context manager, or call `close`,
+    to free its engines. One retriever serves any number of threads.
+
+    On a GPU, a gallery is uploaded when it is first ranked and stays there as long as it lives. The first retriever of a
+    bundle on a GPU runs the bundle's golden self-test, and the result is remembered.
+
+    Args:
+        bundle: The path of a bundle's folder, or an open `Bundle`.
+        backend: "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt", "tensorrt-rtx" or
+            "auto". "auto" takes TensorRT if `camp build` has built an engine that fits, then CUDA if it works, then
+            OpenVINO if it is installed and the processor is an x86, and otherwise ONNX Runtime on the CPU. The attribute
+            ``backend`` names the backend in use.
+        precision: "float32", "float16" (not with OpenVINO) or "bfloat16" (only with OpenVINO, on processors that compute
+            in it; the encoders stay in float32). The bundle must have been exported with graphs in that precision.
+        threads: The number of threads on the CPU, also for decoding pictures, 1 to 1024; None uses every core.
+        memory_budget_bytes: The most memory that a call may use in addition to its arguments, its result and the
+            pictures being decoded. None uses as much as makes it fast.
+        cuda_graphs: Whether TensorRT replays runs of the same shapes from a CUDA graph; other backends ignore it.
+
+    Raises:
+        InputError: An argument has the wrong type or is out of range.
+        BundleError: The bundle is broken, or has no graphs in this precision.
+        BackendError: The backend is unknown, is not available, does not score in this precision, or failed the self-test.
     """
 
     def __init__(
@@ -65,7 +76,7 @@ class Retriever:
         memory_budget_bytes: int | None = None,
         cuda_graphs: bool = False,
     ) -> None:
-        self._threads = checked_count("threads", threads, MOST_THREADS)
+        self._threads = checked_count("threads", threads, MAX_THREADS)
         self._memory_budget_bytes = checked_count("memory_budget_bytes", memory_budget_bytes)
         if not isinstance(bundle, (str, Path, Bundle)):
             raise InputError(f"bundle is {bundle!r}: expected the path of a folder")
@@ -74,7 +85,7 @@ class Retriever:
         self.precision = precision
         self._cuda_graphs = cuda_graphs
         self._engines: dict[str, Engine] = {}
-        self._opening = threading.Lock()  # threads that use a graph first open it once
+        self._opening = threading.Lock()  # a graph is opened once, even if several threads need it at the same time
         self._tokenizer = Tokenizer(self.bundle.path("tokenizer.json"))
         self._graphs = self.bundle.manifest.graphs_in(precision)
 
@@ -88,7 +99,7 @@ class Retriever:
         self.close()
 
     def close(self) -> None:
-        """Free every engine; the next call opens what it needs again."""
+        """Free all engines. A later call opens the ones it needs again."""
         with self._opening:
             engines, self._engines = self._engines, {}
         for engine in engines.values():
@@ -105,24 +116,38 @@ class Retriever:
     ) -> Gallery:
         """Encode images once, for any number of rankings.
 
-        images: features as one array [I, R, D] (memory-mapped is fine), or an iterable of features [R, D]; R may differ
-        between galleries, not inside one. Or an iterable of pictures: paths, bytes of picture files, PIL images and uint8
-        arrays [H, W, 3], mixed as they come, decoded in `threads` while the network runs. Of a generator, two batches of 32
-        are taken ahead at most; what it gives must not be written to afterwards. names: what each is called, its path by
-        default. on_progress hears the number of images of each batch done. precision: what the gallery keeps, "float32",
-        "float16" (half the bytes) or "int8" (0.28 at 36 regions: a byte a number, and a scale for each column of an image's
-        tensors); scores then differ a little.
-        skip_broken: leave out pictures that cannot be read, warn of each by the logger `camp_sdk`, and list them in
-        `Gallery.skipped`; indices in the gallery, `Match.corpus_id` too, then count what it holds. max_megapixels: pictures
-        of more are not decoded, and count as broken. Raises InputError, naming the image, for a picture that cannot be read,
-        NaN, wrong sizes, or if there is no image at all, or none that can be read.
+        Pictures are decoded in threads while the network runs. At most two batches of 32 images are taken from a
+        generator ahead of the network; do not write to an image after the generator has yielded it.
+
+        Args:
+            images: Pictures, or region features from a detector. Pictures are an iterable of paths, bytes of picture
+                files, PIL images and uint8 arrays [H, W, 3], in any mixture. Features are one float array [I, R, D],
+                which may be memory-mapped, or an iterable of float arrays [R, D]. All images of a gallery must have
+                the same number of regions R; another gallery may have another.
+            names: The name of each image, for `Match.document`. Default: the path of an image given as a path, otherwise
+                none.
+            on_progress: Receives the number of images in each batch that was encoded.
+            precision: How the gallery stores its tensors: "float32", "float16" (half the bytes) or "int8" (0.28 of the
+                bytes at 36 regions: one byte per number, and one scale per column of an image's tensors). Scores differ
+                slightly with the last two. Default: "float16" for a retriever in float16, otherwise "float32".
+            skip_broken: Leave out pictures that cannot be read, instead of raising. Each one is logged as a warning of
+                the logger ``camp_sdk`` and listed in `Gallery.skipped`. Indices into the gallery, such as
+                `Match.corpus_id`, then do not count them.
+            max_megapixels: Pictures with more megapixels are not decoded; they count as pictures that cannot be read.
+
+        Returns:
+            The gallery, with the images in the order given.
+
+        Raises:
+            InputError: A picture cannot be read, features are NaN, infinite or of the wrong size, or there is no image
+                to encode; the message names the image. Also for an argument of the wrong type or out of range.
         """
         precision = self._gallery_precision(precision)
         if isinstance(images, (str, Path, bytes)) or not is_several(images):
             found = "bytes" if isinstance(images, bytes) else repr(images)
             raise InputError(f"images is {found}: expected a list of images, or one array [I, R, D]")
         if not isinstance(max_megapixels, (int, float, np.number)) or not max_megapixels > 0:
-            raise InputError(f"max_megapixels is {max_megapixels!r}: expected a number above 0")
+            raise InputError(f"`max_megapixels` is {max_megapixels!r}: expected a number above 0")
         named = checked_names(names)
         total = len(images) if isinstance(images, Sized) else None
         if named is not None and total is not None and len(named) != total:
@@ -149,9 +174,17 @@ class Retriever:
         return Gallery(encoded, documents, self.bundle, precision, skipped)
 
     def encode_texts(self, texts: Iterable[str]) -> Gallery:
-        """Encode texts once, to rank them by image. Captions over the model's limit are cut; unknown words are `<unk>`.
+        """Encode texts once, to rank them by image.
 
-        Raises InputError, naming the text, if one is empty, or if there is none at all.
+        Args:
+            texts: At least one text. A text longer than the model's limit is cut; a word that the model does not know
+                is read as ``<unk>``.
+
+        Returns:
+            The gallery, with the texts in the order given.
+
+        Raises:
+            InputError: A text is empty (the message names it), or there are no texts.
         """
         listed = list(texts) if is_several(texts) and not isinstance(texts, str) else []
         if not listed:
@@ -160,7 +193,14 @@ class Retriever:
         return Gallery(encode_texts(self._engine("text"), self.bundle, tokens), listed, self.bundle)
 
     def open_gallery(self, folder: str | Path) -> Gallery:
-        """A gallery saved by `Gallery.save`, memory-mapped. Raises BundleError if another bundle made it."""
+        """Open a gallery that `Gallery.save` wrote, memory-mapped.
+
+        Args:
+            folder: The folder of the gallery.
+
+        Raises:
+            BundleError: The folder is not a gallery, it was made by another bundle, or one of its files is broken.
+        """
         return Gallery.open(folder, self.bundle)
 
     @overload
@@ -181,15 +221,23 @@ class Retriever:
     def rank(
         self, query: Any, corpus: Corpus, top_k: int = 5, shortlist: int | None = None, on_progress: Advance = silent
     ) -> list[Match] | list[list[Match]]:
-        """The best matches of a query, best first; equal logits keep the gallery's order.
+        """Find the best matches of a query: images for a text, texts for an image.
 
-        A text (or a list of texts, for a list of rankings) ranks images; an image ranks texts. The corpus is a gallery,
-        or what one is made of: pictures for a text query, a list of texts for an image query. A path as a query is an
-        image when the corpus is a gallery of texts, or when it is a `Path`. top_k above the size of the gallery returns
-        all of it. shortlist: score only so many items, those whose global vectors are nearest to the query's, and rank
-        those; None scores every item (`camp eval --shortlist` shows what a shortlist loses). on_progress hears the number of
-        pairs of each block scored. Raises InputError for an empty query, one without a single known word, top_k below 1, or a
-        shortlist shorter than top_k or without global vectors.
+        Args:
+            query: A text, a list of texts, or an image as `encode_images` takes it. A `Path` is always an image; a
+                string is a text, except that it is the path of an image if the corpus is a gallery of texts.
+            corpus: A gallery, or what `encode_images` (for texts) or `encode_texts` (for an image) takes to make one.
+            top_k: The most matches to return for each query, 1 or more; a smaller gallery is returned whole.
+            shortlist: Score only this many items, those whose global vectors are nearest to the query's; at least
+                ``top_k``. None scores every item. `camp eval --shortlist` measures the loss in recall.
+            on_progress: Receives the number of pairs in each block that was scored.
+
+        Returns:
+            The matches, best first; equal logits keep the gallery's order. For a list of texts, one such list per text.
+
+        Raises:
+            InputError: The query is empty or has no word that the model knows, ``top_k`` is below 1, ``shortlist`` is
+                below ``top_k``, or a shortlist is asked of a bundle without global vectors.
         """
         self.check_counts(top_k, shortlist)
         if not is_text_query(query, corpus):
@@ -205,19 +253,42 @@ class Retriever:
         return rankings[0] if isinstance(query, str) else rankings
 
     def check_queries(self, queries: Sequence[str]) -> None:
-        """Raise InputError for a query that is empty, or has no word the model knows; `rank` does this by itself."""
+        """Check text queries before long work; `rank` makes the same check.
+
+        Args:
+            queries: The texts.
+
+        Raises:
+            InputError: A query is empty, or has no word that the model knows.
+        """
         self._tokenizer.check_queries(queries)
 
     def check_counts(self, top_k: int, shortlist: int | None = None) -> None:
-        """Raise InputError for a top_k or a shortlist that `rank` cannot use with this bundle; `rank` does this by itself."""
+        """Check the sizes of a ranking before long work; `rank` makes the same check.
+
+        Args:
+            top_k: As `rank` takes it.
+            shortlist: As `rank` takes it.
+
+        Raises:
+            InputError: ``top_k`` is below 1, ``shortlist`` is below ``top_k``, or this bundle has no global vectors to
+                make a shortlist with.
+        """
         check_top_k(top_k, shortlist)
         if shortlist is not None and all(spec.name != "image.global" for spec in self.bundle.manifest.image_tensors):
-            raise InputError("this bundle has no global vectors to make a shortlist with: rank without one")
+            raise InputError(f"`shortlist` is {shortlist}: this bundle has no global vectors to make one with, leave it out")
 
     def score(self, pairs: Iterable[tuple[Image, str]]) -> FloatArray:
-        """Scores [P] float32 of chosen (image, text) pairs; each distinct image and text is encoded once.
+        """Score chosen pairs; each distinct image and text is encoded once.
 
-        Raises InputError for anything but pairs, and as `encode_images` and `encode_texts` do.
+        Args:
+            pairs: P pairs (image, text), with images as `encode_images` takes them.
+
+        Returns:
+            Scores [P] float32, after the activation (0 to 1 for sigmoid models); higher is better.
+
+        Raises:
+            InputError: An element is not a pair, or its image or text cannot be encoded.
         """
         pairs = list(pairs)
         for index, pair in enumerate(pairs):
@@ -240,18 +311,37 @@ class Retriever:
         logits: bool = False,
         on_progress: Advance = silent,
     ) -> FloatArray:
-        """Scores [I, T] float32 of all images against all texts; with ``logits``, before the activation.
+        """Score all images against all texts.
 
-        on_progress hears the number of pairs of each block scored.
+        Args:
+            images: A gallery of I images, or what `encode_images` takes to make one.
+            texts: A gallery of T texts, or a list of texts.
+            logits: Return logits, the numbers before the activation, instead of scores.
+            on_progress: Receives the number of pairs in each block that was scored.
+
+        Returns:
+            Scores or logits [I, T] float32; higher is better.
+
+        Raises:
+            InputError: An image or a text cannot be encoded, or a gallery is of the other kind or of another bundle.
         """
         image_gallery, text_gallery = self._as_gallery(images, "image"), self._as_gallery(texts, "text")
         matrix = self._logits(image_gallery, text_gallery, on_progress)
         return matrix if logits else self._activate(matrix)
 
     def explain(self, text: str, image: Gallery | Image) -> Explanation:
-        """What the network looked at for one pair; the image may be a gallery of one, as ``gallery.select([3])``.
+        """Show what the network looked at when it scored one pair.
 
-        Raises BundleError if the bundle was exported without an explainer.
+        Args:
+            text: The text; at least one of its words must be known to the model.
+            image: An image as `encode_images` takes it, or a gallery of one image, such as ``gallery.select([3])``.
+
+        Returns:
+            The score, with the attention weights and gates behind it.
+
+        Raises:
+            InputError: The text has no known word, or the gallery does not hold exactly one image.
+            BundleError: The bundle was exported without an explainer.
         """
         self.check_queries([text])
         gallery = self._as_gallery(image if isinstance(image, Gallery) else [image], "image")
@@ -286,7 +376,7 @@ class Retriever:
     def _gallery_precision(self, precision: str | None) -> str:
         precision = precision or ("float16" if self.precision == "float16" else "float32")
         if precision not in GALLERY_PRECISIONS:
-            raise InputError(f"precision {precision!r}: expected one of {', '.join(GALLERY_PRECISIONS)}")
+            raise InputError(f"gallery precision {precision!r}: expected one of {', '.join(GALLERY_PRECISIONS)}")
         return precision
 
     def _reader(self, skip_broken: bool, max_megapixels: float) -> FeatureReader:
@@ -305,7 +395,7 @@ class Retriever:
 
     def _activate(self, logits: FloatArray) -> FloatArray:
         if not np.isfinite(logits).all():
-            raise InputError(f"a logit is not a number: the images are too large for the precision {self.precision}")
+            raise InputError(f"a logit is NaN or infinite: the features are too large for {self.precision}")
         return scoring.activate(logits, self.bundle.manifest.activation)
 
     def _logits(self, images: Gallery, texts: Gallery, on_progress: Advance = silent) -> FloatArray:

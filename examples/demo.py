@@ -2,7 +2,7 @@
 
     python -m examples.demo --output build/demo
 
-Every step is a command or a call of the public interface; the page, index.html, needs nothing but itself.
+Every step is a command or a call of the public interface. The page, index.html, is self-contained.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from camp_sdk.commands.eval import evaluation_table
 from camp_sdk.evaluation import SCORING, work_of
 from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.scenes import SceneObject, oracle_recalls, true_captions, write_scenes
-from camp_sdk.export.training.run import run_training
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.measure import measure_checkpoint
+from camp_sdk.export.training.run import run_training
 from camp_sdk.progress import progress_bar, progress_bars
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.terminal import progress, run_command, show_step, stderr
@@ -41,21 +41,21 @@ SHADE = np.array([32, 36, 52], np.float32)
 def main(
     output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("build/demo"),
     variant: Annotated[str, typer.Option(help="paper or scalar.")] = "paper",
-    epochs: Annotated[int, typer.Option(help="More than 3 are more accurate, and take longer.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs of training; more than 3 are more accurate and take longer.")] = 3,
 ) -> None:
     """Draw, train, export, check, evaluate, rank, and write a page."""
     if output.exists() and any(output.iterdir()):
         raise InputError(f"{output} is not empty: remove it, or name another folder")
     started = time.monotonic()
     data, run, bundle = output / "data", output / "run", output / "bundle"
-    show_step(f"python export/scenes.py --output {data}")
+    show_step(f"camp scenes --output {data}")
     write_scenes(data, COUNTS)
-    show_step(f"python export/train.py --data {data} --variant {variant} --output {run}")
+    show_step(f"camp train --data {data} --variant {variant} --output {run}")
     run_training(TrainConfig(data, run, variant, epochs=epochs))
-    show_step(f"python export/to_onnx.py --checkpoint {run / 'best.ckpt'} --output {bundle}")
+    show_step(f"camp export --checkpoint {run / 'best.ckpt'} --output {bundle}")
     export_bundle(run / "best.ckpt", bundle)
     test = load_split(data, "test")
-    stderr.print("\nthe same test split by PyTorch, to compare", style="dim")
+    stderr.print("\nevaluating the same test split with PyTorch, for comparison", style="dim")
     with progress_bar(SCORING, work_of(test)[SCORING]) as advance:
         torch_metrics, _ = measure_checkpoint(run / "best.ckpt", data, "test", advance)
     with Retriever(bundle) as retriever:
@@ -82,13 +82,19 @@ def main(
 
 
 def true_of(folder: Path) -> list[set[str]]:
-    """For each picture of a split, every caption that is true of it: the page marks those beside the expected one."""
+    """For each picture of a split, every caption that is true of it; the page marks these pictures as "also true"."""
     lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     return [set(true_captions([SceneObject(**item) for item in json.loads(line)["objects"]])) for line in lines]
 
 
 def rank_queries(retriever: Retriever, test: Split, true: list[set[str]]) -> list[dict[str, Any]]:
-    """Captions taken at even distances from the test split, not chosen by their outcome, and one free query."""
+    """The cards of evenly spaced captions of the test split, not selected by their results, and of one free query.
+
+    Args:
+        retriever: ranks the pictures.
+        test: the test split.
+        true: for each picture, every caption that is true of it.
+    """
     gallery = retriever.encode_images(test.images)
     chosen = np.linspace(0, len(test.captions) - 1, QUERIES).astype(int)
     queries = [(test.captions[i], int(test.image_of_caption[i])) for i in chosen] + [(FREE_QUERY, None)]
@@ -103,7 +109,7 @@ def rank_queries(retriever: Retriever, test: Split, true: list[set[str]]) -> lis
 
 
 def query_card(retriever: Retriever, gallery: Gallery, query: str, test: Split) -> dict[str, Any]:
-    """What the page shows of one query: the order of all pictures, the five best, and the best match explained."""
+    """The page's data for one query: the order of all pictures, the five best, and an explanation of the best match."""
     matches = retriever.rank(query, gallery, top_k=len(gallery))
     best = matches[0].corpus_id
     explained = retriever.explain(query, gallery.select([best]))
@@ -126,7 +132,12 @@ def _shown(match: Match, test: Split) -> dict[str, Any]:
 
 
 def word_pictures(explained: Explanation, path: Path) -> list[dict[str, str]]:
-    """One small picture a word: bright where the word looks, shaded where it does not."""
+    """One small picture per word, brightest in the regions that the word attends to.
+
+    Args:
+        explained: the explanation of a text and a picture.
+        path: the picture file.
+    """
     with Image.open(path) as opened:
         picture = np.asarray(opened.convert("RGB"), np.float32)
     shown = []
@@ -144,7 +155,7 @@ def word_pictures(explained: Explanation, path: Path) -> list[dict[str, str]]:
 
 
 def table_rows(torch_metrics: Metrics, result: Evaluation, backend: str) -> list[tuple[str, Metrics]]:
-    """PyTorch, the bundle, and its global vectors alone."""
+    """The rows of the page's table: PyTorch, the bundle, and the bundle's global vectors alone."""
     rows = [("PyTorch", torch_metrics), (f"bundle ({backend})", result.network)]
     return [*rows, ("global vectors alone", result.global_vectors)] if result.global_vectors else rows
 

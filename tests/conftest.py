@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests. Bundles take a while to export, so each is made once a session; tests must not change one."""
+"""Fixtures shared by all tests. Exporting is slow, so each bundle is made once per session and must not be changed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def camp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def young_garbage() -> Iterator[None]:
-    """`gc.collect` looks at what the test made: a look at all that torch and the tests before it keep takes a second."""
+    """Let `gc.collect` visit only what the test made: visiting all that torch and earlier tests keep takes a second."""
     gc.freeze()
     yield
     gc.unfreeze()

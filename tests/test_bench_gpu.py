@@ -1,4 +1,4 @@
-"""The GPU benchmark (benchmarks/gpu*.py) on stand-ins for devices and timers: what it counts, what it says is absent."""
+"""The GPU benchmark (benchmarks/gpu*.py) on stand-ins for devices and timers: what it counts and reports absent."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 import gpu
 import gpu_measure
+import gpu_methods
 import gpu_report
-import gpu_ways
 import numpy as np
 import pytest
-from gpu_measure import Way
+from gpu_measure import Method
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -30,7 +30,7 @@ from tests.helpers.fake_cuda import FakeCuda, install
 from tests.helpers.tiny import CAPTIONS
 
 EXACT = np.linspace(-2, 2, 24).reshape(12, 2)  # [images, texts]
-EAGER, TENSORRT, REPLAYED = gpu_ways.EAGER, "tensorrt float16", "tensorrt float16, CUDA graphs"
+EAGER, TENSORRT, REPLAYED = gpu_methods.EAGER, "tensorrt float16", "tensorrt float16, CUDA graphs"
 BLOCKS = ((1, 10), (6, 10))
 
 
@@ -45,13 +45,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every engine that is asked for was built before."""
-    monkeypatch.setattr(gpu_ways, "built_engine", lambda order: order)
+    monkeypatch.setattr(gpu_methods, "built_engine", lambda order: order)
     install_plans(monkeypatch, tmp_path, "image", "text", "scorer")
 
 
 @pytest.fixture
-def case(checkpoints: Callable[[str, bool], Path], features: NDArray[np.float32]) -> gpu_ways.Case:
-    return gpu_ways.encode(*load_checkpoint(checkpoints("paper", False)), features, CAPTIONS)
+def case(checkpoints: Callable[[str, bool], Path], features: NDArray[np.float32]) -> gpu_methods.Case:
+    return gpu_methods.encode(*load_checkpoint(checkpoints("paper", False)), features, CAPTIONS)
 
 
 # Measuring
@@ -60,13 +60,13 @@ def case(checkpoints: Callable[[str, bool], Path], features: NDArray[np.float32]
 def test_figures_are_medians_of_turns_after_a_warm_up() -> None:
     turns: list[str] = []
 
-    def maker(name: str, seconds: list[float]) -> Callable[[], Way]:
+    def maker(name: str, seconds: list[float]) -> Callable[[], Method]:
         def timer(call: Callable[[], object]) -> float:
             turns.append(name)
             call()
             return seconds.pop(0)
 
-        return lambda: Way(lambda block: EXACT[: block[1], : block[0]], timer)
+        return lambda: Method(lambda block: EXACT[: block[1], : block[0]], timer)
 
     warm_up = [9.0] * gpu_measure.WARM_UPS
     makers = {"a": maker("a", [*warm_up, 1.0, 5.0, 2.0]), "b": maker("b", [*warm_up, 0.5, 0.5, 0.5])}
@@ -80,7 +80,7 @@ def test_figures_are_medians_of_turns_after_a_warm_up() -> None:
 
 
 def test_what_fails_is_named_and_the_others_are_measured() -> None:
-    def refused() -> Way:
+    def refused() -> Method:
         raise BackendError("no\n such library")
 
     def no_memory(block: tuple[int, int]) -> NDArray[Any]:
@@ -90,10 +90,10 @@ def test_what_fails_is_named_and_the_others_are_measured() -> None:
 
     makers = {
         "absent": refused,
-        "small": lambda: Way(no_memory, gpu_measure.wall_s),
-        "broken": lambda: Way(lambda block: EXACT * np.nan, gpu_measure.wall_s),
+        "small": lambda: Method(no_memory, gpu_measure.wall_s),
+        "broken": lambda: Method(lambda block: EXACT * np.nan, gpu_measure.wall_s),
     }
-    makers["wrong"] = lambda: Way(lambda block: EXACT + 1, gpu_measure.wall_s)
+    makers["wrong"] = lambda: Method(lambda block: EXACT + 1, gpu_measure.wall_s)
     rows, absent = gpu_measure.measure_case(makers, EXACT, [(2, 12), (2, 500)], 3)
     assert absent.pop("absent") == "no such library"
     assert absent.pop("broken") == "its scores are off by nan, at most 0.005 is allowed"
@@ -108,8 +108,8 @@ def test_what_fails_is_named_and_the_others_are_measured() -> None:
 
 def test_slow_devices_have_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_measure, "BLOCK_LIMIT_S", -1.0)
-    times, _ = gpu_measure.time_block({"a": Way(lambda block: None, lambda call: 1.0)}, (1, 1), 100)
-    assert len(times["a"]) == gpu_measure.FEWEST_ROUNDS
+    times, _ = gpu_measure.time_block({"a": Method(lambda block: None, lambda call: 1.0)}, (1, 1), 100)
+    assert len(times["a"]) == gpu_measure.MIN_ROUNDS
 
 
 def test_a_slow_warm_up_takes_nothing_from_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,14 +120,14 @@ def test_a_slow_warm_up_takes_nothing_from_the_rounds(monkeypatch: pytest.Monkey
         return 1.0
 
     monkeypatch.setattr("gpu_measure.time.monotonic", lambda: now[0])
-    times, _ = gpu_measure.time_block({"a": Way(lambda block: None, timer)}, (1, 1), 7)
+    times, _ = gpu_measure.time_block({"a": Method(lambda block: None, timer)}, (1, 1), 7)
     assert len(times["a"]) == 7
 
 
-def test_floors_are_the_devices_rates_by_the_work_of_a_pair() -> None:
-    floors = gpu_measure.floors_of("paper", 16, 2 * 53 * 1024**2 * 1e6, 2 * 2 * 52 * 1024 * 1e7)
-    assert floors == {"products": 1e6, "copies": 1e7}  # (36 + 16 + 1) maps of d x d; 36 + 16 vectors, both ways
-    assert gpu_measure.floors_of("scalar", 32, None, None) == {"products": None, "copies": None}
+def test_peaks_are_the_devices_rates_by_the_work_of_a_pair() -> None:
+    peaks = gpu_measure.peaks_of("paper", 16, 2 * 53 * 1024**2 * 1e6, 2 * 2 * 52 * 1024 * 1e7)
+    assert peaks == {"products": 1e6, "copies": 1e7}  # (36 + 16 + 1) maps of d x d; 36 + 16 vectors, read and written
+    assert gpu_measure.peaks_of("scalar", 32, None, None) == {"products": None, "copies": None}
 
 
 # Reporting
@@ -159,13 +159,13 @@ def printed(tables: Any) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO
 
 
-# Ways to score
+# Scoring methods
 
 
 def test_engines_and_pytorch_score_what_float64_does(
     fake: FakeCuda,
     built: None,
-    case: gpu_ways.Case,
+    case: gpu_methods.Case,
     feature_bundle: Path,
     checkpoints: Callable[[str, bool], Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -177,30 +177,30 @@ def test_engines_and_pytorch_score_what_float64_does(
         engine.blocks = (3, 2)
         return engine
 
-    monkeypatch.setattr(gpu_ways, "open_engine", open_cpu)
+    monkeypatch.setattr(gpu_methods, "open_engine", open_cpu)
     model = load_checkpoint(checkpoints("paper", False))[0]
     limits, names = Limits(4, 4), (TENSORRT, REPLAYED, "onnxruntime-cuda float32", "onnxruntime-cuda float16")
     with ExitStack() as stack:
-        openers = gpu_ways.openers_of(model, Bundle(feature_bundle), limits, stack)
-        ways = {name: openers[name]()(case) for name in names}
-        ways["pytorch"] = gpu_ways.torch_way(model.scorer.half(), case, limits, "cpu", gpu_measure.wall_s)
-        for name, way in ways.items():
-            found = gpu_measure.errors_of(way, case.exact)
+        openers = gpu_methods.openers_of(model, Bundle(feature_bundle), limits, stack)
+        methods = {name: openers[name]()(case) for name in names}
+        methods["pytorch"] = gpu_methods.torch_method(model.scorer.half(), case, limits, "cpu", gpu_measure.wall_s)
+        for name, method in methods.items():
+            found = gpu_measure.errors_of(method, case.exact)
             assert found["max_score_error"] < (1e-5 if "float32" in name else 5e-3), name
-            assert way.fetch(way.score((3, 7))).shape == (7, 3), name
+            assert method.fetch(method.score((3, 7))).shape == (7, 3), name
         before = fake.copied["cudaMemcpyHostToDevice"]
-        ways[TENSORRT].score((3, 7))
+        methods[TENSORRT].score((3, 7))
         assert fake.copied["cudaMemcpyHostToDevice"] == before  # both sides are there already
-        expected = ways[TENSORRT].score((3, 4))
+        expected = methods[TENSORRT].score((3, 4))
         for _ in range(2):  # one run each
-            np.testing.assert_array_equal(ways[REPLAYED].score((3, 4)), expected)
+            np.testing.assert_array_equal(methods[REPLAYED].score((3, 4)), expected)
         assert fake.launches > 0
-        del ways, way
+        del methods, method
     assert fake.held == 0
 
 
 def test_large_gpus_are_given_more_at_once() -> None:
-    assert (gpu_ways.limits_for(8 << 30).max_images, gpu_ways.limits_for(80 << 30).max_images) == (256, 1024)
+    assert (gpu_methods.limits_for(8 << 30).max_images, gpu_methods.limits_for(80 << 30).max_images) == (256, 1024)
 
 
 # The command
@@ -221,7 +221,7 @@ def tiny(
             raise BackendError("this onnxruntime has no CUDA")
         return backends.open_engine(bundle, graph, backend, **options)
 
-    monkeypatch.setattr(gpu_ways, "open_engine", no_provider)
+    monkeypatch.setattr(gpu_methods, "open_engine", no_provider)
     monkeypatch.setattr(gpu, "make_bundle", lambda *args, **options: (checkpoints("paper", False), bundle_copy))
     monkeypatch.setattr(gpu, "inputs_of", lambda images, texts: (features, {16: CAPTIONS}))
     sizes = {"BLOCKS": BLOCKS, "GALLERIES": (4, 25), "QUERIES": (1, 3), "RANK_REPEATS": 2, "VARIANTS": ("paper",)}
@@ -259,7 +259,7 @@ def test_the_command_measures_what_there_is(
     shown = capsys.readouterr().out
     assert "paper, 16 words" in shown
     assert "absent: paper: tensorrt-rtx float16" in shown
-    assert "camp-sdk[tensorrt-rtx]" in shown
+    assert "pip install '.[tensorrt-rtx]'" in shown
     assert fake.held == 0
 
 

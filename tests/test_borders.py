@@ -53,7 +53,7 @@ def absolute(path: Path, node: ast.ImportFrom) -> str:
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Every module a file imports, with whether that happens only inside a function; `from a import b` gives a and a.b."""
+    """Every module a file imports, and whether only inside a function; `from a import b` gives a and a.b."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     late = {id(node) for function in functions for node in ast.walk(function)}
@@ -167,7 +167,7 @@ def test_every_folder_with_sources_is_a_package(folder: str) -> None:
 
 
 def test_no_script_or_folder_of_export_hides_a_module_that_is_imported() -> None:
-    """A script's own folder comes first on the path: `import onnx` would find export/onnx.py, or a folder of that name."""
+    """A script's own folder is first on the path, so `import onnx` would find export/onnx.py or export/onnx/."""
     used = {module.split(".")[0] for path in sources("export", "camp_sdk", "runtime") for module, _ in imports(path)}
     hidden = {path.stem for path in (ROOT / "export").iterdir()}
     assert hidden & (used | LIBRARIES) == set()

@@ -1,4 +1,4 @@
-"""Building engines. TensorRT-RTX builds without a GPU: every graph of every variant meets a real parser and builder here."""
+"""Building engines. TensorRT-RTX builds every graph of every variant here, since it needs no GPU."""
 
 from __future__ import annotations
 

@@ -141,8 +141,8 @@ def test_a_gallery_is_encoded_once_and_ranked_many_times(
     options = ["--images", scenes / "test", "--output", tmp_path / "gallery", "--gallery-precision", kept]
     encoded = json.loads(camp("encode", picture_bundle, *options, "--backend", "onnxruntime", "--json").out)
     opened = picture_retriever.open_gallery(tmp_path / "gallery")
-    told = {"gallery": str(tmp_path / "gallery"), "images": 8, "bytes": opened.nbytes, "precision": kept}
-    assert encoded == told | {"skipped": []}
+    summary = {"gallery": str(tmp_path / "gallery"), "images": 8, "bytes": opened.nbytes, "precision": kept}
+    assert encoded == summary | {"skipped": []}
     for query in (QUERY, "a large blue star"):
         asked = ["--gallery", tmp_path / "gallery", "--query", query, "--backend", "onnxruntime", "--json"]
         found = json.loads(camp("rank", picture_bundle, *asked).out)

@@ -1,4 +1,4 @@
-"""`camp train`, `camp export`, `camp import` and `camp scenes`: the scripts of export/, found when they are asked for."""
+"""`camp train`, `camp export`, `camp import` and `camp scenes`: the scripts of export/, imported on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The emoji examples' commands, on tiny data made here: results.json holds what the page shows, and nothing is done twice."""
+"""The emoji examples' commands on tiny data: results.json holds what the page shows, and nothing is done twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding pictures as apps have them: any kind, threads and batches give the same gallery, and nothing is left running."""
+"""Encoding pictures of any kind: threads and batches do not change the gallery, and no thread is left running."""
 
 from __future__ import annotations
 
@@ -187,11 +187,11 @@ def test_a_generator_is_taken_two_batches_ahead_at_most(picture_retriever: Retri
             furthest = max(furthest, taken - done)
             yield picture(seed)
 
-    def hear(count: int) -> None:
+    def receive(count: int) -> None:
         nonlocal done
         done += count
 
-    picture_retriever.encode_images(many(), on_progress=hear)
+    picture_retriever.encode_images(many(), on_progress=receive)
     assert (taken, done) == (200, 200)
     assert furthest <= 2 * features_module.ENCODE_IMAGES
 

@@ -1,4 +1,4 @@
-"""Released checkpoints become bundles that score what the released code scored, and hostile or broken files are refused.
+"""Released checkpoints become bundles with the released code's scores; hostile or broken files are refused.
 
 tests/released holds four small checkpoints of that code with their vocabulary, six captions, and what it made of them.
 """
@@ -43,7 +43,7 @@ def recorded(name: str) -> NDArray[Any]:
 
 def released(variant: str = "gate_fusion_new") -> dict[str, Any]:
     """A recorded checkpoint, loaded."""
-    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):  # type: ignore[list-item]  # pairs are allowed
+    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):  # type: ignore[list-item]
         loaded: dict[str, Any] = torch.load(FOLDER / f"{variant}.pth.tar", weights_only=True)
     return loaded
 
@@ -222,7 +222,7 @@ def test_every_missing_surplus_or_misshapen_tensor_is_listed(tmp_path: Path) -> 
     faults = [
         r"image fc\.bias is missing",
         r"scorer fc_1\.0\.weight is \(24, 24\), expected \(24, 48\)",
-        r"scorer fc_out\.3\.bias holds other things than finite numbers",
+        r"scorer fc_out\.3\.bias holds data other than finite numbers",
         r"text rnn\.weight_ih_l1 is not of this model",
     ]
     refused(tmp_path, change, "does not hold the weights of gate_fusion_new: " + "; ".join(faults))
@@ -250,7 +250,7 @@ def test_what_is_no_plain_tensor_is_refused(tmp_path: Path, tensor: torch.Tensor
 
 def test_numbers_that_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
     huge = torch.full((24,), 1e300, dtype=torch.float64)
-    refused(tmp_path, lambda raw: raw["model"][0].update({"module.fc.bias": huge}), "holds other things than finite")
+    refused(tmp_path, lambda raw: raw["model"][0].update({"module.fc.bias": huge}), "holds data other than finite")
 
 
 def test_an_empty_embedding_is_misshapen(tmp_path: Path) -> None:
@@ -269,13 +269,13 @@ def test_a_missing_matrix_does_not_hide_the_rest(tmp_path: Path) -> None:
     ("change", "message"),
     [
         pytest.param(
-            lambda raw: raw["opt"].update(measure="cosine"), "scores by 'cosine': expected one of", id="other"
+            lambda raw: raw["opt"].update(measure="cosine"), "has the scorer 'cosine': expected one of", id="other"
         ),
         pytest.param(lambda raw: raw["opt"].update(measure="gate_fusion"), "reduce_layer_1.* is missing", id="wrong"),
-        pytest.param(lambda raw: raw["opt"].update(measure=["x"]), r"scores by \['x'\]", id="no text"),
+        pytest.param(lambda raw: raw["opt"].update(measure=["x"]), r"has the scorer \['x'\]", id="no text"),
         pytest.param(lambda raw: raw["opt"].update(no_imgnorm=False), "no_imgnorm = False: another net", id="norm"),
-        pytest.param(lambda raw: raw["opt"].update(no_imgnorm=torch.ones(2)), "another network", id="norms"),
-        pytest.param(lambda raw: raw["opt"].update(bi_gru=False), "bi_gru = False: another network", id="one way"),
+        pytest.param(lambda raw: raw["opt"].update(no_imgnorm=torch.ones(2)), "a different network", id="norms"),
+        pytest.param(lambda raw: raw["opt"].update(bi_gru=False), "bi_gru = False: a different network", id="one way"),
         pytest.param(lambda raw: raw["model"].pop(), r"expected model = \[image, text, scorer\]", id="two parts"),
         pytest.param(lambda raw: raw.pop("model"), r"expected model = \[image, text, scorer\]", id="no model"),
         pytest.param(lambda raw: raw["model"][2].update(x=1), r"expected model = \[image", id="no tensor"),
@@ -404,7 +404,7 @@ SMALL = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "dog": 4}
         pytest.param({"word2idx": SMALL | {"cat": 4}}, "not numbered 0 to 5", id="an index twice"),
         pytest.param({"word2idx": SMALL | {"cat": 7}}, "not numbered 0 to 5", id="a gap"),
         pytest.param({"word2idx": {"dog": 0}}, "expected <pad>, <start>, <end>, <unk> at 0 to 3", id="no markers"),
-        pytest.param({"word2idx": dict(list(SMALL.items())[:4])}, "holds no word beside", id="markers alone"),
+        pytest.param({"word2idx": dict(list(SMALL.items())[:4])}, "holds no words besides", id="markers alone"),
         pytest.param({"word2idx": {"dog": "0"}}, "expected word2idx", id="an index is text"),
         pytest.param({"word2idx": {"dog": True}}, "NEWTRUE", id="an index is a truth value"),
         pytest.param({"word2idx": [1, 2]}, "expected word2idx", id="a list"),
@@ -422,11 +422,11 @@ def test_a_vocabulary_that_contradicts_itself_is_refused(tmp_path: Path, attribu
 
 DEEP = b"\x80\x02}U\x08word2idx}(" + b"(" * 3_000_000 + b"K\x01" + b"t" * 3_000_000 + b"K\x01us."
 ODD = {
-    "a tuple nested too deep": (DEEP, "holds other things than dicts, lists, text and whole numbers"),
-    "a set": (pickle.dumps({"word2idx": SMALL, "x": {1}}, 4), "holds other things than .*SET"),
-    "a float": (pickle.dumps({"word2idx": SMALL, "x": 1.5}), "holds other things than .*FLOAT"),
-    "a tuple": (pickle.dumps({"word2idx": SMALL, "x": (1, 2)}), "holds other things than .*TUPLE"),
-    "none": (pickle.dumps({"word2idx": SMALL, "x": None}), "holds other things than .*NONE"),
+    "a tuple nested too deep": (DEEP, "holds data other than dicts, lists, text and whole numbers"),
+    "a set": (pickle.dumps({"word2idx": SMALL, "x": {1}}, 4), "holds data other than .*SET"),
+    "a float": (pickle.dumps({"word2idx": SMALL, "x": 1.5}), "holds data other than .*FLOAT"),
+    "a tuple": (pickle.dumps({"word2idx": SMALL, "x": (1, 2)}), "holds data other than .*TUPLE"),
+    "none": (pickle.dumps({"word2idx": SMALL, "x": None}), "holds data other than .*NONE"),
     "a huge idx": (pickle.dumps({"word2idx": SMALL, "idx": 1 << 600}), "idx is int, expected the number of words"),
     "a huge key": (pickle.dumps({"word2idx": SMALL, "idx2word": {1 << 600: "dog"}}), "not the reverse"),
     "half a character": (pickle.dumps({"word2idx": SMALL | {"\ud800": 5}}), "words .in valid Unicode."),
@@ -464,7 +464,7 @@ def test_what_is_no_vocabulary_is_refused(tmp_path: Path, content: bytes) -> Non
 def test_a_vocabulary_larger_than_any_is_not_even_read(tmp_path: Path) -> None:
     with (tmp_path / "v.pkl").open("wb") as file:
         file.truncate(65 << 20)
-    with pytest.raises(BundleError, match="more than a vocabulary can have"):
+    with pytest.raises(BundleError, match="which is too large for a vocabulary"):
         read_vocabulary(tmp_path / "v.pkl")
 
 

@@ -146,7 +146,7 @@ def test_wrong_shapes_are_refused(shape: tuple[int, ...], owner: list[int]) -> N
 
 
 def test_lists_are_taken() -> None:
-    assert evaluate_matrix([[2.0, 0.0], [1.0, 3.0]], [0, 1]) == evaluate_matrix(  # type: ignore[arg-type]  # lists are no arrays
+    assert evaluate_matrix([[2.0, 0.0], [1.0, 3.0]], [0, 1]) == evaluate_matrix(  # type: ignore[arg-type]  # lists
         np.array([[2.0, 0.0], [1.0, 3.0]]), np.array([0, 1])
     )
 

@@ -46,9 +46,12 @@ DIFFERENT = {
 }
 
 PIECES = (
-    *"a man dog dr mr. st u.s p.m. a.m. e.g. etc vs. no. 5 5:30 3.5 1,000 10. j. T. 's 't 'll n't don't it's dogs'".split(),
-    *"cannot gonna GOTTA lemme gimme wanna d'ye more'n 'tis 'twas they're rock'n'roll café 猫 🙂 ½ t-shirt well-dr.".split(),
-    *"at&t http://a.b/c?d=e İx ΟΔΟΣ . ? ! , ; : ' \" ` ( ) [ ] { } < > - * & % $ # @ / _ ... .. -- --- – — '' `` “ ”".split(),
+    *"a man dog dr mr. st u.s p.m. a.m. e.g. etc vs. no. 5 5:30 3.5 1,000 10. j. T. 's 't 'll".split(),
+    *"n't don't it's dogs'".split(),
+    *"cannot gonna GOTTA lemme gimme wanna d'ye more'n 'tis 'twas they're rock'n'roll".split(),
+    *"café 猫 🙂 ½ t-shirt well-dr.".split(),
+    *"at&t http://a.b/c?d=e İx ΟΔΟΣ . ? ! , ; : ' \" ` ( ) [ ] { } < > - * & % $ # @ / _".split(),
+    *"... .. -- --- – — '' `` “ ”".split(),
     *'‘ ’ « » „ … ?! ." .) \u00a0'.split(" "),
     *(" ", " ", " ", " ", " ", " ", "  ", "\n", "\t"),
 )

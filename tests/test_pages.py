@@ -1,4 +1,4 @@
-"""Pages of examples: every text escaped, no reference to anything outside, and the demo's page holds what it is given."""
+"""Pages of examples: every text is escaped, nothing outside is referenced, the demo's page shows its input."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ def test_the_page_of_the_demo(tmp_path: Path) -> None:
     write_page(tmp_path / "index.html", ROOT / "examples/demo_page.html", page)
     text = (tmp_path / "index.html").read_text()
     assert "a &lt;red&gt; star" in text
-    assert "its own picture came in place 2 of 300" in text
+    assert "its own picture ranks 2 of 300" in text
     assert text.count('class="match right"') == text.count(">also true<") == 1
     assert text.count("<style>") == text.count("</html>") == 1

@@ -1,4 +1,4 @@
-"""Lower precision, written into graphs: what is lowered, what is not, and that the gate sees what half precision breaks."""
+"""Lower precision in graphs: what is lowered, what is not, and that the gate sees what half precision breaks."""
 
 from __future__ import annotations
 
@@ -212,15 +212,15 @@ def a_check(name: str = "real") -> PrecisionCheck:
         ({"share_of_range": 0.5}, None),  # where all logits are about the same
         ({"share_of_largest": 0.5}, None),  # where they are small
         # Scores at 0 or 1 hide it.
-        ({"share_of_range": 0.11, "share_of_largest": 0.011}, "of their range of 1.1e-01 (at most 0.1)"),
-        ({"share_of_range": math.nan, "share_of_largest": math.nan}, "of their range of nan"),
+        ({"share_of_range": 0.11, "share_of_largest": 0.011}, "of their range, by 1.1e-01 (at most 0.1)"),
+        ({"share_of_range": math.nan, "share_of_largest": math.nan}, "of their range, by nan"),
         ({"max_look_error": 0.03}, "attention off by"),
         ({"max_vector_error": math.nan}, "global vectors off by"),
         ({"name": "huge features", "max_score_error": 0.9}, None),
         ({"name": "huge features", "share_of_range": 0.5}, None),
         (
             {"name": "huge features", "usual_share": 0.051},
-            "99% of the logits off by a share of their range of",
+            "99% of the logits off, as a share of their range, by",
         ),
         ({"texts": 6, "top10_agreement": 59 / 60}, None),
         ({"texts": 6, "top10_agreement": 58 / 60}, "of the top 10"),
@@ -250,7 +250,7 @@ def test_the_gate_sees_an_overflow(
 ) -> None:
     model, origin = load_checkpoint(checkpoints("paper", False))
     assert all(check.passed for check in check_precision(model, origin, Bundle(feature_bundle), "float16"))
-    monkeypatch.setattr(precision_gate, "LARGE", 1e6)
+    monkeypatch.setattr(precision_gate, "HUGE_SCALE", 1e6)
     checks = check_precision(model, origin, Bundle(feature_bundle), "float16")
     assert [check.finite for check in checks] == [True, True, False, True]
 
@@ -354,7 +354,7 @@ def test_encoders_stay_in_half_where_that_alone_passes(
     shutil.rmtree(bundle_copy / "fp16")
     manifest = replace(Bundle(feature_bundle).manifest, precisions={})
     add_precision("float16", tiny_model("paper"), tiny_origin("paper", False), manifest, bundle_copy)
-    assert f"image, text: {'float16, which alone passed' if kept else 'float32'}" in told_by(capsys)
+    assert f"image, text: {'float16, the only precision that passed' if kept else 'float32'}" in told_by(capsys)
     halves = Bundle(bundle_copy).manifest.precisions["float16"].graphs
     assert ("image" in halves, "text" in halves, "scorer" in halves) == (kept, kept, True)
     assert (bundle_copy / "fp16/image.onnx").exists() == kept

@@ -1,6 +1,6 @@
 """The scorers of the released research code: equal to what that code computed, and to a plain transcription of it.
 
-tests/released holds four small checkpoints of that code, and its encoders' outputs and scores on 4 images and 6 captions.
+tests/released holds four small checkpoints of that code, with its outputs and scores on 4 images and 6 captions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def recorded() -> dict[str, Tensor]:
 
 def weights_of(variant: str) -> Weights:
     """The scorer's weights of a checkpoint; its option dictionary is of a class that need not be installed."""
-    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):  # type: ignore[list-item]  # a pair is allowed
+    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):  # type: ignore[list-item]
         states: Any = torch.load(FOLDER / f"{variant}.pth.tar", weights_only=True)["model"]
     return {name.removeprefix("module."): tensor for name, tensor in states[2].items()}
 

@@ -1,4 +1,4 @@
-"""Galleries in device memory: what is uploaded, when, how much at a time, and when it is freed; scores stay the same."""
+"""Galleries in device memory: what is uploaded, when and how much, and when it is freed; scores stay the same."""
 
 from __future__ import annotations
 

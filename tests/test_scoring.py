@@ -1,4 +1,4 @@
-"""Every way to the same scores: engines, precisions, galleries in fewer bits, block by block, inside a budget, by shortlist."""
+"""The same scores by every path: engines, precisions, narrow galleries, blocks, memory budgets, shortlists."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_only_the_scorer_runs_in_streams_and_not_of_a_single_core(feature_bundle
 def test_streams_share_the_threads_they_are_given(
     feature_bundle: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, pool: int
 ) -> None:
-    """Two callers and ONNX Runtime's own threads, which are one fewer than it is told, make as many as asked for."""
+    """Two callers and ONNX Runtime's own threads, one fewer than its setting, make the number asked for."""
     ort = pytest.importorskip("onnxruntime")
     opened = []
 
@@ -356,7 +356,7 @@ def test_a_narrower_gallery_scores_nearly_the_same(
         kept = sum(array.nbytes for name, array in tensors.items() if name.endswith(precision))
         assert kept == whole.encoded.tensors["image.V"].nbytes * bytes_of
         exact, found = (retriever.score_matrix(gallery, CAPTIONS) for gallery in (whole, narrower))
-        # Int8 keeps a column within half a step of 127: four per mille of its largest value, through weights that are spread.
+        # int8 rounds a column to half a step of 127, 0.4% of its largest value, and the weights spread that.
         assert 0 < np.abs(found - exact).max() < {"float16": REDUCED, "int8": 0.1}[precision]
         narrower.save(tmp_path / "gallery")
         opened = retriever.open_gallery(tmp_path / "gallery")

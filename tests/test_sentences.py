@@ -1,4 +1,4 @@
-"""A pretrained sentence encoder, frozen: its numbers, its word pieces, its training, its export. The package is a tiny one."""
+"""A frozen pretrained sentence encoder: its numbers, word pieces, training and export, on a tiny package."""
 
 from __future__ import annotations
 

@@ -103,4 +103,4 @@ def test_runs_whose_encoder_is_missing_are_left_out_with_one_line(
     wanted = [replace(config, words="absent"), config, replace(config, words="absent", variant="scalar")]
     assert runnable(wanted) == [config]
     said = capsys.readouterr().err
-    assert said == "left out, what needs absent: pip install --no-deps no-such-package safetensors\n"
+    assert said == "skipping the models that need absent: pip install --no-deps no-such-package safetensors\n"

@@ -1,4 +1,4 @@
-"""TensorRtEngine on stand-ins for CUDA and TensorRT (tests/helpers/fake_cuda.py), and on the real ones where there is a GPU."""
+"""TensorRtEngine on stand-ins for CUDA and TensorRT (tests/helpers/fake_cuda.py), and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ def test_the_second_run_of_the_same_shapes_is_recorded_and_later_ones_replay_it(
 
 def test_other_shapes_are_recorded_anew(setup: Setup) -> None:
     with TensorRtEngine(setup.plan, "tensorrt", cuda_graphs=True) as engine:
-        for images in (6, 3, 8):  # fewer, and so many that the buffers grow
+        for images in (6, 3, 8):  # fewer, then enough to grow the buffers
             for feeds in several_of(setup.spec, SIZES | {"I": images}, 3):
                 assert_same(engine.run(feeds), setup.plain(feeds))
         assert setup.fake.launches == 3 * 2
@@ -369,8 +369,8 @@ def test_kernels_are_compiled_once_and_kept_for_later_processes(setup: Setup, rt
 
 def test_a_gpu_that_tensorrt_rtx_is_not_made_for(setup: Setup, rtx: FakeTensorRt) -> None:
     rtx.faults = 3
-    found = r"VERSION_MISMATCH, UNSUPPORTED_CC: .*; TensorRT-RTX does not run on compute capability 8.7: take another backend"
-    with pytest.raises(BackendError, match=found):
+    found = r"VERSION_MISMATCH, UNSUPPORTED_CC: .*; TensorRT-RTX does not run on compute capability 8.7: take another"
+    with pytest.raises(BackendError, match=found + " backend"):
         TensorRtEngine(setup.plan, "tensorrt-rtx")
     rtx.faults = 1
     with pytest.raises(BackendError, match=r"VERSION_MISMATCH: .*; build it again by camp build"):

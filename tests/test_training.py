@@ -1,4 +1,4 @@
-"""Training runs of a few seconds: what they leave behind, that a killed one goes on as if nothing had happened, errors."""
+"""Training runs of a few seconds: what they write, that a killed run resumes with the same result, and errors."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_a_run_resumed_after_a_kill_equals_the_uninterrupted_run(
 
 
 def logged(output: Path) -> list[dict[str, str]]:
-    """What metrics.csv tells of each epoch's end; values as they are written."""
+    """The rows of metrics.csv at each epoch's end, with values as they are written."""
     with (output / "logs" / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["rsum"]]
     assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(EPOCHS)]
@@ -570,9 +570,9 @@ def test_resuming_a_run_stopped_in_its_first_epoch_begins_anew(
     run_until_killed(config, cache, config.output, 3)
     (config.output / "best.ckpt").touch()  # as a kill between the two checkpoints leaves it
     best = run_training(replace(config, resume=True), cache)
-    told = capsys.readouterr().err.replace("\n", "")
-    assert "was stopped in its first epoch: it starts again" in told
-    assert re.search(r"best\.ckpt: epoch [12] of 2, rsum \d+\.\d on dev", told)
+    printed = capsys.readouterr().err.replace("\n", "")
+    assert "was stopped in its first epoch: it starts again" in printed
+    assert re.search(r"best\.ckpt: epoch [12] of 2, rsum \d+\.\d on dev", printed)
     whole = run_training(replace(config, output=tmp_path / "whole"), cache)
     assert all(torch.equal(weights(whole)[name], w) for name, w in weights(best).items())
 
@@ -583,10 +583,10 @@ def test_a_log_file_hears_how_far_an_epoch_is(
     config = tiny_config(precomputed, tmp_path / "run", epochs=1)
     run_training(config, cache)
     assert "step" not in "".join(capsys.readouterr())  # it took no minute
-    monkeypatch.setattr(training_module, "TELL_S", 0.0)
+    monkeypatch.setattr(training_module, "LOG_INTERVAL_S", 0.0)
     run_training(replace(config, output=tmp_path / "slow"), cache)
-    told = "".join(capsys.readouterr())
-    assert all(f"epoch 1 of 1: step {k} of {STEPS_ON_FEATURES}\n" in told for k in range(1, STEPS_ON_FEATURES + 1))
+    printed = "".join(capsys.readouterr())
+    assert all(f"epoch 1 of 1: step {k} of {STEPS_ON_FEATURES}\n" in printed for k in range(1, STEPS_ON_FEATURES + 1))
 
 
 def test_a_folder_of_a_run_that_could_not_be_prepared_is_free(
@@ -687,10 +687,10 @@ def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_were_done(
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
             time.sleep(0.1)
         process.send_signal(number)
-        told = process.communicate(timeout=120)[1]
+        printed = process.communicate(timeout=120)[1]
     assert process.returncode == code
-    assert "--resume continues after the last finished epoch" in told
-    assert "Traceback" not in told
+    assert "--resume continues after the last finished epoch" in printed
+    assert "Traceback" not in printed
     assert not (tmp_path / "run/finished").exists()
 
 
@@ -936,7 +936,7 @@ def test_pairs_of_a_part_of_the_batch_are_the_loss_of_that_part(precomputed: Pat
     config = config.completed(False, {}, None)
     data, origin = Run(config).prepare(cache)
     module = CampTraining(origin, config, data)
-    module._candidates = lambda size: 1  # type: ignore[method-assign]  # there is no trainer to tell the step
+    module._candidates = lambda size: 1  # type: ignore[method-assign]  # no trainer knows the step here
     batch = data.train.collate([data.train[index] for index in range(0, 60, 5)])
     image, text = module.model.encode_images(batch.images), module.model.encode_texts(batch.tokens, batch.lengths)
     for side in (image, text):

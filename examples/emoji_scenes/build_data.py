@@ -2,18 +2,19 @@
 
     python -m examples.emoji_scenes.build_data --pictures build/emoji/data --output build/emoji_scenes/data
 
-takes the pictures of examples/emoji_search. A scene shows 2 to 4 animals, plants, foods, vehicles or objects on a plain light
-ground, each as any of the makers draws it. Scenes come in twins, one after the other: the same pictures on the same ground,
-but one pair of them, or each of two pairs, has exchanged places. The captions tell how such a pair lies, seen from either of
-the two, along the axis on which they are further apart. So none is true of the twin, whose captions have the same words: a
-model which only knows what is there cannot tell the two apart.
+This command uses the pictures of examples/emoji_search. A scene shows 2 to 4 animals, plants, foods, vehicles or
+objects on a plain light background, each in the artwork of any of the makers. Consecutive scenes are twins: they show
+the same pictures on the same background, but one pair of pictures, or each of two pairs, has exchanged places. The
+captions describe the relative position of such a pair from the view of either picture, along the axis on which the two
+are further apart. No caption is therefore true of the twin, although the twin's captions have the same words: a model
+that only knows what is in a scene cannot distinguish the two.
 
-Two things meet in one scene of a split and its twin, and nowhere else in the split: no caption is true of another picture.
-Train, dev and test show the things of those splits, which share no family. ``seen`` shows the things of train, in pairs that
-train does not have: binding, without having to recognise what is new.
+Two things share one scene of a split and its twin, and no other scene of that split, so no caption is true of another
+picture. Train, dev and test show the things of those splits, which share no family. ``seen`` shows the things of train
+in pairs that train does not have: it measures binding alone, without the recognition of new things.
 
-``{split}/metadata.jsonl`` has, beside ``file_name`` and ``captions``, the ``objects``: concept, style, centre and width. The
-same arguments give the same bytes from the same version of Pillow.
+``{split}/metadata.jsonl`` has, besides ``file_name`` and ``captions``, the ``objects``: concept, style, centre and
+width. The same arguments give the same bytes with the same version of Pillow.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from camp_sdk.terminal import progress, run_command
 from examples.emoji_scenes.phrases import phrase
 
 CANVAS = 384  # width and height of a scene in pixels
-SMALLEST, LARGEST = 128, {2: 180, 3: 156, 4: 144}  # width of an object, by how many there are
-CLEAR = 32  # the longer axis is longer by so many pixels, wherever a caption goes by it
-LIGHT = (228, 250)  # red, green and blue of the ground
+SMALLEST, LARGEST = 128, {2: 180, 3: 156, 4: 144}  # width of an object in pixels; LARGEST by the number of objects
+CLEAR = 32  # pixels by which the two distances of a described pair differ at least, so that the axis is clear
+LIGHT = (228, 250)  # range of red, green and blue of the background
 TRIES = 20_000
-SOURCES = {"train": "train", "dev": "dev", "test": "test", "seen": "train"}  # whose things a split shows
+SOURCES = {"train": "train", "dev": "dev", "test": "test", "seen": "train"}  # the source of a split's things
 
 NAME = re.compile(r"[a-z]+( [a-z]+){0,2}")
 GROUPS = (
@@ -64,13 +65,21 @@ NO_THINGS = {
     "moon viewing ceremony",
 }
 
-Things = dict[str, dict[str, Path]]  # the pictures of each concept, by their style
+Things = dict[str, dict[str, Path]]  # the pictures of each concept, by style
 Spot = tuple[int, int]  # a centre in pixels, y growing downwards
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One picture in a scene; x and y are its centre and size its width, in pixels, y growing downwards."""
+    """One picture in a scene.
+
+    Args:
+        concept: the emoji's name.
+        style: the maker of the artwork.
+        x: the centre's distance from the left edge in pixels.
+        y: the centre's distance from the top edge in pixels.
+        size: width and height in pixels.
+    """
 
     concept: str
     style: str
@@ -81,13 +90,23 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
+    """The objects of a scene, its captions, and the red, green and blue of its background."""
+
     objects: list[SceneObject]
     captions: list[str]
     ground: tuple[int, ...]
 
 
 def read_things(pictures: Path, split: str) -> Things:
-    """The concepts of a split that scenes may show. Raises BundleError if it is no split of examples/emoji_search."""
+    """Read the concepts of a split that scenes may show.
+
+    Args:
+        pictures: the data set of examples/emoji_search.
+        split: the split's name.
+
+    Raises:
+        BundleError: this is not a split of examples/emoji_search.
+    """
     metadata = pictures / split / "metadata.jsonl"
     if not metadata.is_file():
         raise BundleError(f"{metadata} is missing: make it with: python -m examples.emoji_search.build_data")
@@ -110,7 +129,7 @@ def _is_thing(row: dict[str, Any]) -> bool:
 
 
 def relation(first: Spot, second: Spot) -> str:
-    """Where the first lies, seen from the second, along the axis on which they are further apart."""
+    """The position of the first spot relative to the second, along the axis on which they are further apart."""
     dx, dy = first[0] - second[0], first[1] - second[1]
     if abs(dy) > abs(dx):
         return "above" if dy < 0 else "below"
@@ -118,12 +137,18 @@ def relation(first: Spot, second: Spot) -> str:
 
 
 def is_clear(first: Spot, second: Spot) -> bool:
-    """Whether it is plain on which axis two are further apart."""
+    """Whether it is clear on which axis two spots are further apart: by at least `CLEAR` pixels."""
     return abs(abs(first[0] - second[0]) - abs(first[1] - second[1])) >= CLEAR
 
 
 def draw_spots(rng: random.Random, count: int, width: int) -> list[Spot]:
-    """Centres for pictures of that width, none of which overlap; the first two are a clear pair, and so are the next two."""
+    """Draw random centres for pictures that do not overlap. The first two are a clear pair, and so are the next two.
+
+    Args:
+        rng: the source of randomness.
+        count: number of centres.
+        width: width of the pictures in pixels.
+    """
     low, high = (width + 1) // 2, CANVAS - (width + 1) // 2
     while True:
         spots: list[Spot] = []
@@ -138,7 +163,12 @@ def draw_spots(rng: random.Random, count: int, width: int) -> list[Spot]:
 
 
 def place(rng: random.Random, looks: list[tuple[str, str]]) -> tuple[Scene, Scene]:
-    """A scene of (concept, style), and its twin, in which each whole pair has exchanged places."""
+    """Compose a scene and its twin, in which each complete pair has exchanged places.
+
+    Args:
+        rng: the source of randomness.
+        looks: (concept, style) of each object.
+    """
     width = rng.randint(SMALLEST, LARGEST[len(looks)])
     spots = draw_spots(rng, len(looks), width)
     sizes = [rng.randint(SMALLEST, width) for _ in looks]
@@ -150,30 +180,46 @@ def place(rng: random.Random, looks: list[tuple[str, str]]) -> tuple[Scene, Scen
 
     def scene(spots: list[Spot]) -> Scene:
         objects = [SceneObject(*look, *spot, size) for look, spot, size in zip(looks, spots, sizes, strict=True)]
-        return Scene(objects, [caption for k, j in pairs for caption in tell(objects[k], objects[j])], ground)
+        return Scene(objects, [caption for k, j in pairs for caption in describe(objects[k], objects[j])], ground)
 
     return scene(spots), scene(exchanged)
 
 
-def tell(one: SceneObject, other: SceneObject) -> tuple[str, str]:
-    """How two objects lie, seen from either."""
+def describe(one: SceneObject, other: SceneObject) -> tuple[str, str]:
+    """Two captions of the relative position of two objects, one from the view of each."""
     spots, names = [(o.x, o.y) for o in (one, other)], [phrase(o.concept) for o in (one, other)]
     return f"{names[0]} {relation(*spots)} {names[1]}", f"{names[1]} {relation(*reversed(spots))} {names[0]}"
 
 
 def choose_concepts(rng: random.Random, things: Things, met: set[frozenset[str]]) -> list[str]:
-    """2 to 4 concepts no two of which have met, and now have. Raises InputError if none are found."""
+    """Choose 2 to 4 concepts of which no two have shared a scene yet.
+
+    Args:
+        rng: the source of randomness.
+        things: the concepts to choose from.
+        met: the pairs that have shared a scene; the new pairs are added to it.
+
+    Raises:
+        InputError: no such concepts were found.
+    """
     for _ in range(TRIES if len(things) >= max(LARGEST) else 0):
         chosen = rng.sample(list(things), rng.choice(list(LARGEST)))
         pairs = {frozenset(pair) for pair in itertools.combinations(chosen, 2)}
         if met.isdisjoint(pairs):
             met |= pairs
             return chosen
-    raise InputError(f"{len(things)} things do not make so many scenes without meeting twice: ask for fewer")
+    raise InputError(f"{len(things)} things are too few for this many scenes without a repeated pair: ask for fewer")
 
 
 def scenes(count: int, rng: random.Random, things: Things, met: set[frozenset[str]]) -> Iterator[Scene]:
-    """``count`` scenes, every second one the twin of the one before it."""
+    """Compose scenes, of which every second one is the twin of the one before it.
+
+    Args:
+        count: number of scenes.
+        rng: the source of randomness.
+        things: the concepts to show.
+        met: the pairs that have shared a scene; the new pairs are added to it.
+    """
     for index in range(0, count, 2):
         looks = [(concept, rng.choice(list(things[concept]))) for concept in choose_concepts(rng, things, met)]
         yield from place(rng, looks)[: count - index]
@@ -186,7 +232,7 @@ def _artwork(path: Path, size: int) -> Image.Image:
 
 
 def draw_scene(scene: Scene, things: Things) -> Image.Image:
-    """The picture of a scene: RGB, 384 x 384 pixels."""
+    """Draw a scene: RGB, 384 x 384 pixels."""
     canvas = Image.new("RGB", (CANVAS, CANVAS), scene.ground)
     for item in scene.objects:
         art = _artwork(things[item.concept][item.style], item.size)
@@ -195,6 +241,14 @@ def draw_scene(scene: Scene, things: Things) -> Image.Image:
 
 
 def write_split(folder: Path, drawn: Iterator[Scene], things: Things, count: int) -> None:
+    """Draw the scenes of a split and write its metadata.
+
+    Args:
+        folder: folder to create.
+        drawn: the scenes.
+        things: the pictures of the scenes' concepts.
+        count: number of scenes, for the progress bar.
+    """
     folder.mkdir()
     lines = []
     for index, scene in enumerate(progress(drawn, f"composing {folder.name}", count)):
@@ -206,10 +260,17 @@ def write_split(folder: Path, drawn: Iterator[Scene], things: Things, count: int
 
 
 def build(pictures: Path, output: Path, counts: dict[str, int], seed: int = 0) -> None:
-    """Write the data set, with the notices of its pictures: the whole of it or nothing.
+    """Write the data set and the notices of its pictures, completely or not at all.
 
-    Raises InputError if ``output`` exists or there are too few things for a count, BundleError for a folder that is not the
-    data set of examples/emoji_search.
+    Args:
+        pictures: the data set of examples/emoji_search.
+        output: folder to create.
+        counts: scenes of each split.
+        seed: another seed gives another data set.
+
+    Raises:
+        InputError: ``output`` exists, or there are too few things for a count.
+        BundleError: ``pictures`` is not the data set of examples/emoji_search.
     """
     if output.exists() and not is_empty(output):
         raise InputError(f"{output} exists: name a new folder, or remove it first")
@@ -228,10 +289,10 @@ def main(
     pictures: Annotated[Path, typer.Option(help="Data set of examples/emoji_search.")] = Path("build/emoji/data"),
     output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("build/emoji_scenes/data"),
     train: Annotated[int, typer.Option(help="Scenes to train on.", min=1)] = 6000,
-    dev: Annotated[int, typer.Option(help="Scenes of dev, to choose a recipe by.", min=1)] = 200,
+    dev: Annotated[int, typer.Option(help="Scenes of dev, for choosing a recipe.", min=1)] = 200,
     test: Annotated[int, typer.Option(help="Scenes of held-out things.", min=1)] = 300,
     seen: Annotated[int, typer.Option(help="Held-out scenes of the things of train.", min=1)] = 300,
-    seed: Annotated[int, typer.Option(help="Another seed, another data set.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed gives another data set.")] = 0,
 ) -> None:
     """Compose scenes of emoji artwork in which the binding of words matters."""
     build(pictures, output, {"train": train, "dev": dev, "test": test, "seen": seen}, seed)

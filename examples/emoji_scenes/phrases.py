@@ -1,4 +1,4 @@
-"""A name as a caption says it, with an article where it takes one: "an owl", "a glass of milk", "skis", "popcorn"."""
+"""Names as captions use them, with an article where they take one: "an owl", "a glass of milk", "skis", "popcorn"."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ UNCOUNTED = {
     *("oden", "popcorn", "rice", "sake", "salt", "soap", "spaghetti", "sushi", "thread", "yarn"),
     *("badminton", "bowling", "hockey", "lacrosse", "pong", "tennis"),
 }
-PLURAL = re.compile(r".*[^iosu]s|skis")  # but octopus, glass, rhinoceros
+PLURAL = re.compile(r".*[^iosu]s|skis")  # not octopus, glass or rhinoceros
 AN = re.compile(r"hour|(?!eu|ew|one|uni|uti)[aeiou]")
 
 
 def phrase(name: str) -> str:
-    """What the name's head is decides about the article: "glasses of milk" would be plural, for all its milk."""
+    """A name with its article, which depends on the head of the name: "glasses of milk" is plural, for example."""
     head = re.split(" (?:of|with|without|in|on|and|facing) ", name)[0].split()[-1]
     if head in UNCOUNTED or PLURAL.fullmatch(head):
         return name

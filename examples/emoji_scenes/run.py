@@ -3,12 +3,13 @@
     python -m examples.emoji_search.run --output build/emoji
     python -m examples.emoji_scenes.run --pictures build/emoji/data --output build/emoji_scenes
 
-takes the pictures of the first example. `paper` is trained on words it learns itself, and on a frozen sentence encoder. Each
-is measured on scenes of things it has never seen (`test`) and on new pairs of things it was trained on (`seen`), as CAMP and by
-its global vectors alone: recall, and how often a caption's own picture scores above its twin. The output folder receives
-results.json and index.html.
+The second command uses the pictures of the first example. It trains `paper` twice: with learned word vectors, and with
+a frozen sentence encoder. Each model is measured on scenes of things it has never seen (`test`) and on new pairs of
+things it was trained on (`seen`), once with CAMP and once with its global vectors alone. The measures are recall, and
+how often a caption's own picture scores above its twin. The command writes results.json and index.html into the output
+folder.
 
-What is done is kept: data set, trainings and measurements. To begin anew, remove the folder.
+Finished steps are kept: data set, training runs and measurements. To start over, remove the folder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from examples._shared.pages import small_picture, write_page
 from examples._shared.sweep import configs_of, install_line, measured_run, runnable, title_of, write_json
 from examples.emoji_scenes.build_data import build
 
-# Options of export/train.py. Two neighbours: twins meet in a batch, each the other's hardest negative.
+# Options of `camp train`. With two neighbours, twins share a batch, and each is the other's hardest negative.
 RECIPE: dict[str, Any] = {
     "width": 128,
     "word_width": 128,
@@ -48,28 +49,28 @@ RECIPE: dict[str, Any] = {
     "weight_decay": 0.05,
     "dropout": 0.05,
 }
-CHECKPOINT = "last.ckpt"  # dev shows other things than train, and says little of which epoch binds best
-OF_LEARNED_WORDS = ("word_width",)  # a sentence encoder brings its own
-OF_SENTENCES = {"precision": "bf16-mixed"}  # it takes most of the time
+CHECKPOINT = "last.ckpt"  # dev shows other things than train, and hardly indicates which epoch binds best
+OF_LEARNED_WORDS = ("word_width",)  # a sentence encoder has its own vectors
+OF_SENTENCES = {"precision": "bf16-mixed"}  # the encoder takes most of the time
 SENTENCES = "all-minilm-l6-v2"
 MODELS = (("paper", LEARNED), ("paper", SENTENCES))
 COUNTS = {"train": 6000, "dev": 200, "test": 300, "seen": 300}
 MEASURED = ("dev", "test", "seen")
 CARDS = 4  # of each split
-PIXELS = 192  # of a picture on the page
+PIXELS = 192  # width and height of a picture on the page
 TEMPLATE = Path(__file__).with_name("scenes_page.html")
 TITLES = {"test": "new things", "seen": "known things"}
 EXPLAINED = {
-    "test": "things of other families than the network was trained on, so that it has to recognise them, too.",
-    "seen": "things it was trained on, in pairs that it was not.",
+    "test": "things from families that the network was not trained on, so it must also recognise them.",
+    "seen": "things that the network was trained on, in new pairs.",
 }
-CHANGES = "Pictures are scaled, and several put on one ground."
+CHANGES = "Pictures are scaled, and several are put on one background."
 VERSIONS = ("camp-sdk", "torch", "lightning", "onnxruntime", "numpy", "pillow")
 
 
 def main(
     pictures: Annotated[Path, typer.Option(help="Data set of examples/emoji_search.")] = Path("build/emoji/data"),
-    output: Annotated[Path, typer.Option(help="Folder of data, runs and results.")] = Path("build/emoji_scenes"),
+    output: Annotated[Path, typer.Option(help="Folder for data, runs and results.")] = Path("build/emoji_scenes"),
 ) -> None:
     """Compose, train, export, evaluate, and write a page."""
     data = output / "data"
@@ -80,7 +81,13 @@ def main(
 
 
 def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
-    """Train and measure every model whose packages are here, and write results.json and the page, which shows them."""
+    """Train and measure every model whose packages are installed, and write results.json and the page.
+
+    Args:
+        data: folder of the data set.
+        output: folder of runs and results.
+        recipe: options of `camp train`.
+    """
     wanted = list(configs_of(MODELS, data, output, recipe, OF_LEARNED_WORDS, OF_SENTENCES))
     runs = runnable(wanted)
     models = [measured_run(config, lambda bundle: measure(bundle, data), CHECKPOINT) for config in runs]
@@ -103,14 +110,14 @@ def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
 
 
 def measure(bundle: Path, data: Path) -> dict[str, Any]:
-    """Of each split: recalls as `camp eval` gives them, and the twin accuracy of CAMP and of the global vectors alone."""
+    """Recalls of each split as `camp eval` reports them, and twin accuracies of CAMP and of its global vectors."""
     with Retriever(bundle) as retriever:
         measured = {name: measure_split(retriever, load_split(data, name)) for name in MEASURED}
         return {"backend": retriever.backend, **measured}
 
 
 def measure_split(retriever: Retriever, split: Split) -> dict[str, Any]:
-    """One scoring of every pair gives both."""
+    """Score every pair once, and compute both recalls and twin accuracies from the scores."""
     with progress_bars(work_of(split)) as advance:
         gallery = retriever.encode_images(split.images, on_progress=lambda done: advance(ENCODING, done))
         logits, vectors = similarity_matrices(retriever, gallery, split.captions, lambda done: advance(SCORING, done))
@@ -124,23 +131,25 @@ def measure_split(retriever: Retriever, split: Split) -> dict[str, Any]:
 
 
 def twin_accuracy(similarity: NDArray[np.float32], image_of_caption: NDArray[np.int64]) -> float:
-    """In percent, the captions of a similarity matrix [I, T] whose own picture is above its twin; a tie is not.
+    """Percentage of captions whose own picture scores above its twin. A tie counts as wrong; a guess reaches 50.
 
-    Twins are pictures 2k and 2k + 1. Whoever guesses has 50.
+    Args:
+        similarity: scores, float32 [I, T]; pictures 2k and 2k + 1 are twins.
+        image_of_caption: the index of each caption's own picture, int64 [T].
     """
-    texts = np.flatnonzero((image_of_caption ^ 1) < len(similarity))  # an odd count leaves the last without its twin
+    texts = np.flatnonzero((image_of_caption ^ 1) < len(similarity))  # with an odd count, the last picture has no twin
     own = image_of_caption[texts]
     return float(100 * (similarity[own, texts] > similarity[own ^ 1, texts]).mean())
 
 
 def twin_cards(bundle: Path, data: Path) -> list[dict[str, Any]]:
-    """Pairs of twins at even distances, not chosen by their outcome, with a caption of the first and both scores."""
+    """Evenly spaced pairs of twins, not selected by their results, with a caption of the first twin and both scores."""
     with Retriever(bundle) as retriever:
         return [card for name in TITLES for card in split_cards(retriever, load_split(data, name))]
 
 
 def split_cards(retriever: Retriever, split: Split) -> list[dict[str, Any]]:
-    """The cards of one split: CAMP's logits and the vectors' dot products, of the caption's own picture and its twin."""
+    """The cards of one split: CAMP's logits and the vectors' dot products for a caption's own picture and its twin."""
     cards = []
     for pair in np.linspace(0, len(split.images) // 2 - 1, CARDS).astype(int):
         twins = [Path(split.images[2 * pair + side]) for side in range(2)]
@@ -153,7 +162,7 @@ def split_cards(retriever: Retriever, split: Split) -> list[dict[str, Any]]:
 
 
 def page_parts(results: dict[str, Any], data: Path) -> dict[str, Any]:
-    """What the page needs beside the results: its tables row by row, words, pictures and notices."""
+    """The page's data that are not in results.json: its tables row by row, its texts, pictures and notices."""
     tables = {split: [(title_of(model), model[split]) for model in results["models"]] for split in TITLES}
     pictures: dict[str, dict[str, str]] = {split: {} for split in TITLES}
     for card in results["cards"]:

@@ -3,16 +3,17 @@
     python -m examples.emoji_search.fetch --output build/emoji/packages
     python -m examples.emoji_search.build_data --packages build/emoji/packages --output build/emoji/data
 
-A concept is an emoji without skin tone, no flag and no component, that Fluent 3D, Noto and Twemoji all draw. Its pictures,
-whose bytes are copied as they are, have the same captions: its name, its Unicode name where that is another, the tags of
-emojibase and the keywords of emojilib. A caption that several concepts share describes none of them, and is left out.
+A concept is an emoji that Fluent 3D, Noto and Twemoji all draw, without skin tone; flags and components are excluded.
+Its pictures are copied byte for byte and share their captions: the name, the Unicode name if it differs, the tags of
+emojibase and the keywords of emojilib. A caption that several concepts share identifies none of them and is excluded.
 
-Splits are made by family (families.py), so that no variant of what is tested was trained on. Train: the three pictures of a
-concept side by side, in emoji order. Dev: one picture a concept, the styles in turn. Test: every concept in every style,
-ordered by style, so that ``camp eval --folds 3`` measures each style by itself and prints the mean.
+Splits are made by family (families.py), so that no variant of a tested emoji is in the training data. Train: the three
+pictures of each concept next to each other, in emoji order. Dev: one picture per concept, alternating between the
+styles. Test: every concept in every style, ordered by style, so that ``camp eval --folds 3`` measures each style by
+itself and prints the mean.
 
-``{split}/metadata.jsonl`` has, beside ``file_name`` and ``captions``: ``kinds`` (what each caption is), ``concept``,
-``family``, ``style``, ``group``, ``subgroup`` and ``hexcode``. The same arguments give the same bytes.
+``{split}/metadata.jsonl`` has, besides ``file_name`` and ``captions``: ``kinds`` (the kind of each caption),
+``concept``, ``family``, ``style``, ``group``, ``subgroup`` and ``hexcode``. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -39,13 +40,22 @@ LEFT_OUT = ("component", "flags")
 PICTURES = {FLUENT: r"assets/[^/]+\.webp", NOTO: r"img/google/64/[^/]+\.png", TWEMOJI: r"img/twitter/64/[^/]+\.png"}
 LICENCES = "LICENSE"
 
-Pictures = dict[str, tuple[str, bytes]]  # by code: the ending of the file's name, and its bytes
-Picture = tuple["Concept", str]  # a concept, and the style it is drawn in
+Pictures = dict[str, tuple[str, bytes]]  # by bare code: the suffix of the file's name, and its bytes
+Picture = tuple["Concept", str]  # a concept and its style
 
 
 @dataclass(frozen=True)
 class Concept:
-    """An emoji, whoever draws it. captions: kind -> caption; family: the name of the first emoji of its family."""
+    """An emoji, independent of its style.
+
+    Args:
+        name: its name.
+        hexcode: its code points in hexadecimal.
+        group: its Unicode group.
+        subgroup: its Unicode subgroup.
+        captions: its captions by their kind.
+        family: the name of the first emoji of its family.
+    """
 
     name: str
     hexcode: str
@@ -60,17 +70,17 @@ class Concept:
 
 
 def bare_code(hexcode: str) -> str:
-    """How the packages' spellings of one emoji become equal: upper case, without variation selectors."""
+    """The common form of the packages' hexcodes of one emoji: upper case, without variation selectors."""
     return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
 
 
 def plain(text: str) -> str:
-    """Lower case, typewriter's apostrophes, no quotation marks: what people type."""
+    """A text as people type it: lower case, straight apostrophes, no quotation marks."""
     return " ".join(re.sub('[\u201c\u201d"]', "", text.lower().replace("\u2019", "'").replace("_", " ")).split())
 
 
 def phrase(entries: Iterable[str]) -> str:
-    """Search words as one caption: each word once, without signs at its ends; emoticons such as ":D" are dropped."""
+    """Search words as one caption: each word once, without punctuation at its ends, and no emoticons such as ":D"."""
     words = " ".join(plain(entry) for entry in entries if re.fullmatch(r"\w|.*\w\w.*", entry)).split()
     bare = (re.sub(r"^\W+|\W+$", "", word) for word in words)
     return " ".join(dict.fromkeys(word for word in bare if word))
@@ -93,7 +103,7 @@ def _read_json(packages: Path, part: str, name: str) -> Any:
 
 
 def read_concepts(packages: Path) -> list[Concept]:
-    """Every emoji of the wanted groups, in emoji order, with its captions; its family is still empty."""
+    """Every emoji of the included groups, in emoji order, with its captions; ``family`` is still empty."""
     groups = _read_json(packages, LABELS, "meta/groups.json")
     unicode_names = {bare_code(e["unified"]): plain(e["name"]) for e in _read_json(packages, NOTO, "emoji.json")}
     keywords = {
@@ -117,12 +127,13 @@ def read_concepts(packages: Path) -> list[Concept]:
 
 
 def with_families(concepts: list[Concept]) -> list[Concept]:
+    """The concepts with their ``family`` set."""
     firsts = group_families((concept.hexcode, concept.name) for concept in concepts)
     return [replace(c, family=concepts[first].name) for c, first in zip(concepts, firsts, strict=True)]
 
 
 def with_own_captions(concepts: list[Concept]) -> list[Concept]:
-    """Without empty captions, repeated ones, and those that several concepts would share; names always stay."""
+    """The concepts without captions that are empty, repeated or shared by several concepts; names always stay."""
     distinct = [{caption: kind for kind, caption in reversed(c.captions.items()) if caption} for c in concepts]
     uses = Counter(caption for captions in distinct for caption in captions)
     return [
@@ -132,8 +143,18 @@ def with_own_captions(concepts: list[Concept]) -> list[Concept]:
 
 
 def split_concepts(concepts: list[Concept], counts: dict[str, int], seed: int) -> dict[str, list[Concept]]:
-    """Shuffle the families; each split takes those that still fit, until it has its count of concepts exactly. The rest is
-    train. Raises InputError if no families fit, or nothing is left."""
+    """Shuffle the families and assign them to the splits.
+
+    Each split takes the families that still fit until it has exactly its count of concepts. The rest is train.
+
+    Args:
+        concepts: all concepts, with their families.
+        counts: concepts of each split other than train.
+        seed: seed of the shuffle.
+
+    Raises:
+        InputError: whole families cannot make up a count, or no concepts are left for train.
+    """
     sizes = Counter(concept.family for concept in concepts)
     families = list(sizes)
     random.Random(seed).shuffle(families)
@@ -155,7 +176,7 @@ def split_concepts(concepts: list[Concept], counts: dict[str, int], seed: int) -
 
 
 def arrange(splits: dict[str, list[Concept]]) -> dict[str, list[Picture]]:
-    """Which pictures stand in each split, in their order (see above)."""
+    """The pictures of each split, in the order that the module's docstring describes."""
     return {
         "train": [(concept, style) for concept in splits["train"] for style in STYLES],
         "dev": [(concept, STYLES[number % len(STYLES)]) for number, concept in enumerate(splits["dev"])],
@@ -164,6 +185,13 @@ def arrange(splits: dict[str, list[Concept]]) -> dict[str, list[Picture]]:
 
 
 def write_split(folder: Path, pictures: list[Picture], drawn: dict[str, Pictures]) -> None:
+    """Write the pictures and the metadata of a split.
+
+    Args:
+        folder: folder to create.
+        pictures: the split's pictures, in order.
+        drawn: the files of every style.
+    """
     folder.mkdir()
     lines = []
     for concept, style in progress(pictures, f"writing {folder.name}"):
@@ -186,7 +214,7 @@ def write_split(folder: Path, pictures: list[Picture], drawn: dict[str, Pictures
 
 
 def write_notices(folder: Path, packages: Path) -> None:
-    """NOTICE.md, and the licences as they stand in the packages."""
+    """Write NOTICE.md and unchanged copies of the packages' licence files."""
     folder.mkdir()
     (folder / "NOTICE.md").write_bytes(Path(__file__).with_name("NOTICE.md").read_bytes())
     for part, package in PACKAGES.items():
@@ -195,8 +223,18 @@ def write_notices(folder: Path, packages: Path) -> None:
 
 
 def build(packages: Path, output: Path, counts: dict[str, int], seed: int = 0) -> None:
-    """Write the data set: the whole of it or nothing. Raises InputError if ``output`` exists or a count does not fit,
-    BundleError for packages that are missing or not the pinned ones."""
+    """Write the data set, completely or not at all.
+
+    Args:
+        packages: folder of the fetched tarballs.
+        output: folder to create.
+        counts: concepts of each split other than train.
+        seed: another seed holds out other families.
+
+    Raises:
+        InputError: ``output`` exists, or a count does not fit.
+        BundleError: a package is missing or is not the pinned one.
+    """
     if output.exists() and not is_empty(output):
         raise InputError(f"{output} exists: name a new folder, or remove it first")
     drawn = {style: read_pictures(packages, style) for style in progress(STYLES, "reading pictures")}
@@ -212,9 +250,9 @@ def build(packages: Path, output: Path, counts: dict[str, int], seed: int = 0) -
 def main(
     packages: Annotated[Path, typer.Option(help="Folder of the fetched tarballs.")] = Path("build/emoji/packages"),
     output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("build/emoji/data"),
-    dev: Annotated[int, typer.Option(help="Concepts of dev, to choose a recipe by.", min=1)] = 100,
+    dev: Annotated[int, typer.Option(help="Concepts of dev, for choosing a recipe.", min=1)] = 100,
     test: Annotated[int, typer.Option(help="Held-out concepts.", min=1)] = 300,
-    seed: Annotated[int, typer.Option(help="Another seed, other families are held out.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed holds out other families.")] = 0,
 ) -> None:
     """Build a picture data set of emoji."""
     build(packages, output, {"test": test, "dev": dev}, seed)

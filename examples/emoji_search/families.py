@@ -1,14 +1,17 @@
-"""Which emoji are variants of one another: a split by pictures would test on what was trained on, in another hair colour.
+"""Families of emoji that are variants of one another.
 
-Two emoji are of one family if they share one of two keys, or each shares one with a third:
+Splits are made by family. A split by single emoji would test on trained pictures with, say, another hair colour.
 
-- the code points, without signs of gender, skin, hair, joiners, variation selectors and a joined arrow ("facing right");
-  man, woman and person are one code point, as are the old ones, and boy, girl and child;
-- the words of the name, without those of gender ("woman", "men's", "boy", "princess" is "prince", the titles of the
-  Clauses) and of direction ("left", "downwards", "facing").
+Two emoji belong to one family if they share one of two keys, or if a chain of shared keys connects them:
 
-So roles (health worker, man health worker), couples, families and the arrows are a family each. All clock faces are one by
-their code points, and so are the keycaps. A key of which nothing remains, as of the female sign, is the emoji's own code.
+- the code points, without signs of gender, skin, hair, joiners, variation selectors and a joined arrow ("facing
+  right"); man, woman and person count as one code point, and so do their older forms, and boy, girl and child;
+- the words of the name, without those of gender ("woman", "men's", "boy", the titles of the Clauses; "princess" counts
+  as "prince") and of direction ("left", "downwards", "facing").
+
+Roles (health worker, man health worker), couples, families and arrows therefore form one family each. All clock faces
+have one code key, and so do all keycaps. If nothing remains of the code points, as with the female sign, the key is
+the emoji's own code.
 """
 
 from __future__ import annotations
@@ -23,16 +26,16 @@ DROPPED = GENDER_SIGNS | SKINS | HAIRS | {JOINER, SELECTOR, ARROW}
 PERSON, CHILD, OLDER = 0x1F9D1, 0x1F9D2, 0x1F9D3
 SAME_CODE = {0x1F468: PERSON, 0x1F469: PERSON, 0x1F466: CHILD, 0x1F467: CHILD, 0x1F474: OLDER, 0x1F475: OLDER}
 CLOCKS = set(range(0x1F550, 0x1F568))
-KEYCAPS = {ENCLOSING_KEYCAP, 0x1F51F}  # ten is one code point
+KEYCAPS = {ENCLOSING_KEYCAP, 0x1F51F}  # the keycap of ten is a single code point
 GENDER_WORDS = {"man", "men", "woman", "women", "person", "people", "male", "female", "boy", "girl", "child", "adult"}
-TITLES = {"santa", "mrs", "mx"}  # of the Clauses
+TITLES = {"santa", "mrs", "mx"}  # Santa Claus, Mrs. Claus and Mx Claus
 DIRECTION_WORDS = {"left", "right", "up", "down", "leftwards", "rightwards", "upwards", "downwards", "facing"}
-DROPPED_WORDS = GENDER_WORDS | TITLES | DIRECTION_WORDS | {"and"}  # "woman and man holding hands"
+DROPPED_WORDS = GENDER_WORDS | TITLES | DIRECTION_WORDS | {"and"}  # "and": as in "woman and man holding hands"
 SAME_WORD = {"princess": "prince"}
 
 
 def code_key(hexcode: str) -> str:
-    """The code points of an emoji without what makes it a variant, such as "1F9D1-1F393" for a student of any kind."""
+    """The code points of an emoji without those that make it a variant: "1F9D1-1F393" for every kind of student."""
     codes = [int(code, 16) for code in hexcode.split("-")]
     if CLOCKS & set(codes):
         return "clock"
@@ -49,7 +52,14 @@ def word_key(name: str) -> str:
 
 
 def group_families(emoji: Iterable[tuple[str, str]]) -> list[int]:
-    """For each (hexcode, name) the number of the first one of its family: union-find over the two keys."""
+    """Group emoji into families: union-find over the two keys.
+
+    Args:
+        emoji: (hexcode, name) of each emoji.
+
+    Returns:
+        For each emoji, the index of the first emoji of its family.
+    """
     parents: list[int] = []
     first_with: dict[tuple[str, str], int] = {}
 

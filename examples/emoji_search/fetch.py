@@ -2,8 +2,8 @@
 
     python -m examples.emoji_search.fetch --output build/emoji/packages
 
-160 MB of tarballs. Each is checked against its SHA-256; what is already there and right is not fetched again. Nothing of
-them is run or unpacked. What they are and their licences: NOTICE.md.
+The tarballs take 160 MB. Each is checked against its SHA-256, and a correct tarball that is already present is not
+fetched again. Nothing in them is run or unpacked. NOTICE.md describes the packages and their licences.
 """
 
 from __future__ import annotations
@@ -24,12 +24,19 @@ TIMEOUT_S = 900
 
 
 def fetch(folder: Path) -> None:
-    """Have every package's tarball in a folder. Raises BackendError without npm or if it fails, BundleError for a
-    tarball that is not the pinned one, which is not kept."""
+    """Fetch every package's tarball into a folder, unless the pinned one is already there.
+
+    Args:
+        folder: folder for the tarballs.
+
+    Raises:
+        BackendError: npm is not installed, or it fails.
+        BundleError: a fetched tarball is not the pinned one; it is not kept.
+    """
     missing = [package for package in PACKAGES.values() if not _is_there(folder, package)]
     npm = shutil.which("npm")
     if missing and npm is None:
-        raise BackendError("npm is not installed, which fetches the packages: install Node.js, https://nodejs.org")
+        raise BackendError("npm is not installed; it fetches the packages: install Node.js, https://nodejs.org")
     for package in progress(missing, "fetching packages"):
         with write_aside(folder / package.file_name) as aside:
             _pack(str(npm), package, aside)
@@ -42,7 +49,7 @@ def _is_there(folder: Path, package: Package) -> bool:
         check_sum(tarball, package)
     except FileNotFoundError:
         return False
-    except BundleError:  # half a download, or another version's
+    except BundleError:  # a partial download, or another version
         tarball.unlink()
         return False
     return True
@@ -56,8 +63,8 @@ def _pack(npm: str, package: Package, target: Path) -> None:
     except subprocess.TimeoutExpired:
         raise BackendError(f"npm pack {specification} took more than {TIMEOUT_S} seconds: try again") from None
     if done.returncode or not target.is_file():
-        said = " ".join((done.stderr or done.stdout).replace("npm error", "").split())[:400]
-        raise BackendError(f"npm pack {specification} failed: {said or 'it made no ' + target.name}")
+        reason = " ".join((done.stderr or done.stdout).replace("npm error", "").split())[:400]
+        raise BackendError(f"npm pack {specification} failed: {reason or 'it made no ' + target.name}")
 
 
 def main(

@@ -1,4 +1,4 @@
-"""The five packages the emoji come from: names, versions, checksums, and how a member is read out of a tarball."""
+"""The five packages of emoji artwork and words: names, versions, checksums, and reading members of their tarballs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from camp_sdk.runtime.errors import BundleError
 
 @dataclass(frozen=True)
 class Package:
-    """A package of the npm registry at one version; sha256 is that of its tarball."""
+    """A package of the npm registry at one version.
+
+    Args:
+        name: the package's name.
+        version: the pinned version.
+        sha256: the checksum of its tarball.
+    """
 
     name: str
     version: str
@@ -22,7 +28,7 @@ class Package:
 
     @property
     def file_name(self) -> str:
-        """What `npm pack` calls the tarball."""
+        """The tarball's name, as `npm pack` chooses it."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -44,7 +50,15 @@ PACKAGES = {
 
 
 def check_sum(tarball: Path, package: Package) -> None:
-    """Raise BundleError, with both sums, if a tarball is not the one that was pinned."""
+    """Check a tarball's SHA-256.
+
+    Args:
+        tarball: the file to check.
+        package: the pinned package.
+
+    Raises:
+        BundleError: the file is not the pinned tarball; the message gives both checksums.
+    """
     with tarball.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -57,9 +71,18 @@ def check_sum(tarball: Path, package: Package) -> None:
 
 
 def read_package(folder: Path, part: str, pattern: str) -> dict[str, bytes]:
-    """The contents of a package's members whose path below ``package/`` matches a pattern, by that path.
+    """Read members of a package's tarball. Links and folders are skipped, and no file is written under a member's name.
 
-    Nothing is ever written under a name that stands in a tarball; links and folders are passed over.
+    Args:
+        folder: folder of the fetched tarballs.
+        part: a key of `PACKAGES`.
+        pattern: regular expression for the members' paths below ``package/``.
+
+    Returns:
+        The contents of the matching members, by their path below ``package/``.
+
+    Raises:
+        BundleError: the tarball is missing, unreadable, or not the pinned one.
     """
     package = PACKAGES[part]
     tarball = folder / package.file_name

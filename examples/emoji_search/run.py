@@ -1,13 +1,13 @@
-"""Search emoji by words, in one command: fetch and build the data set, train three models, export, evaluate,
-write a page.
+"""Emoji search by words, in one command: build the data set, train three models, export, evaluate, write a page.
 
     python -m examples.emoji_search.run --output build/emoji
 
-The gates of one number (`scalar`) with word vectors learned from the captions, and these and the gates of the paper (`paper`)
-with a frozen sentence encoder. The output folder receives results.json and index.html, which needs nothing but itself.
+The three models are `scalar` (gates of one number) with word vectors learned from the captions, and `scalar` and
+`paper` (the gates of the paper) with a frozen sentence encoder. The command writes results.json and a self-contained
+index.html into the output folder.
 
-What is done is kept: packages, data set, trainings and measurements. So a run that was stopped goes on; to begin anew,
-remove the folder.
+Finished steps are kept: packages, data set, training runs and measurements. An interrupted run therefore resumes where
+it stopped; to start over, remove the folder.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from examples.emoji_search.build_data import NAME, build
 from examples.emoji_search.fetch import fetch
 from examples.emoji_search.packages import STYLES
 
-# Options of export/train.py.
+# Options of `camp train`.
 RECIPE: dict[str, Any] = {
     "width": 192,
     "word_width": 300,
@@ -57,23 +57,23 @@ RECIPE: dict[str, Any] = {
     "unknown_words": 0.2,
     "min_count": 9,
 }
-OF_LEARNED_WORDS = ("word_width", "unknown_words", "min_count")  # a sentence encoder brings its own
-OF_SENTENCES = {"epochs": 6}  # it needs fewer
+OF_LEARNED_WORDS = ("word_width", "unknown_words", "min_count")  # a sentence encoder has its own vocabulary and vectors
+OF_SENTENCES = {"epochs": 6}  # a pretrained encoder needs fewer
 SENTENCES = "all-minilm-l6-v2"
 MODELS = (("scalar", LEARNED), ("scalar", SENTENCES), ("paper", SENTENCES))
 COUNTS = {"test": 300, "dev": 100}
-CHECKPOINT = "last.ckpt"  # dev is 100 pictures: the learning rate's end is a better choice than its best epoch
+CHECKPOINT = "last.ckpt"  # with 100 dev pictures, the last epoch is a better choice than the best one on dev
 QUERIES = 8
 FREE_QUERIES = ("something to keep the rain off", "a hot drink in the morning", "an animal that hops")
 SHOWN = 5
-PIXELS = 96  # of a picture on the page
+PIXELS = 96  # width and height of a picture on the page
 TEMPLATE = Path(__file__).with_name("search_page.html")
 CHANGES = "Pictures are scaled on this page."
 VERSIONS = ("camp-sdk", "torch", "lightning", "onnxruntime", "numpy")
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder of data, runs and results.")] = Path("build/emoji"),
+    output: Annotated[Path, typer.Option(help="Folder for data, runs and results.")] = Path("build/emoji"),
     packages: Annotated[
         Path | None, typer.Option(help="Folder of the fetched tarballs. Default: packages in --output.")
     ] = None,
@@ -89,7 +89,13 @@ def main(
 
 
 def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
-    """Train and measure every model whose packages are here, and write results.json and the page, which shows them."""
+    """Train and measure every model whose packages are installed, and write results.json and the page.
+
+    Args:
+        data: folder of the data set.
+        output: folder of runs and results.
+        recipe: options of `camp train`.
+    """
     wanted = list(configs_of(MODELS, data, output, recipe, OF_LEARNED_WORDS, OF_SENTENCES))
     runs = runnable(wanted)
     models = [measured_run(config, lambda bundle: measure(bundle, data), CHECKPOINT) for config in runs]
@@ -113,7 +119,10 @@ def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
 
 
 def measure(bundle: Path, data: Path) -> dict[str, Any]:
-    """Recalls on dev, by which the best model is chosen, and on test, each style by itself: all captions, names alone."""
+    """Recalls of a bundle on dev, which selects the best model, and on test, with all captions and with names only.
+
+    Each style of test is ranked by itself, and the recalls are the mean over the styles.
+    """
     test = load_split(data, "test")
     splits = {"dev": (load_split(data, "dev"), 1)}
     splits |= {"test": (test, len(STYLES)), "test_names": (only_names(test, kinds_of(data / "test")), len(STYLES))}
@@ -128,24 +137,24 @@ def measure(bundle: Path, data: Path) -> dict[str, Any]:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """What a split says of each of its pictures."""
+    """The metadata of each picture of a split."""
     return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def kinds_of(folder: Path) -> list[str]:
-    """What each caption of a split is: name, tags, ..."""
+    """The kind of each caption of a split: name, tags, ..."""
     return [kind for row in read_rows(folder) for kind in row["kinds"]]
 
 
 def only_names(split: Split, kinds: list[str]) -> Split:
-    """The same pictures, of whose captions only the names are left: short queries."""
+    """The same pictures with only those captions that are names: short queries."""
     chosen = np.flatnonzero(np.array(kinds) == NAME)
     captions = [split.captions[index] for index in chosen]
     return replace(split, captions=captions, image_of_caption=split.image_of_caption[chosen])
 
 
 def describe_data(data: Path) -> dict[str, Any]:
-    """What is in each split: counts, and the styles in their order."""
+    """The counts of each split, and its styles in order."""
     rows = {split: read_rows(data / split) for split in ("train", "dev", "test")}
     return {
         split: {
@@ -160,7 +169,11 @@ def describe_data(data: Path) -> dict[str, Any]:
 
 
 def unseen_words(data: Path) -> dict[str, int]:
-    """How many different words the test captions have, how many of them no training caption has, and in how many names."""
+    """Count the words of the test captions that occur in no training caption.
+
+    Returns:
+        The number of different test words, how many of them are unseen, and how many names contain an unseen word.
+    """
     known = {word for row in read_rows(data / "train") for caption in row["captions"] for word in words_of(caption)}
     test = read_rows(data / "test")
     words = {word for row in test for caption in row["captions"] for word in words_of(caption)}
@@ -173,12 +186,12 @@ def unseen_words(data: Path) -> dict[str, int]:
 
 
 def words_of(caption: str) -> set[str]:
-    """The different words of a caption."""
+    """The set of words of a caption."""
     return set(re.findall(r"\w+", caption.lower()))
 
 
 def rank_queries(bundle: Path, data: Path) -> list[dict[str, Any]]:
-    """Names of test concepts at even distances, not chosen by their outcome, and free queries; against all test pictures."""
+    """Rank all test pictures by evenly spaced concept names, not selected by their results, and by free queries."""
     rows, images = read_rows(data / "test"), load_split(data, "test").images
     chosen = np.linspace(0, len(rows) // len(STYLES) - 1, QUERIES).astype(int)
     queries = [(rows[index]["concept"], rows[index]["hexcode"]) for index in chosen]
@@ -191,7 +204,17 @@ def rank_queries(bundle: Path, data: Path) -> list[dict[str, Any]]:
 def query_card(
     retriever: Retriever, gallery: Gallery, query: tuple[str, str | None], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The best pictures of a query, and the place of the first right one; learned words may know no word of it."""
+    """The best pictures of a query, and the rank of the first right one.
+
+    Args:
+        retriever: ranks the pictures.
+        gallery: all test pictures.
+        query: the text, and the hexcode of the concept it names; None for a free query.
+        rows: metadata of the test pictures.
+
+    Returns:
+        The card's data. It has no matches if the model knows no word of the query, which can happen with learned words.
+    """
     text, hexcode = query
     try:
         matches = retriever.rank(text, gallery, top_k=len(gallery))
@@ -207,7 +230,7 @@ def query_card(
 
 
 def page_parts(results: dict[str, Any], data: Path) -> dict[str, Any]:
-    """What the page needs beside the results: its tables row by row, pictures and notices."""
+    """The page's data that are not in results.json: its tables row by row, pictures and notices."""
     tables = {name: [(title_of(model), model[name]) for model in results["models"]] for name in ("test", "test_names")}
     names = {match["file_name"] for card in results["queries"] for match in card["matches"]}
     pictures = {name: small_picture(data / "test" / name, PIXELS) for name in names}

@@ -1,9 +1,10 @@
-"""From a checkpoint of the released research code to a ranking without PyTorch, file format by file format.
+"""From a checkpoint of the released research code to a ranking without PyTorch.
 
     python -m examples.released_checkpoint.run --output build/released
 
-makes what people have, small and synthetic: a trained checkpoint (.pth.tar), its pickled vocabulary, precomputed features
-and captions; then goes the whole way with them. With your own files:
+This command first makes small synthetic files in the released formats: a trained checkpoint (.pth.tar), its pickled
+vocabulary, precomputed features and captions. Then it imports, exports, evaluates and ranks with them. With your own
+files:
 
     python -m examples.released_checkpoint.run --output build/mine --checkpoint model_best.pth.tar \\
         --vocab f30k_precomp_vocab.pkl --data data/f30k_precomp --protocol flickr30k
@@ -30,11 +31,11 @@ from camp_sdk.terminal import run_command, show_step
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("build/released"),
-    checkpoint: Annotated[Path | None, typer.Option(help="Your checkpoint; without one, all is synthetic.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Your checkpoint. Default: synthetic files.")] = None,
     vocab: Annotated[Path | None, typer.Option(help="Its vocabulary.")] = None,
     data: Annotated[Path | None, typer.Option(help="Its data set: a folder of precomputed features.")] = None,
     protocol: Annotated[str | None, typer.Option(help="flickr30k, coco-5k or coco-1k.")] = None,
-    query: Annotated[str, typer.Option(help="What to look for in the end.")] = "a red dog and a blue cup",
+    query: Annotated[str, typer.Option(help="Query of the final ranking.")] = "a red dog and a blue cup",
 ) -> None:
     """Import, export, evaluate and rank with a released checkpoint."""
     if output.exists() and any(output.iterdir()):
@@ -42,17 +43,15 @@ def main(
     if checkpoint is None or vocab is None or data is None:
         if checkpoint or vocab or data:
             raise InputError("--checkpoint, --vocab and --data go together: give all three, or none")
-        from examples.released_checkpoint.synthetic import (
-            make_released_files,
-        )  # here: beside this script, and your own files need it not
+        from examples.released_checkpoint.synthetic import make_released_files  # here: only synthetic files need it
 
         checkpoint, vocab, data = make_released_files(output / "released")
     test = load_split(data, "test")
     folds = protocol_folds(protocol, test) if protocol else 1
     run, bundle = output / "imported", output / "bundle"
-    show_step(f"python export/import_checkpoint.py {checkpoint} --vocab {vocab} --data {data} --output {run}")
+    show_step(f"camp import {checkpoint} --vocab {vocab} --data {data} --output {run}")
     imported = import_checkpoint(checkpoint, vocab, run, data)
-    show_step(f"python export/to_onnx.py --checkpoint {imported} --output {bundle}")
+    show_step(f"camp export --checkpoint {imported} --output {bundle}")
     export_bundle(imported, bundle)
     with Retriever(bundle) as retriever:
         show_step(f"camp eval {bundle} --data {data}" + (f" --protocol {protocol}" if protocol else ""))

@@ -1,7 +1,7 @@
-"""A small checkpoint of the full model, with vocabulary and data, as the released research code would have written them.
+"""A small checkpoint of the full model, with vocabulary and data, in the formats of the released research code.
 
-The network is trained by this project's own command, in the three stages of the published recipe; only the files are the
-released code's: pickles of its classes, which need not be installed, and tensors under its names.
+This project's own command trains the network, in the three stages of the published recipe. Only the file formats are
+those of the released code: pickles of its classes, which need not be installed, and tensors under its names.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 
 from camp_sdk.export.network.checkpoint import load_checkpoint
 from camp_sdk.export.released.files import PARTS
-from camp_sdk.export.training.run import run_training
 from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.run import run_training
 from camp_sdk.terminal import stderr
 
 COLOURS = ("red", "blue", "green", "white", "black", "yellow")
@@ -52,7 +52,10 @@ def make_released_files(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def write_data(folder: Path) -> None:
-    """Features float32 [images, 36, 256] and five captions an image. Regions are noise, and some show a coloured thing."""
+    """Write features, float32 [images, 36, 256], and five captions per image.
+
+    Regions are noise, and some of them show a coloured thing.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     looks = {word: rng.standard_normal(FEATURE_WIDTH) for word in (*COLOURS, *THINGS)}
@@ -71,7 +74,15 @@ def write_data(folder: Path) -> None:
 
 
 def write_checkpoint(trained: Path, folder: Path) -> tuple[Path, Path]:
-    """The weights of one of our checkpoints as a released .pth.tar, and its words as a pickled vocabulary."""
+    """Write a checkpoint of this project in the released formats.
+
+    Args:
+        trained: the checkpoint of this project.
+        folder: folder to write into.
+
+    Returns:
+        The paths of the .pth.tar with the weights, and of the pickled vocabulary.
+    """
     model, origin = load_checkpoint(trained)
     states = [
         {f"module.{name}": tensor for name, tensor in model.get_submodule(part).state_dict().items()}
@@ -92,7 +103,7 @@ def write_checkpoint(trained: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def foreign_class(module: str, name: str, base: type) -> type:
-    """A class that pickles under another module's name, as that module's own would."""
+    """A class that pickles as ``module.name``, as if that module defined it."""
     made = type(name, (base,), {"__module__": module})
     stand_in = types.ModuleType(module)
     setattr(stand_in, name, made)

@@ -1,4 +1,4 @@
-"""What both gates share: inputs of a comparison, the network's outputs and the graphs' for them, a table, a verdict."""
+"""The comparison that both gates share: inputs, outputs of PyTorch and of the graphs, a table of results, a verdict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from camp_sdk.runtime.engines.base import Arrays, Engine
 from camp_sdk.runtime.manifest import GLOBAL_SUFFIX
 
 TOP = 10
-ORDER = ("vision", "image", "text", "scorer", "explainer")  # each reads what those before it make
+ORDER = ("vision", "image", "text", "scorer", "explainer")  # each graph reads the outputs of those before it
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Case:
     """Inputs of one comparison.
 
     Args:
-        name: what it is called in tables and messages.
+        name: its name in tables and messages.
         images: pixels [I, 3, H, W] or features [I, R, D].
         tokens: [T, N] int64, padded to any length.
         lengths: [T] int64.
@@ -47,7 +47,7 @@ class Check(Protocol):
         """The case's name."""
 
     def faults(self) -> list[str]:
-        """What is out of bounds, with the bound; empty if the check passed. NaN is out of any bound."""
+        """Every error that is out of bounds, with the bound; empty if the check passed. NaN is out of any bound."""
 
     def cells(self) -> list[str]:
         """One row of the table, without the verdict."""
@@ -55,7 +55,16 @@ class Check(Protocol):
 
 @torch.no_grad()
 def reference_outputs(model: Camp, case: Case, dtype: torch.dtype) -> Arrays:
-    """Features, logits, global vectors and explanation by PyTorch, computed in ``dtype`` and returned as float32."""
+    """Features, logits, global vectors, attention and gates by PyTorch.
+
+    Args:
+        model: the network in float32.
+        case: the inputs.
+        dtype: what the network computes in.
+
+    Returns:
+        The outputs by name, as float32.
+    """
     model = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
     features = model.region_features(case.images.to(dtype))
     image, text = model.encode_images(features), model.encode_texts(case.tokens, case.lengths)
@@ -65,7 +74,15 @@ def reference_outputs(model: Camp, case: Case, dtype: torch.dtype) -> Arrays:
 
 
 def graph_outputs(engines: Mapping[str, Engine], case: Case) -> Arrays:
-    """Every output of every graph, chained as the runtime chains them, with the inputs."""
+    """Run the graphs one after the other, as the runtime does.
+
+    Args:
+        engines: an engine for each graph, by the graph's name.
+        case: the inputs. Pixels are used only if there is a vision graph.
+
+    Returns:
+        Every output of every graph, and the inputs, by name.
+    """
     images = case.images.numpy()
     made: Arrays = {"tokens": case.tokens.numpy(), "lengths": case.lengths.numpy()}
     made["pixels" if images.ndim == 4 and "vision" in engines else "features"] = images
@@ -77,7 +94,7 @@ def graph_outputs(engines: Mapping[str, Engine], case: Case) -> Arrays:
 
 
 def is_explanation(name: str) -> bool:
-    """Whether an output is attention or a gate."""
+    """Whether an output holds attention or gates."""
     return name.startswith(("attention", "gates"))
 
 
@@ -87,12 +104,18 @@ def is_vector(name: str) -> bool:
 
 
 def largest_error(expected: Arrays, found: Arrays, chosen: Callable[[str], bool]) -> float:
-    """The largest difference among the outputs that ``chosen`` picks by name; 0 if there is none.
+    """The largest absolute difference among some outputs.
 
-    NaN for an output of another shape, or one that holds NaN.
+    Args:
+        expected: the outputs of PyTorch, by name.
+        found: the outputs of the graphs, by name.
+        chosen: whether to compare the output of a name.
+
+    Returns:
+        The difference; 0 if no output is chosen, NaN if a chosen one has a different shape or holds NaN.
     """
     errors = [_difference(array, found[name]) for name, array in expected.items() if chosen(name)]
-    return float(np.max([0.0, *errors]))  # numpy's maximum keeps a NaN, Python's loses it
+    return float(np.max([0.0, *errors]))  # numpy's maximum keeps NaN, Python's may lose it
 
 
 def _difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
@@ -102,7 +125,7 @@ def _difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
 
 
 def checks_table(title: str, columns: Sequence[str], checks: Sequence[Check]) -> Table:
-    """The checks as a terminal table, with a verdict in the last column."""
+    """The checks as a table for the terminal, with a verdict in the last column."""
     table = Table(*columns, "", title=title)
     for check in checks:
         table.add_row(*check.cells(), "FAILED" if check.faults() else "ok")
@@ -110,6 +133,12 @@ def checks_table(title: str, columns: Sequence[str], checks: Sequence[Check]) ->
 
 
 def require(checks: Sequence[Check], failure: str, advice: str = "") -> None:
-    """Raise ExportError, with what each failed case is off by, unless every check passed."""
+    """Raise ExportError unless every check passed.
+
+    Args:
+        checks: the checks.
+        failure: the beginning of the message; the faults of every failed check follow.
+        advice: the end of the message.
+    """
     if failed := [f"{check.name}: {', '.join(check.faults())}" for check in checks if check.faults()]:
         raise ExportError(f"{failure}, no bundle was written: {'; '.join(failed)}{advice}")

@@ -1,7 +1,8 @@
 """The subgraphs of a network as ONNX: image, text, scorer, explainer and vision, with dynamic I, R, T and N.
 
-Each graph is written by `torch.onnx.export`, given its contract's names, and then looked at: an axis that froze at the
-example's length, or an input the tracer found unused, is an error here and not a wrong score on a device.
+`torch.onnx.export` writes each graph; its axes then get the contract's names. Every file is read back and checked: an
+axis that was fixed at the example's length, or an input that the tracer dropped, fails the export instead of giving
+wrong scores on a device.
 """
 
 from __future__ import annotations
@@ -30,12 +31,19 @@ FOLD_LIMIT = 1 << 31  # elements
 
 
 class ExportError(CampError):
-    """A graph that was exported is not the graph that was meant; no bundle is written."""
+    """An exported graph is wrong, or does not give PyTorch's scores; no bundle is written."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One graph to export: a module from the named inputs to the named outputs, with an example of each input."""
+    """One graph to export.
+
+    Args:
+        name: its name in the bundle.
+        module: maps the inputs, in this order, to the outputs.
+        inputs: an example of each input, with the letters of its axes, by name.
+        outputs: the names of the outputs.
+    """
 
     name: str
     module: nn.Module
@@ -55,8 +63,9 @@ class _Images(nn.Module):
 class _OnnxTextEncoder(TextEncoder):
     """A text encoder whose GRU is two ONNX operators; packed sequences have no ONNX form.
 
-    The backward direction runs forward over each text's own words, reversed, and is reversed again. ONNX's GRU takes lengths
-    for this, but not every engine heeds them (OpenVINO 2026.4 does not), and then every text but the longest is wrong.
+    The backward direction runs forward over the reversed words of each text, and its output is reversed again. ONNX's
+    GRU accepts lengths for this, but some engines ignore them (OpenVINO 2026.4 does), which makes every text but the
+    longest wrong.
     """
 
     def __init__(self, encoder: TextEncoder) -> None:
@@ -67,16 +76,16 @@ class _OnnxTextEncoder(TextEncoder):
                 self.register_buffer(f"{name}_{suffix}", self._onnx_gates(f"{name}_{suffix}")[None])
             biases = [self._onnx_gates(f"{name}_{suffix}") for name in ("bias_ih", "bias_hh")]
             self.register_buffer(f"bias_{suffix}", torch.cat(biases)[None])
-        # Where a GRU has no initial state, TensorRT 10's parser begins from float32 zeros, which half weights cannot meet.
+        # Without an initial state, TensorRT 10's parser adds one of float32 zeros, which does not fit float16 weights.
         self.register_buffer("begin", torch.zeros(1, 1, self.rnn.hidden_size))
 
     def _onnx_gates(self, name: str) -> Tensor:
-        # ONNX orders the gates update, reset, new where PyTorch has reset, update, new.
+        # ONNX orders the gates update, reset, new; PyTorch orders them reset, update, new.
         reset, update, new = getattr(self.rnn, name).detach().chunk(3)
         return torch.cat([update, reset, new])
 
     def _run(self, words: Tensor, suffix: str) -> Tensor:
-        """One direction over words [N, T, word_width], from the first to the last: [N, T, d]."""
+        """One direction over words [N, T, word_width], from first to last: [N, T, d]."""
         names = (f"weight_ih_{suffix}", f"weight_hh_{suffix}", f"bias_{suffix}")
         length, count, width = words.shape[0], words.shape[1], self.rnn.hidden_size
         begin = self.get_buffer("begin").expand(1, count, width)
@@ -91,7 +100,7 @@ class _OnnxTextEncoder(TextEncoder):
 
     @staticmethod
     def _reverse(words: Tensor, lengths: Tensor) -> Tensor:
-        """Each text's own words in reverse, [N, T, width]."""
+        """The words of each text in reverse order, [N, T, width]; padding stays at the end."""
         return torch.onnx.ops.symbolic(
             "ReverseSequence",
             (words, lengths),
@@ -118,7 +127,7 @@ class _Texts(nn.Module):
 
 
 class _Pairs(nn.Module):
-    """Scorer or explainer: tensors by position, as an ONNX graph takes them, to tensors by name."""
+    """The scorer or the explainer, with tensors by position instead of by name, as an ONNX graph takes them."""
 
     def __init__(self, model: Camp, names: Sequence[str], explain: bool) -> None:
         super().__init__()
@@ -132,7 +141,7 @@ class _Pairs(nn.Module):
 
 
 def graphs_of(model: Camp) -> list[Graph]:
-    """Every graph of a network. The example sizes are odd and all different, so that no two axes look like one."""
+    """Every graph of a network. All example sizes are odd and different, so that no two axes are taken for one."""
     images, regions, texts, words = 3, 7, 5, 11
     device = next(model.parameters()).device
     features = torch.randn(images, regions, model.config.feature_width, device=device)
@@ -171,7 +180,7 @@ def _pair_inputs(model: Camp, tensors: Tensors) -> dict[str, tuple[Tensor, tuple
 
 
 class _Recorder(dict[str, Tensor]):
-    """A dict that remembers which of its entries were read."""
+    """A dict that records which entries were read."""
 
     def __init__(self, tensors: Tensors) -> None:
         super().__init__(tensors)
@@ -193,9 +202,18 @@ DYNAMIC = frozenset({"I", "R", "T", "N", "B"})
 
 
 def export_graph(graph: Graph, path: Path) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Write one graph and return its contract: inputs and outputs as the file itself declares them.
+    """Write one graph and check it.
 
-    Raises ExportError if an input vanished, an output is missing, or an axis that should be dynamic is fixed.
+    Args:
+        graph: what to export.
+        path: the ONNX file to write.
+
+    Returns:
+        The graph's contract: its inputs and outputs, as the file declares them.
+
+    Raises:
+        ExportError: the graph cannot be exported, an input or output is missing, or an axis that should be dynamic is
+            fixed.
     """
     if isinstance(graph.module, OnnxVision):
         path.write_bytes(graph.module.graph)
@@ -223,7 +241,7 @@ def export_graph(graph: Graph, path: Path) -> tuple[list[TensorSpec], list[Tenso
             reason = " ".join(str(error).split())[:600]
             raise ExportError(f"the {graph.name} graph cannot be exported: {reason}") from error
     assert program is not None
-    # The folded key maps are larger than what the exporter folds unasked.
+    # The folded key maps are larger than the exporter's default limits.
     fold_constants(program.model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
     remove_unused_nodes(program.model)
     program.save(str(path), external_data=False)
@@ -231,7 +249,18 @@ def export_graph(graph: Graph, path: Path) -> tuple[list[TensorSpec], list[Tenso
 
 
 def check_graph(path: Path, graph: Graph) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Read an exported file back and compare it with what was meant; names its axes after the contract's letters."""
+    """Name the axes in an exported file after the contract's letters, and compare the file with the contract.
+
+    Args:
+        path: the exported file, which is written again with the names.
+        graph: what the file should contain.
+
+    Returns:
+        The inputs and outputs, as the file declares them.
+
+    Raises:
+        ExportError: the file is not valid, an input or output is missing, or an axis that should be dynamic is fixed.
+    """
     model = onnx.load(path)
     _name_axes(model, graph)
     try:
@@ -257,7 +286,7 @@ def check_graph(path: Path, graph: Graph) -> tuple[list[TensorSpec], list[Tensor
 
 
 def _name_axes(model: Any, graph: Graph) -> None:
-    """Give the exporter's symbolic axes (s0, s27, ...) their letters, in inputs, outputs and everything between."""
+    """Rename the exporter's symbolic axes (s0, s27, ...) to their letters, in all values of the graph."""
     letters: dict[str, str] = {}
     for value in model.graph.input:
         for dim, letter in zip(value.type.tensor_type.shape.dim, graph.inputs[value.name][1], strict=True):
@@ -270,7 +299,7 @@ def _name_axes(model: Any, graph: Graph) -> None:
 
 
 def spec_of(value: Any) -> TensorSpec:
-    """Name, dtype and shape of an input or output, as a file declares them."""
+    """The name, dtype and shape of an input or output, as the file declares them."""
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return TensorSpec(value.name, dtype, tuple(dim.dim_param or int(dim.dim_value) for dim in tensor.shape.dim))

@@ -1,12 +1,14 @@
-"""Lower precision, written into a graph: which operators compute in 16 bits, and casts where precision changes.
+"""Lower precision, written into a graph: some operators compute in 16 bits, with casts where the precision changes.
 
-Engines that are strongly typed (TensorRT) or told to compute in float32 (OpenVINO) then do exactly what the graph says.
+Strongly typed engines (TensorRT), and engines configured to compute in float32 (OpenVINO), then compute exactly what
+the graph specifies.
 
-float16 keeps what half the range or half the digits would break in float32: softmax, normalisation, sums, products of two
-activations (a sum of 1,024 squares is infinite from a root mean square of 8) and the logits. bfloat16 is for processors
-that multiply matrices in it, and has three digits: only the maps of every region and word of a pair are computed in it,
-which are nine tenths of the work where a variant has them. Attention, messages and the match network in it would cost
-scores up to 0.02, and save little.
+float16: operators that need the range or the digits of float32 stay in float32. These are softmax, normalisation, sums,
+products of two activations (a sum of 1,024 squares overflows at a root mean square of 8) and the logits.
+
+bfloat16: for processors that multiply matrices in it. It has only three digits, so it is used only for the maps of
+every region and word of every pair, which are nine tenths of the work in the variants that have them. Attention,
+messages and the match network in bfloat16 would change scores by up to 0.02 and save little.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from onnx_ir.passes import common
 from camp_sdk.export.bundling.graphs import ExportError, spec_of
 from camp_sdk.runtime.manifest import GLOBAL_SUFFIX, TensorSpec
 
-# Operators that only move values: they go with their surroundings.
+# Operators that only move values: they take the precision of their neighbours.
 MOVES = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "ReverseSequence", "Slice", "Split"}
 MOVES |= {"Squeeze", "Transpose", "Unsqueeze"}
-# Elementwise operators that lose little in half precision.
+# Elementwise operators that lose little accuracy in half precision.
 ELEMENTWISE = {"Add", "Cast", "Gelu", "Mul", "Relu", "Sigmoid", "Sub", "Tanh", "Where", "AveragePool", "MaxPool"}
 SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 PRODUCTS = {"MatMul", "Gemm", "Conv", "GRU"}
@@ -35,10 +37,23 @@ FLOAT = ir.DataType.FLOAT
 def lower_graph(
     source: Path, target: Path, precision: str, halves: Collection[str] = ()
 ) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Write a float32 graph in a lower precision, "float16" or "bfloat16", and return its contract.
+    """Write a float32 graph in a lower precision.
 
-    halves: inputs that come in float16. In float16, tensors named image.* and text.* leave the graph in the precision they
-    were made in, global vectors and everything else in float32. Raises ExportError for a constant that float16 cannot hold.
+    In float16, outputs named image.* and text.* keep the precision they are computed in. Global vectors and all other
+    outputs are float32.
+
+    Args:
+        source: the float32 graph.
+        target: the file to write.
+        precision: "float16" or "bfloat16".
+        halves: the names of the inputs that are float16.
+
+    Returns:
+        The contract of the new graph: its inputs and outputs.
+
+    Raises:
+        ExportError: a constant is out of float16's range, the graph holds branches or loops, or nothing in it is worth
+            bfloat16.
     """
     model = _normalised(source)
     graph = model.graph
@@ -64,7 +79,7 @@ def lower_graph(
 
 
 def _normalised(source: Path) -> ir.Model:
-    """A graph with its constants among the initializers, and those not among the inputs."""
+    """Load a graph, with all constants as initializers and no initializers among the inputs."""
     model = ir.load(source)
     attributes = (attribute for node in model.graph for attribute in node.attributes.values())
     if any(attribute.type in SUBGRAPHS for attribute in attributes):
@@ -73,7 +88,7 @@ def _normalised(source: Path) -> ir.Model:
         )
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
-    common.ShapeInferencePass()(model)  # types of values between, where a graph does not state them
+    common.ShapeInferencePass()(model)  # types of intermediate values, which a graph need not declare
     return model
 
 
@@ -96,7 +111,7 @@ def half_nodes(graph: ir.Graph) -> set[ir.Node]:
     for node in nodes:
         inputs = _activations(node)
         if node.op_type in PRODUCTS:
-            is_map = node.op_type == "GRU" or len(inputs) < 2  # a GRU's second is the state it begins from
+            is_map = node.op_type == "GRU" or len(inputs) < 2  # a GRU's second is its initial state
             chosen = is_map and node not in logits
             chosen = chosen or _is_mean(inputs, shares, made_low) or _is_cross(inputs, sides, made_low)
         else:
@@ -104,7 +119,7 @@ def half_nodes(graph: ir.Graph) -> set[ir.Node]:
         if chosen:
             low.add(node)
             made_low.update(node.outputs)
-    for node in reversed(nodes):  # what is read in one precision only is made, or moved, in it
+    for node in reversed(nodes):  # a value that is read in one precision only is computed, or moved, in that precision
         uses = [user for value in node.outputs for user, _ in value.uses()]
         if not uses or any(value.is_graph_output() for value in node.outputs):
             continue
@@ -116,7 +131,10 @@ def half_nodes(graph: ir.Graph) -> set[ir.Node]:
 
 
 def bulk_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """The maps of every region and every word of every pair; those of four columns, or one, are not worth the casts."""
+    """The nodes that compute in bfloat16: the maps of every region and word of every pair.
+
+    Maps to four columns or fewer are not worth the casts.
+    """
     return {node for node in graph if node.op_type == "MatMul" and _is_bulk(*node.inputs[:2])}
 
 
@@ -127,15 +145,18 @@ def _is_bulk(rows: ir.Value | None, weights: ir.Value | None) -> bool:
 
 
 def _follows(node: ir.Node) -> bool:
-    """Whether an operator is as good in half precision as its inputs are."""
+    """Whether an operator is as accurate in half precision as its inputs are."""
     if node.op_type == "Mul" and node.inputs[0] is node.inputs[1]:
-        return False  # a square: the sum of many would overflow, and is often next
+        return False  # a square: a sum often follows, and the sum of many squares would overflow
     by_constant = node.op_type == "Div" and node.inputs[1] is not None and node.inputs[1].const_value is not None
     return by_constant or node.op_type in MOVES | ELEMENTWISE
 
 
 def _is_mean(inputs: list[ir.Value], shares: set[ir.Value], made_low: set[ir.Value]) -> bool:
-    """Whether a product of two activations is a weighted mean, of shares or of vectors in half: as large as they are."""
+    """Whether a product of two activations is a weighted mean of float16 vectors or of softmax weights.
+
+    A mean is no larger than the values it averages, so it cannot overflow.
+    """
     return (
         len(inputs) == 2
         and any(value in shares for value in inputs)
@@ -144,12 +165,12 @@ def _is_mean(inputs: list[ir.Value], shares: set[ir.Value], made_low: set[ir.Val
 
 
 def _is_cross(inputs: list[ir.Value], sides: dict[ir.Value, str], made_low: set[ir.Value]) -> bool:
-    """Whether a product is one of an image's vectors with a text's, as they came in."""
+    """Whether a product multiplies vectors of an image with vectors of a text, both unchanged inputs in float16."""
     return {sides.get(value) for value in inputs} == {"image", "text"} and all(v in made_low for v in inputs)
 
 
 def _sides(graph: ir.Graph) -> dict[ir.Value, str]:
-    """Inputs that belong to one side, "image" or "text", however moved."""
+    """The side, "image" or "text", of each input and of each value that only moves an input."""
     sides = {value: (value.name or "").split(".")[0] for value in graph.inputs}
     for node in graph:
         if node.op_type in MOVES and (inputs := _activations(node)) and inputs[0] in sides:
@@ -158,7 +179,7 @@ def _sides(graph: ir.Graph) -> dict[ir.Value, str]:
 
 
 def _behind_logits(graph: ir.Graph) -> set[ir.Node]:
-    """The last products before the output `logits`."""
+    """The last matrix products before the output `logits`."""
     found: set[ir.Node] = set()
     waiting = [value.producer() for value in graph.outputs if value.name == "logits"]
     while waiting:
@@ -173,7 +194,7 @@ def _behind_logits(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _made_by_softmax(graph: ir.Graph) -> set[ir.Value]:
-    """Values that are weights: a softmax's output, however moved, scaled or averaged since."""
+    """Values that are softmax weights, including those that were moved, scaled or averaged afterwards."""
     shares: set[ir.Value] = set()
     for node in graph:
         inputs = _activations(node)
@@ -185,7 +206,7 @@ def _made_by_softmax(graph: ir.Graph) -> set[ir.Value]:
 
 
 def _activations(node: ir.Node) -> list[ir.Value]:
-    """Inputs of a node that hold numbers and are no constants."""
+    """The inputs of a node that are floating-point numbers and not constants."""
     return [v for v in node.inputs if v is not None and v.const_value is None and v.dtype in FLOATS]
 
 
@@ -197,7 +218,7 @@ def _is_float(node: ir.Node) -> bool:
 
 
 class _Casts:
-    """Values in another precision: each is cast once, right after it is made; a constant is rounded once."""
+    """Values in another precision. A value is cast once, right after it is computed; a constant is rounded once."""
 
     def __init__(self, dtype: ir.DataType) -> None:
         self.dtype = dtype
@@ -234,10 +255,14 @@ class _Casts:
 
 
 def emulate_half(source: Path, target: Path) -> None:
-    """Write a float16 graph in float32, every float16 number rounded where it comes in or is made; it reads and gives float32.
+    """Write a float16 graph as a float32 graph that rounds every float16 input and result to float16.
 
-    ONNX Runtime's own way to run a float16 graph on a processor is float32 without the rounding between operators, which
-    hides what half precision loses, and every overflow.
+    On a processor, ONNX Runtime runs a float16 graph in float32 without rounding between operators. That hides the
+    rounding errors and overflows of half precision.
+
+    Args:
+        source: the float16 graph.
+        target: the file to write; all floating-point inputs and outputs of this graph are float32.
     """
     model = ir.load(source)
     graph = model.graph
@@ -261,7 +286,7 @@ def emulate_half(source: Path, target: Path) -> None:
 
 
 def _round(graph: ir.Graph, node: ir.Node | None, value: ir.Value) -> None:
-    """Round a value to half after the node that makes it, or before all nodes."""
+    """Round a value to float16 after the node that computes it, or, without a node, before all nodes."""
     there = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16})
     back = ir.node("Cast", [there.outputs[0]], {"to": FLOAT})
     for made, dtype in ((there, ir.DataType.FLOAT16), (back, FLOAT)):
@@ -280,17 +305,24 @@ def _round(graph: ir.Graph, node: ir.Node | None, value: ir.Value) -> None:
 
 
 def check_half(name: str, values: np.ndarray) -> None:
-    """Raise ExportError if float16 loses a constant: a finite number that becomes infinite, a number that becomes zero."""
+    """Raise ExportError if float16 cannot represent a constant.
+
+    That is so if a finite number becomes infinite, or if all numbers become zero.
+
+    Args:
+        name: the name of the constant.
+        values: its numbers in float32.
+    """
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     if not np.isfinite(half[np.isfinite(values)]).all():
-        raise ExportError(f"constant {name} holds {np.abs(values).max():g}, more than float16 can")
+        raise ExportError(f"constant {name} holds {np.abs(values).max():g}, more than float16 can represent")
     if values.any() and not half.any():
-        raise ExportError(f"constant {name} holds {np.abs(values).max():g} at most, which is zero in float16")
+        raise ExportError(f"constant {name} holds {np.abs(values).max():g} at most, which becomes zero in float16")
 
 
 def _retype(node: ir.Node, dtype: ir.DataType, casts: _Casts) -> None:
-    """Give a node inputs and outputs of one precision; those that are no floating-point numbers stay as they are."""
+    """Give the floating-point inputs and outputs of a node one precision."""
     for index, value in enumerate(node.inputs):
         if value is not None and value.dtype in FLOATS and value.dtype != dtype and node.op_type != "Cast":
             node.replace_input_with(index, casts.of(value, dtype, node))

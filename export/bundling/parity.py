@@ -1,4 +1,4 @@
-"""The parity gate: an exported bundle against the PyTorch network it came from, on real examples, every time."""
+"""The parity gate: every export compares the bundle with the PyTorch network it came from, on real examples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.base import Arrays
 from camp_sdk.terminal import progress
 
-MAX_ERROR = 1e-4  # float32 sums in another order; the demo's model (d = 128) differs by 2.4e-5
+MAX_ERROR = 1e-4  # room for float32 sums in a different order; the demo's model (d = 128) differs by 2.4e-5
 TITLE = f"ONNX against PyTorch: largest differences (at most {MAX_ERROR:g})"
 COLUMNS = ("case", "I x T x N", "logits", "attention", "vectors", "top 10")
 FAILURE = "the exported graphs do not give PyTorch's scores"
@@ -35,7 +35,18 @@ FAILURE = "the exported graphs do not give PyTorch's scores"
 
 @dataclass(frozen=True)
 class ParityCheck:
-    """One comparison: its shape, the largest difference of each kind, and whether the top ten came in the same order."""
+    """One comparison.
+
+    Args:
+        name: the case's name.
+        images: I.
+        texts: T.
+        words: N, padding included.
+        max_logit_error: the largest difference of the logits.
+        max_attention_error: the largest difference of attention and gates, which are in 0..1.
+        max_vector_error: the largest difference of the global vectors, which have unit length.
+        same_top: whether each text's ten best images come in the same order.
+    """
 
     name: str
     images: int
@@ -47,7 +58,7 @@ class ParityCheck:
     same_top: bool
 
     def faults(self) -> list[str]:
-        """What is out of bounds; empty if the check passed. NaN is out of any bound."""
+        """Every error that is out of bounds, with the bound; empty if the check passed. NaN is out of any bound."""
         errors = {
             "logits": self.max_logit_error,
             "attention": self.max_attention_error,
@@ -55,7 +66,7 @@ class ParityCheck:
         }
         found = [f"{what} off by {error:.1e} (at most {MAX_ERROR:g})" for what, error in errors.items()]
         kept = [fault for fault, error in zip(found, errors.values(), strict=True) if not error <= MAX_ERROR]
-        return kept if self.same_top else [*kept, f"another order of the top {TOP}"]
+        return kept if self.same_top else [*kept, f"a different order of the top {TOP}"]
 
     def cells(self) -> list[str]:
         """One row of the table, without the verdict."""
@@ -65,7 +76,10 @@ class ParityCheck:
 
 
 def parity_cases(origin: Origin) -> Iterator[Case]:
-    """Real examples at shapes that break careless exports: one short text, ragged lengths, padding beyond the longest."""
+    """Real examples at shapes that break careless exports.
+
+    They are one short text, one image, ragged lengths, padding beyond the longest text, and a text of one word.
+    """
     images = origin.example_batch()
     tokens = origin.open_tokenizer().encode(origin.example_captions)
     ids, lengths = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths)
@@ -75,20 +89,28 @@ def parity_cases(origin: Origin) -> Iterator[Case]:
     yield Case("one image", images[:1], ids, lengths)
     yield Case("ragged", images, ids[:12, : ragged.max()] * word_mask(ragged, int(ragged.max())), ragged)
     yield Case("padded by 7", images, torch.nn.functional.pad(ids, (0, 7)), lengths)
-    yield Case("one word", images, ids[:1, [0, 1, int(lengths[0]) - 1]], torch.tensor([3]))  # between its markers
+    yield Case("one word", images, ids[:1, [0, 1, int(lengths[0]) - 1]], torch.tensor([3]))  # with start and end marker
 
 
 def ragged_lengths(lengths: torch.Tensor) -> torch.Tensor:
-    """Lengths that differ as much as they can, down to two: captions of one data set may all be equally long."""
+    """Shorten lengths [T] so that they spread from the longest down to two.
+
+    Without this, the captions of a data set may all be equally long.
+    """
     cut = torch.arange(len(lengths)) * (lengths.max() - 2) // max(len(lengths) - 1, 1)
     return (lengths - cut).clamp(min=2)
 
 
 def check_parity(model: Camp, origin: Origin, bundle: Bundle) -> list[ParityCheck]:
-    """Run every case by PyTorch and by ONNX Runtime on the CPU, as in CI.
+    """Run every case with PyTorch and with ONNX Runtime on the CPU.
 
-    PyTorch computes in float64: what is found is then the graphs' own error, not the sum of two. A vision network of fifty
-    layers loses as many digits in PyTorch's float32 as in theirs.
+    PyTorch computes in float64, so that the difference is the error of the graphs alone. In float32, PyTorch itself
+    would add an error of the same size: a vision network of fifty layers loses as many digits there as in the graphs.
+
+    Args:
+        model: the network in float32.
+        origin: its tokenizer and examples.
+        bundle: the exported bundle.
     """
     with ExitStack() as stack:
         engines = {n: stack.enter_context(open_engine(bundle, n, "onnxruntime")) for n in bundle.manifest.graphs}
@@ -110,9 +132,13 @@ def _compare(case: Case, expected: Arrays, found: Arrays) -> ParityCheck:
 
 
 def same_order(expected: NDArray[np.float32], found: NDArray[np.float32]) -> bool:
-    """Whether each text's ten best images come in the same order; logits closer than the tolerance may swap.
+    """Whether each text's ten best images come in the same order in both.
 
-    Two images whose expected logits differ by less than twice the error allowed are a tie that either side may break.
+    Two images whose expected logits differ by at most twice the allowed error count as a tie and may swap.
+
+    Args:
+        expected: logits [I, T] of PyTorch.
+        found: logits [I, T] of the graphs.
     """
     best = np.argsort(-found, axis=0, kind="stable")[:TOP]
     ideal = -np.sort(-expected, axis=0)[:TOP]

@@ -1,4 +1,4 @@
-"""The gate of the lower precisions: their graphs against the PyTorch network, on real examples and on hostile ones."""
+"""The gate of the lower precisions: compares their graphs with the PyTorch network on real and on hostile examples."""
 
 from __future__ import annotations
 
@@ -34,22 +34,24 @@ from camp_sdk.terminal import progress
 
 MAX_SCORE_ERROR = 5e-3
 MIN_AGREEMENT = 0.99
-MAX_LOOK_ERROR = 0.02
+MAX_ATTENTION_ERROR = 0.02
 MAX_VECTOR_ERROR = 5e-3
 ONE_WORD_CAPTIONS = 50
-# With features a hundred times too large, logits are a hundred times too large, and attention picks single words and regions:
-# where two are nearly as good, rounding picks the other. Rounding what the encoders give to half and computing all else in
-# float64 then moves scores by 0.1, and single logits of trained networks by up to 13% of their range. What can be asked of such
-# logits is their order, and that 99% of them are off by a small part of their range: 0.1 to 0.6% in trained networks, 2% with
-# 72 pairs of a random one.
-HUGE, LARGE = "huge features", 100
+# Features that are a hundred times too large make the logits a hundred times too large. Attention then selects single
+# words and regions, and rounding decides between two that are almost equal. Rounding only the outputs of the encoders
+# to half, with all else in float64, changes scores by 0.1, and single logits of trained networks by up to 13% of their
+# range. For such features, the gate checks only the order of the logits, and that 99% of them differ by a small part of
+# their range. That part is 0.1 to 0.6% for trained networks, and 2% for 72 pairs of a random network.
+HUGE, HUGE_SCALE = "huge features", 100
 MAX_USUAL_SHARE = 0.05
 MAX_SHARE_OF_RANGE = 0.1
-# Scores near 0 or 1 hide what logits are off by, so logits are looked at everywhere: off by a small part of their range, or of
-# the largest where all are about the same. 0.02 of a logit of 2 or less moves a score by 5e-3 at most.
+# Scores near 0 or 1 hide errors of the logits, so every case also checks the logits. They may differ by a small part of
+# their range or, where all logits are about the same, of the largest logit. If that is 2 or less, the second bound is
+# 0.02, which changes a score by at most 5e-3.
 MAX_SHARE_OF_LARGEST = 0.01
 SMALL_LOGIT = 2.0
-# The examples are few: among 18,000 other pairs, the largest errors of eight trained networks were up to 2.2 times as large.
+# Stricter, because the examples are few: among 18,000 other pairs, the largest errors of eight trained networks were up
+# to 2.2 times as large.
 ENCODERS_SCORE_ERROR = MAX_SCORE_ERROR / 2
 TITLE = f"against PyTorch: scores within {MAX_SCORE_ERROR:g}, {MIN_AGREEMENT:.0%} of the top {TOP}"
 COLUMNS = ("case", "scores", "of range", "99% in", f"top {TOP}", "attention", "vectors")
@@ -59,11 +61,18 @@ COLUMNS = ("case", "scores", "of range", "99% in", f"top {TOP}", "attention", "v
 class PrecisionCheck:
     """One comparison of I images with T texts.
 
-    max_score_error: after the activation. share_of_range: the largest difference of logits, of the range they take.
-    share_of_largest: the same, of the largest logit, or of 2 where none is as large. usual_share: as share_of_range, of the
-    difference that 99% of the logits keep within.
-    top10_agreement: the share of each text's ten best images that are among the ten best of PyTorch's, ties counted.
-    max_look_error: of attention and gates, which are 0..1. max_vector_error: of the global vectors, which are of unit length.
+    Args:
+        name: the case's name.
+        images: I.
+        texts: T.
+        finite: whether all outputs are finite.
+        max_score_error: the largest difference of the scores, after the activation.
+        share_of_range: the largest difference of the logits, divided by the range of PyTorch's logits.
+        share_of_largest: the same difference, divided by the largest absolute logit, or by 2 if that is larger.
+        usual_share: the 99th percentile of the logits' differences, divided by the range.
+        top10_agreement: the share of each text's ten best images that are also among PyTorch's ten best, ties included.
+        max_look_error: the largest difference of attention and gates, which are in 0..1.
+        max_vector_error: the largest difference of the global vectors, which have unit length.
     """
 
     name: str
@@ -84,20 +93,20 @@ class PrecisionCheck:
         return not self.faults()
 
     def faults(self) -> list[str]:
-        """What is out of bounds, with the bound. NaN is out of any."""
-        of_range = ("logits off by a share of their range of", self.share_of_range, MAX_SHARE_OF_RANGE)
+        """Every error that is out of bounds, with the bound; empty if the check passed. NaN is out of any bound."""
+        of_range = ("logits off, as a share of their range, by", self.share_of_range, MAX_SHARE_OF_RANGE)
         bounds = [
             ("scores off by", self.max_score_error, MAX_SCORE_ERROR),
-            ("attention off by", self.max_look_error, MAX_LOOK_ERROR),
+            ("attention off by", self.max_look_error, MAX_ATTENTION_ERROR),
             ("global vectors off by", self.max_vector_error, MAX_VECTOR_ERROR),
         ]
         if self.name == HUGE:
-            bounds = [("99% of the logits off by a share of their range of", self.usual_share, MAX_USUAL_SHARE)]
+            bounds = [("99% of the logits off, as a share of their range, by", self.usual_share, MAX_USUAL_SHARE)]
         elif not self.share_of_largest <= MAX_SHARE_OF_LARGEST:
             bounds.append(of_range)
         found = [f"{what} {error:.1e} (at most {most:g})" for what, error, most in bounds if not error <= most]
         places = self.texts * min(TOP, self.images)
-        lost = round((1 - self.top10_agreement) * places)  # of few places, a single one is more than a hundredth
+        lost = round((1 - self.top10_agreement) * places)  # with few places, a single one is more than 1%
         if lost > max(1, (1 - MIN_AGREEMENT) * places):
             found.append(f"{self.top10_agreement:.1%} of the top {TOP} (at least {MIN_AGREEMENT:.0%})")
         return found if self.finite else ["not finite", *found]
@@ -110,13 +119,13 @@ class PrecisionCheck:
 
     @property
     def with_margin(self) -> bool:
-        """Whether it passed so well that pairs which are not among the examples will, too."""
+        """Whether the case passed with enough margin for pairs that are not among the examples."""
         return self.passed and (self.name == HUGE or self.max_score_error <= ENCODERS_SCORE_ERROR)
 
 
 @torch.no_grad()
 def precision_cases(model: Camp, origin: Origin) -> Iterator[Case]:
-    """Real examples; features of zero, and far too large; captions of one word."""
+    """Real examples, features of zero, features that are far too large, and captions of one word."""
     batch, tokens = origin.example_batch(), origin.open_tokenizer().encode(origin.example_captions)
     features = model.region_features(batch)
     ids, lengths = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths)
@@ -125,12 +134,21 @@ def precision_cases(model: Camp, origin: Origin) -> Iterator[Case]:
     short = torch.tensor([[start, word, end] for word in words])
     yield Case("real", batch, ids, lengths)
     yield Case("zero features", features * 0, ids, lengths)
-    yield Case(HUGE, features * LARGE, ids, lengths)
+    yield Case(HUGE, features * HUGE_SCALE, ids, lengths)
     yield Case("one word", features, short, torch.full((len(words),), 3))
 
 
 def check_precision(model: Camp, origin: Origin, bundle: Bundle, precision: str) -> list[PrecisionCheck]:
-    """Run every case both ways. bfloat16 is computed by OpenVINO; float16 emulated on the processor (`emulate_half`)."""
+    """Run every case with PyTorch in float32 and with the graphs of a lower precision.
+
+    OpenVINO runs the bfloat16 graphs. ONNX Runtime runs the float16 graphs, emulated on the processor (`emulate_half`).
+
+    Args:
+        model: the network in float32.
+        origin: its tokenizer and examples.
+        bundle: the exported bundle.
+        precision: "float16" or "bfloat16".
+    """
     backend = "openvino" if precision == "bfloat16" else "onnxruntime"
     graphs = bundle.manifest.graphs_in(precision)
     with ExitStack() as stack:
@@ -138,9 +156,8 @@ def check_precision(model: Camp, origin: Origin, bundle: Bundle, precision: str)
         engines: dict[str, Engine] = {}
         for name, graph in graphs.items():
             path = bundle.path(graph.file)
-            open_engine(
-                bundle, name, backend, precision=precision
-            ).close()  # the file itself, whatever is computed with
+            # The check below may run an emulation: open the file itself as well.
+            open_engine(bundle, name, backend, precision=precision).close()
             if precision == "float16":
                 emulate_half(path, folder / f"{name}.onnx")
             engine = OnnxRuntimeEngine(folder / f"{name}.onnx") if precision == "float16" else OpenVinoEngine(path)
@@ -156,7 +173,7 @@ def _compare(case: Case, reference: Arrays, found: Arrays, activation: str) -> P
     expected, logits = reference["logits"], found["logits"]
     off = np.abs(expected - logits)
     span = max(float(np.ptp(expected)), 1e-6)
-    with np.errstate(invalid="ignore"):  # infinity less infinity
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
         usual = float(np.quantile(off, 0.99))
     scores = [activate(matrix, activation) for matrix in (expected, logits)]
     return PrecisionCheck(
@@ -175,9 +192,16 @@ def _compare(case: Case, reference: Arrays, found: Arrays, activation: str) -> P
 
 
 def top_agreement(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """The share of each text's ten best images, by ``found`` [I, T], that ``expected`` [I, T] puts in its ten best, too.
+    """The share of each text's ten best images that are also among the ten best of the reference.
 
-    An image as good as the tenth is among them: any of a tie may be.
+    An image that ties with the tenth best counts as one of them.
+
+    Args:
+        expected: logits [I, T] of the reference.
+        found: logits [I, T].
+
+    Returns:
+        The share, in 0..1, over all texts.
     """
     best = np.argsort(-found, axis=0, kind="stable")[:TOP]
     last = -np.sort(-expected, axis=0)[:TOP][-1:]

@@ -1,4 +1,7 @@
-"""From a checkpoint to a bundle: graphs, tokenizer, manifest and golden examples, checked against PyTorch or not written."""
+"""Exports a checkpoint as a bundle: graphs, tokenizer, manifest and golden examples.
+
+A bundle is written only if its graphs give PyTorch's scores.
+"""
 
 from __future__ import annotations
 
@@ -37,29 +40,28 @@ from camp_sdk.runtime.tensorrt.plans import engine_files
 from camp_sdk.terminal import progress, stderr
 
 MADE_WITH = ("camp-sdk", "torch", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
-ENCODERS = ("vision", "image", "text")  # run once an image or a text, not for each pair
+ENCODERS = ("vision", "image", "text")  # run once per image or text, not per pair
 GOLDEN_ITEMS = 8
 
 
 def export_bundle(checkpoint: Path, output: Path, precisions: Collection[str] = ()) -> Bundle:
-    """Write the bundle of a checkpoint; the tables of the checks go to standard error.
+    """Write the bundle of a checkpoint, and print the tables of the checks to standard error.
 
     Args:
         checkpoint: a file written by training or by the import of a released checkpoint.
-        output: the bundle's folder; an older bundle there is replaced when the new one is whole.
-        precisions: "float16" and "bfloat16", written beside float32.
+        output: the bundle's folder; an older bundle there is replaced once the new one is complete.
+        precisions: the precisions to add to float32: "float16", "bfloat16" or both.
 
     Returns:
         The new bundle, opened.
 
     Raises:
-        InputError: ``output`` is taken by something else.
+        InputError: ``output`` holds something other than an older bundle.
         BundleError: the checkpoint is broken.
-        ExportError: a graph is not what was meant, or does not give PyTorch's scores. Whatever is raised, nothing is left at
-            ``output`` that was not there before.
+        ExportError: a graph is wrong, or does not give PyTorch's scores. After any error, ``output`` is unchanged.
     """
     check_output(output)
-    import_onnxruntime("cpu")  # the gates need it: not to be missed after a minute of exporting
+    import_onnxruntime("cpu")  # the gates need it: fail now, not after a minute of exporting
     if "bfloat16" in precisions:
         require_bfloat16()
     model, origin = load_checkpoint(checkpoint)
@@ -67,7 +69,7 @@ def export_bundle(checkpoint: Path, output: Path, precisions: Collection[str] = 
         aside.mkdir()
         graphs = write_graphs(model, aside)
         (aside / TOKENIZER_FILE).write_text(origin.tokenizer, encoding="utf-8")
-        np.savez(aside / GOLDEN_FILE, **golden_arrays(model, origin))  # type: ignore[arg-type]  # numpy 2 types it as bool
+        np.savez(aside / GOLDEN_FILE, **golden_arrays(model, origin))  # type: ignore[arg-type]  # numpy expects bool
         manifest = _manifest(origin, graphs, model.scorer.activation)
         write_manifest(aside, manifest)
         checks = parity.check_parity(model, origin, Bundle(aside))
@@ -81,10 +83,20 @@ def export_bundle(checkpoint: Path, output: Path, precisions: Collection[str] = 
 
 
 def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifest, folder: Path) -> Manifest:
-    """Write the graphs of a lower precision beside the float32 ones, check them, and return the manifest with both.
+    """Write the graphs of a lower precision next to the float32 ones, and check them.
 
-    In float16, encoders stay in float32 where float16 would cost too much accuracy on the examples, unless float32 encoders
-    cost even more.
+    In float16, encoders stay in float32 where float16 would cost too much accuracy on the examples, unless only float16
+    encoders pass the gate.
+
+    Args:
+        precision: "float16" or "bfloat16".
+        model: the network in float32.
+        origin: its tokenizer and examples.
+        manifest: the manifest of the bundle so far.
+        folder: the bundle's folder.
+
+    Returns:
+        The manifest with the new graphs and their checks.
 
     Raises:
         ExportError: scores are too far from PyTorch's.
@@ -112,7 +124,7 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
         others = {name: graph for name, graph in graphs.items() if name not in encoders}
         again = check(others)
         wide = all(found.passed for found in again) or not all(found.passed for found in checks)
-        stderr.print(f"{', '.join(encoders)}: {'float32' if wide else f'{precision}, which alone passed'}")
+        stderr.print(f"{', '.join(encoders)}: {'float32' if wide else f'{precision}, the only precision that passed'}")
         if wide:
             for name in encoders:
                 (folder / graphs[name].file).unlink()
@@ -123,7 +135,7 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
 
 
 def write_graphs(model: Camp, folder: Path) -> dict[str, GraphSpec]:
-    """Write every graph of a network into a folder; returns their contract."""
+    """Write every graph of a network into a folder, and return their contract by the graphs' names."""
     contract = {}
     for graph in progress(graphs_of(model), "exporting graphs"):
         file = f"{graph.name}.onnx"
@@ -133,17 +145,26 @@ def write_graphs(model: Camp, folder: Path) -> dict[str, GraphSpec]:
 
 
 def write_lowered(precision: str, contract: Mapping[str, GraphSpec], folder: Path) -> dict[str, GraphSpec]:
-    """Write the graphs of a folder in a lower precision, too; returns their contract. bfloat16 is for the scorer alone."""
+    """Write the graphs of a folder in a lower precision as well; in bfloat16, only the scorer.
+
+    Args:
+        precision: "float16" or "bfloat16".
+        contract: the float32 graphs.
+        folder: the bundle's folder.
+
+    Returns:
+        The contract of the new graphs by their names. A vision graph that cannot be lowered is left out.
+    """
     graphs = ("scorer",) if precision == "bfloat16" else (*ENCODERS, "scorer", "explainer")
     (folder / PRECISION_FOLDERS[precision]).mkdir()
     lowered: dict[str, GraphSpec] = {}
     halves: set[str] = set()
-    for name in (graph for graph in graphs if graph in contract):  # encoders first: the scorer reads what they make
+    for name in (graph for graph in graphs if graph in contract):  # encoders first: the scorer reads their outputs
         file = f"{PRECISION_FOLDERS[precision]}/{name}.onnx"
         try:
             inputs, outputs = lower_graph(folder / contract[name].file, folder / file, precision, halves)
         except ExportError as error:
-            if name != "vision":  # that one may be anybody's
+            if name != "vision":  # a vision graph may come from the user
                 raise
             stderr.print(f"the vision graph stays float32: {error}", highlight=False, soft_wrap=True)
             continue
@@ -166,7 +187,7 @@ def check_output(output: Path) -> None:
 
 
 def golden_arrays(model: Camp, origin: Origin) -> dict[str, NDArray[np.generic]]:
-    """A few real inputs and PyTorch's outputs: the self-test a target can run without PyTorch."""
+    """A few real inputs with PyTorch's outputs, for a self-test that runs on the target without PyTorch."""
     case = next(case for case in parity.parity_cases(origin) if case.name == "ragged")
     expected = reference_outputs(model, case, torch.float64)
     inputs = {"tokens": case.tokens.numpy(), "lengths": case.lengths.numpy()}

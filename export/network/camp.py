@@ -1,11 +1,13 @@
-"""CAMP, Cross-Modal Adaptive Message Passing (Wang et al., ICCV 2019, arXiv 1909.05506), in the paper's order and letters.
+"""CAMP, Cross-Modal Adaptive Message Passing (Wang et al., ICCV 2019, arXiv 1909.05506).
+
+The code follows the paper's order and uses its letters.
 
 Shapes: I images of R regions, T texts of N words (padded; `mask` is true for real words), D the width of a region's
 features, d the width of the network. V [I, R, d] are the encoded regions, T [T, N, d] the encoded words.
 
-The network is cut where deployment needs it cut. Each side has an encoder that runs once per image or once per text and
-returns every tensor the other half of a pair will ever need from it; the scorer takes all image tensors against all text
-tensors and returns the logits [I, T]. What depends on one side alone is therefore never computed per pair.
+The network is split into parts that can be deployed separately. Each side has an encoder that runs once per image or
+once per text and returns every tensor that the scorer needs from that side. The scorer combines all image tensors with
+all text tensors and returns the logits [I, T]. Nothing that depends on one side alone is computed per pair.
 """
 
 from __future__ import annotations
@@ -24,14 +26,21 @@ from camp_sdk.runtime.errors import InputError
 
 Tensors = dict[str, Tensor]
 
-DISTANCE = 40.0  # d * c of `CampScorer.begin_as_distance`: logits of a new network then differ by a few units
+DISTANCE = 40.0  # d * c in `CampScorer.begin_as_distance`: makes a new network's logits differ by a few units
 
 
 class VisionNet(nn.Module):
-    """A small convolutional network: pixels [B, 3, S, S], normalised, -> features [B, 36, D] of a 6 x 6 grid.
+    """A small convolutional network for drawn scenes: normalised pixels [B, 3, S, S] -> features [B, 36, D].
 
-    For drawn scenes, trained with the rest. S must be a multiple of 96; each region looks once around itself, and adds a
-    learned position.
+    The regions are the cells of a 6 x 6 grid. One further convolution mixes each region with its neighbours, and a
+    learned position is added. The network is trained together with the rest of the model.
+
+    Args:
+        feature_width: D.
+        picture_size: S in pixels; a multiple of 96.
+
+    Raises:
+        InputError: ``picture_size`` is not a multiple of 96.
     """
 
     GRID = 6
@@ -46,7 +55,8 @@ class VisionNet(nn.Module):
         self.layers = nn.Sequential(*layers, nn.AvgPool2d(picture_size // (16 * self.GRID)))
         self.around = nn.Sequential(*self._convolution(feature_width, feature_width, 1))
         ramp = torch.linspace(-1.5, 1.5, self.GRID)
-        # Learned, but from coordinates on: "left of" is then a linear map away. From noise it is not found for a long time.
+        # Learned, starting from coordinates: "left of" is then one linear map away. Starting from noise, training needs
+        # a long time to find it.
         self.position = nn.Parameter(torch.cartesian_prod(ramp, ramp) @ torch.randn(2, feature_width))
 
     @staticmethod
@@ -64,27 +74,31 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, feature_width: int, width: int) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(0)  # training may set its part
+        self.dropout = nn.Dropout(0)  # training sets the rate
         self.fc = nn.Linear(feature_width, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.training:  # the same numbers of all regions of an image: others of them would tell what is left out
+        if self.training:  # one dropout mask for all regions of an image: other regions could reveal a dropped feature
             features = features * self.dropout(torch.ones_like(features[:, :1]))
         return cast(Tensor, self.fc(features))
 
 
 class WordVectors(nn.Embedding):
-    """One learned vector a word: tokens [T, N] int64 -> [T, N, word_width], whatever the lengths are."""
+    """One learned vector per word: tokens [T, N] int64 -> [T, N, word_width]. The lengths are ignored."""
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]  # the face of every `words`
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]  # shared by all `words`
         return super().forward(tokens)
 
 
 class TextEncoder(nn.Module):
-    """Section 3.1: word vectors, bidirectional GRU, mean of its two directions.
+    """Section 3.1: word vectors, a bidirectional GRU, and the mean of its two directions.
 
-    tokens [T, N] int64 and lengths [T] int64 -> T [T, N, d]; rows beyond a text's length are zero. ``words`` makes vectors
-    [T, N, word_width] of both.
+    `forward` maps tokens [T, N] int64 and lengths [T] int64 to T [T, N, d]. Rows beyond a text's length are zero.
+
+    Args:
+        words: a module from tokens and lengths to vectors [T, N, word_width].
+        word_width: the width of these vectors.
+        width: d.
     """
 
     def __init__(self, words: nn.Module, word_width: int, width: int) -> None:
@@ -99,7 +113,7 @@ class TextEncoder(nn.Module):
         return (forward + backward) / 2  # [T, N, d]
 
     def directions(self, words: Tensor, lengths: Tensor) -> Tensor:
-        """Both directions of the GRU, each over the real words alone: [T, N, word_width] -> [T, N, 2d]."""
+        """Both directions of the GRU, each over the real words only: [T, N, word_width] -> [T, N, 2d]."""
         packed = pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=words.shape[1])[0]
 
@@ -110,13 +124,13 @@ def word_mask(lengths: Tensor, words: int) -> Tensor:
 
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis, without the entries where the (broadcast) mask is false."""
-    # The lowest number rather than -inf: it gives the same zeros, and no NaN anywhere in a half-precision graph.
+    """Softmax over the last axis, ignoring the entries where the (broadcast) mask is false."""
+    # The lowest finite number gives the same zeros as -inf, and never NaN in a half-precision graph.
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(-1)
 
 
 def products(rows: Tensor, others: Tensor) -> Tensor:
-    """All dot products of two sets of vectors: [I, R, d] and [T, N, d] -> [I, R, T, N], as one matrix product."""
+    """All dot products of two sets of vectors, as one matrix product: [I, R, d] and [T, N, d] -> [I, R, T, N]."""
     (i, r, d), (t, n, _) = rows.shape, others.shape
     return (rows.reshape(i * r, d) @ others.reshape(t * n, d).T).reshape(i, r, t, n)
 
@@ -128,24 +142,39 @@ def messages(attention: Tensor, vectors: Tensor) -> Tensor:
 
 
 def scalar_gates(image: Tensors, text: Tensors, to_words: Tensor, to_regions: Tensor) -> tuple[Tensor, Tensor]:
-    """Gates of one number, g = sigmoid(own . message): of regions [T, I, R] and of words [I, T, N].
+    """Scalar gates, g = sigmoid(own . message).
 
-    A message is sum_j a_j y_j, so its product with x is sum_j a_j (x . y_j), read off one matrix of products.
+    A message is sum_j a_j y_j, so its product with x is sum_j a_j (x . y_j). One matrix of products serves all gates.
+
+    Args:
+        image: the image's tensors, with image.V [I, R, d].
+        text: the text's tensors, with text.T [T, N, d].
+        to_words: attention weights [I, T, N, R] over regions.
+        to_regions: attention weights [T, I, R, N] over words.
+
+    Returns:
+        The gates of the regions [T, I, R] and of the words [I, T, N], in 0..1.
     """
     S = products(image["image.V"], text["text.T"])  # [I, R, T, N]
-    # The summed axis goes after the sigmoid: TensorRT-RTX 1.7 fails where a sum that drops one ends as a graph's output.
+    # The summed axis is dropped after the sigmoid: TensorRT-RTX 1.7 fails if a sum that drops its axis leads to one of
+    # the graph's outputs.
     g = (to_regions * S.permute(2, 0, 1, 3)).sum(-1, keepdim=True).sigmoid().squeeze(-1)
     h = (to_words * S.permute(0, 2, 3, 1)).sum(-1, keepdim=True).sigmoid().squeeze(-1)
     return g, h
 
 
 class Scorer(nn.Module):
-    """The face of every variant's scorer: what each side keeps for its pairs, and the logits of all pairs.
+    """The interface of all scorers: the tensors that each side keeps for its pairs, and the logits of all pairs.
 
-    Region-side intermediates are laid out [T, I, R, ...] and word-side ones [I, T, N, ...], so that each message is one
-    batched matrix product. ``activation`` turns logits into scores, "none" where logits are cosines. ``fusion`` names the
-    parts that fuse and match: what is left to train when encoders and attention are frozen. ``square`` names the tensors
-    of an image that are [I, R, R].
+    Region-side intermediates have the layout [T, I, R, ...], word-side ones [I, T, N, ...], so that each message is one
+    batched matrix product.
+
+    Class attributes:
+
+    - ``activation``: the function from logits to scores; "none" if the logits are cosines.
+    - ``fusion``: the names of the submodules that fuse and match. They stay trainable when encoders and attention are
+      frozen.
+    - ``square``: the names of an image's tensors that have the shape [I, R, R].
     """
 
     activation: ClassVar[str] = "sigmoid"
@@ -161,27 +190,34 @@ class Scorer(nn.Module):
         raise NotImplementedError
 
     def attention(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
-        """What each message is made of: to_words [I, T, N, R] over regions, to_regions [T, I, R, N] over words."""
+        """The weights of the messages: to_words [I, T, N, R] over regions, to_regions [T, I, R, N] over words."""
         raise NotImplementedError
 
     def gates(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor] | None:
-        """Mean gates in 0..1, of every region [I, T, R] and of every word [I, T, N]; None where there are none."""
+        """Mean gates in 0..1 of every region [I, T, R] and every word [I, T, N]; None for a scorer without gates."""
         return None
 
     def explain(self, image: Tensors, text: Tensors) -> Tensors:
-        """What the network looked at, for every pair.
+        """Attention and gates of every pair.
 
-        attention.to_words [I, T, R, N]: for each word, weights over regions; attention.to_regions [I, T, R, N]: for each
-        region, weights over words; gates.regions [I, T, R], gates.words [I, T, N]: how much of each message was let in.
+        Args:
+            image: the tensors of `image_side`.
+            text: the tensors of `text_side`.
+
+        Returns:
+            attention.to_words [I, T, R, N]: for each word, weights over the regions.
+            attention.to_regions [I, T, R, N]: for each region, weights over the words.
+            gates.regions [I, T, R] and gates.words [I, T, N]: how much of each message passes, in 0..1; absent if the
+            scorer has no gates.
         """
         to_words, to_regions = self.attention(image, text)
-        looks = {"attention.to_words": to_words.transpose(2, 3), "attention.to_regions": to_regions.transpose(0, 1)}
+        attention = {"attention.to_words": to_words.transpose(2, 3), "attention.to_regions": to_regions.transpose(0, 1)}
         gates = self.gates(image, text)
-        return looks if gates is None else looks | {"gates.regions": gates[0], "gates.words": gates[1]}
+        return attention if gates is None else attention | {"gates.regions": gates[0], "gates.words": gates[1]}
 
 
 class CampScorer(Scorer):
-    """What both fusions of the paper share: attention (3.2), pooling (3.4) and match probability (3.5)."""
+    """Attention (section 3.2), pooling (3.4) and match probability (3.5), which both fusions of the paper share."""
 
     fusion = ("F_v", "F_t", "pool_v", "pool_t", "mlp")
 
@@ -198,10 +234,10 @@ class CampScorer(Scorer):
 
     @torch.no_grad()
     def begin_as_distance(self) -> None:
-        """Weights to begin a training with: logits 2 - c * sum_j |q_j . (v* + t*)|, q_j orthonormal, of hardly fused sides.
+        """Initialise the weights so that the logits are 2 - c * sum_j |q_j . (v* + t*)|, with q_j orthonormal.
 
-        That is how far v* is from -t*, along d / 2 directions. The MLP sees the sides' sum alone; a random one has to find out
-        first how to compare them by it, which takes it epochs.
+        The sum measures the distance of v* from -t* along d / 2 directions. Both sides are hardly fused at first. The
+        MLP sees only v* + t*; with random weights, it needs epochs to learn how to compare the sides from their sum.
         """
         first, last = cast(nn.Linear, self.mlp[0]), cast(nn.Linear, self.mlp[2])
         directions = nn.init.orthogonal_(first.weight.new_empty((self.width + 1) // 2, self.width))
@@ -219,7 +255,7 @@ class CampScorer(Scorer):
     def text_side(self, T: Tensor, mask: Tensor) -> Tensors:
         """All that a pair needs from its text, T [T, N, d] and mask [T, N] -> named tensors, each [T, ...].
 
-        K folds both key maps and the scale into the text: (W_v v) . (W_t t) / sqrt(d) = v . K.
+        K contains both key maps and the scale: (W_v v) . (W_t t) / sqrt(d) = v . K.
         """
         folded = self.W_t.weight.T @ self.W_v.weight / math.sqrt(self.width)  # [d, d]
         K = T @ folded  # [T, N, d]
@@ -248,10 +284,10 @@ class CampScorer(Scorer):
 
 
 class PaperScorer(CampScorer):
-    """The paper's fusion: gates of d numbers, g_i = sigmoid(v_i * t~_i)."""
+    """The paper's fusion, with vector gates of width d: g_i = sigmoid(v_i * t~_i)."""
 
     def _gated(self, image: Tensors, text: Tensors) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Own vectors, messages and gates; regions first."""
+        """The own vectors, the messages and the gates of each side; regions first, then words."""
         to_words, to_regions = self.attention(image, text)
         V, T = image["image.V"], text["text.T"]
         T_tilde = messages(to_regions, T)  # [T, I, R, d]
@@ -271,10 +307,10 @@ class PaperScorer(CampScorer):
 
 
 class ScalarScorer(CampScorer):
-    """One number a gate, g_i = sigmoid(v_i . t~_i), which makes everything before the ReLU linear in one side.
+    """Fusion with scalar gates, g_i = sigmoid(v_i . t~_i), which makes everything before the ReLU linear in each side.
 
-    With P = F X and Q = F Y computed once a side, F(g (x + sum_j a_j y_j)) = g (P + sum_j a_j Q_j), and the gate's own dot
-    product is sum_j a_j (x . y_j): no d x d product is left per pair but the final MLP.
+    P = F X and Q = F Y are computed once per side. Then F(g (x + sum_j a_j y_j)) = g (P + sum_j a_j Q_j), and the dot
+    product inside the gate is sum_j a_j (x . y_j). The only d x d product left per pair is the final MLP.
     """
 
     def image_side(self, V: Tensor) -> Tensors:

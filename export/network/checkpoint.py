@@ -1,4 +1,4 @@
-"""Checkpoints that explain themselves: weights, configuration, tokenizer, preprocessing, and a few real examples."""
+"""Self-contained checkpoints: weights, configuration, tokenizer, preprocessing, and a few real examples."""
 
 from __future__ import annotations
 
@@ -26,10 +26,15 @@ EASYDICT = "easydict.EasyDict"  # the class of the options in a released checkpo
 
 @dataclass(frozen=True)
 class Origin:
-    """What a checkpoint knows beside its weights.
+    """Everything a checkpoint holds besides its weights.
 
-    tokenizer: the text of tokenizer.json; example_images: a few training images, uint8 pictures [I, S, S, 3] or float32
-    features [I, R, D]; example_captions: a few of their captions; training: how it was trained, for people to read.
+    Args:
+        model: the configuration of the network.
+        pixels: how pictures become pixels; None for a model that takes features.
+        tokenizer: the text of tokenizer.json.
+        example_images: a few training images: uint8 pictures [I, S, S, 3] or float32 features [I, R, D].
+        example_captions: a few captions of these images.
+        training: how the network was trained, for people to read.
     """
 
     model: ModelConfig
@@ -40,13 +45,13 @@ class Origin:
     training: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values and tensors, which torch loads without running any code."""
+        """The fields as plain values and tensors, which torch loads without running any code."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         pixels = self.pixels.as_dict() if self.pixels else None
         return plain | {"format": FORMAT, "model": asdict(self.model), "pixels": pixels}
 
     def open_tokenizer(self) -> Tokenizer:
-        """The tokenizer, as the runtime uses it."""
+        """The tokenizer, opened as the runtime opens it."""
         return open_tokenizer(self.tokenizer)
 
     def example_batch(self) -> Tensor:
@@ -59,7 +64,7 @@ class Origin:
 
 
 def open_tokenizer(text: str) -> Tokenizer:
-    """A tokenizer from the text of its file; the library reads files only."""
+    """A tokenizer from the text of its tokenizer.json, by way of a temporary file: `Tokenizer` opens only files."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         path.write_text(text, encoding="utf-8")
@@ -67,39 +72,50 @@ def open_tokenizer(text: str) -> Tokenizer:
 
 
 def load_plain(path: Path) -> Any:
-    """What torch saved in a file, if that is tensors and plain values; BundleError for anything else. No code is run."""
+    """Load a file written by torch.save that holds only tensors and plain values. No code in it is run.
+
+    Raises:
+        BundleError: the file is truncated, not written by torch, or holds anything else.
+    """
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types for what is no checkpoint
+    except Exception as error:  # for files that are not checkpoints, torch raises a dozen types
         refused = re.search(r"GLOBAL (\S+)", str(error))
         whole = "expected a whole file written by torch.save"
         reason = f"it asks for {refused[1]}, which is not data: refused" if refused else f"{first_line(error)}; {whole}"
-        released = (
-            "; a checkpoint of the released code goes through export/import_checkpoint.py" if EASYDICT in reason else ""
-        )
+        released = "; import a checkpoint of the released code with camp import" if EASYDICT in reason else ""
         raise BundleError(f"{path} cannot be read as a checkpoint: {reason}{released}") from None
     return loaded
 
 
 def first_line(error: Exception) -> str:
-    """An error in one line. Of torch's, the first sentence: the rest advises to load the file with its code."""
+    """The first sentence of an error's first line: the rest of torch's messages advises running the file's code."""
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
     return line.split(". ")[0]
 
 
 def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
-    """Rebuild the network of a checkpoint, in evaluation mode on the CPU, with what it knows of itself.
+    """Rebuild the network of a checkpoint, in evaluation mode on the CPU.
 
-    Only tensors and plain values are read, never code. Raises BundleError if the file is missing, truncated, of another
-    program, or its weights do not fit its configuration.
+    Only tensors and plain values are read, never code.
+
+    Args:
+        path: a file written by training or by the import of a released checkpoint.
+
+    Returns:
+        The network, and everything else the checkpoint holds.
+
+    Raises:
+        BundleError: the file is missing, truncated or from another program, or its weights do not fit its
+            configuration.
     """
     if not Path(path).is_file():
-        raise BundleError(f"{path} not found: expected a checkpoint written by export/train.py")
+        raise BundleError(f"{path} not found: expected a checkpoint written by camp train")
     loaded = load_plain(Path(path))
     if not isinstance(loaded, dict) or not isinstance(loaded.get(KEY), dict) or loaded[KEY].get("format") != FORMAT:
         raise BundleError(
-            f"{path} is not a checkpoint of export/train.py (format {FORMAT}); train with this version, or, if the released "
-            "code wrote it, use export/import_checkpoint.py first"
+            f"{path} is not a checkpoint of camp train (format {FORMAT}): train with this version, or, if the released "
+            "code wrote it, run camp import first"
         )
     try:
         origin = _parse(loaded[KEY])
@@ -114,6 +130,6 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
 def _parse(raw: Mapping[str, Any]) -> Origin:
     pixels = PixelSpec.from_dict(raw["pixels"]) if raw["pixels"] else None
     rest = {name: raw[name] for name in ("tokenizer", "example_images", "example_captions", "training")}
-    sizes = raw["model"].get("sentence")  # checkpoints of before there were such encoders have none
+    sizes = raw["model"].get("sentence")  # missing in checkpoints that are older than sentence encoders
     model = ModelConfig(**(raw["model"] | {"sentence": SentenceConfig(**sizes) if sizes else None}))
     return Origin(model, pixels, **rest)

@@ -1,6 +1,6 @@
-"""The whole network, put together from its parts, and the configuration that rebuilds it.
+"""The whole network, assembled from its parts, and the configuration that rebuilds it.
 
-Shapes as in networks.py: I images of R regions, T texts of N words, D the width of a region's features, d the width of the
+Shapes as in camp.py: I images of R regions, T texts of N words, D the width of a region's features, d the width of the
 network.
 """
 
@@ -34,10 +34,19 @@ from camp_sdk.runtime.errors import InputError
 class ModelConfig:
     """Everything needed to rebuild a network before its weights are loaded.
 
-    ``picture_size`` in pixels is 0 for a model of ready region features; otherwise ``vision`` says which network makes them:
-    "small" (a `VisionNet`), "efficientnet-lite0" or "onnx" (the user's graph, whose height the size then is).
-    ``global_vectors`` tells whether each side has one; checkpoints of the released code have none. ``words`` are learned
-    vectors, or the name of the pretrained encoder whose sizes are ``sentence``.
+    Args:
+        vocabulary_size: the number of tokens.
+        variant: the scorer, a key of `SCORERS`.
+        width: d.
+        feature_width: D.
+        word_width: the width of the word vectors.
+        picture_size: the size of a picture in pixels, or the height that a user's graph takes; 0 for a model that takes
+            precomputed region features.
+        global_vectors: whether each side has a global vector. Checkpoints of the released code do not.
+        words: "learned" for learned word vectors, or the name of a pretrained sentence encoder.
+        sentence: the sizes of that encoder; None for learned word vectors.
+        vision: the network from pixels to region features: "small" (a `VisionNet`), "efficientnet-lite0", or "onnx"
+            (the user's graph). Ignored if ``picture_size`` is 0.
     """
 
     vocabulary_size: int
@@ -56,8 +65,15 @@ SCORERS: dict[str, type[CampScorer] | type[ReleasedScorer]] = {"paper": PaperSco
 
 
 class Camp(nn.Module):
-    """The whole network: `vision` (if it takes pictures), both encoders, the scorer and, if configured, the two
-    global vectors."""
+    """The whole network: vision (if it takes pictures), both encoders, the scorer and, if configured, global vectors.
+
+    Args:
+        config: sizes and variant; the weights are random until they are loaded.
+
+    Raises:
+        InputError: the variant or the vision network is unknown, or the picture size does not suit the vision network.
+        MissingExtraError: the package of the vision network is not installed.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -73,11 +89,14 @@ class Camp(nn.Module):
             self.global_t = nn.Linear(config.width, config.width)
 
     def region_features(self, images: Tensor) -> Tensor:
-        """Features [I, R, D] of pixels [I, 3, H, W] by the vision network; ready features are returned as they are."""
+        """Features [I, R, D] of pixels [I, 3, H, W] by the vision network; features are returned unchanged."""
         return images if self.vision is None or images.ndim != 4 else cast(Tensor, self.vision(images))
 
     def encode_images(self, features: Tensor) -> Tensors:
-        """Features [I, R, D] -> the image tensors of the bundle; `image.global` [I, d], of unit length, if it has them."""
+        """Features [I, R, D] -> the image tensors of the bundle.
+
+        They include `image.global` [I, d], of unit length, if the network has global vectors.
+        """
         V = self.image_encoder(features)
         kept = self.scorer.image_side(V)
         if self.config.global_vectors:
@@ -85,7 +104,10 @@ class Camp(nn.Module):
         return kept
 
     def encode_texts(self, tokens: Tensor, lengths: Tensor) -> Tensors:
-        """Tokens [T, N] and lengths [T], int64 -> the text tensors of the bundle; `text.global` [T, d] if it has them."""
+        """Tokens [T, N] and lengths [T], int64 -> the text tensors of the bundle.
+
+        They include `text.global` [T, d], of unit length, if the network has global vectors.
+        """
         T = self.text_encoder(tokens, lengths)
         kept = self.scorer.text_side(T, word_mask(lengths, tokens.shape[1]))
         if self.config.global_vectors:
@@ -105,7 +127,7 @@ def _words_of(config: ModelConfig) -> nn.Module:
 
 
 def _vision_of(config: ModelConfig) -> VisionNet | EfficientNetLite | OnnxVision | None:
-    """The vision network, without its weights; None for a model of features."""
+    """The vision network, without its weights; None for a model that takes features."""
     if not config.picture_size:
         return None
     if config.vision == "small":

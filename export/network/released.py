@@ -1,15 +1,15 @@
-"""The scorers of the released research code, under its own parameter names, cut where deployment needs them cut.
+"""The scorers of the released research code, with its parameter names, split into parts for deployment.
 
-Shapes and letters as in networks.py: I images of R regions, T texts of N words, V [I, R, d], T [T, N, d]. Region-side
-intermediates are laid out [T, I, R, ...], word-side ones [I, T, N, ...].
+Shapes and letters as in camp.py: I images of R regions, T texts of N words, V [I, R, d], T [T, N, d]. Region-side
+intermediates have the layout [T, I, R, ...], word-side ones [I, T, N, ...].
 
-Whatever is linear in one side has moved to that side. A message is a weighted sum of one side's vectors, so a linear map of
-it is the same weighted sum of mapped vectors; its products with other messages, and its own length, are read off Gram
-matrices, [N, N] of a text and [R, R] of an image. What stays per pair is the attention and, in the gated variants, the
-hidden layer of the summary.
+Everything that is linear in one side is computed with that side. A message is a weighted sum of one side's vectors, so
+a linear map of a message is the same weighted sum of the mapped vectors. Its length and its products with other
+messages follow from Gram matrices: [N, N] for a text and [R, R] for an image. Only the attention and, in the gated
+variants, the hidden layer of the summary are computed per pair.
 
-A text's Gram matrices are made in the scorer, once for all its images: every tensor of a text is [T, N, ...], so that texts
-of different lengths can be kept without padding. An image's are made with the image.
+The scorer computes a text's Gram matrices, once for all images: every stored tensor of a text is [T, N, ...], so that
+texts of different lengths can be kept without padding. The image encoder computes those of an image.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from torch.nn import functional as F
 from camp_sdk.export.network.camp import Scorer, Tensors, masked_softmax, messages, products, scalar_gates
 
 HEADS = 4
-PADDED_WORDS = 50  # the released code pads every caption to this many rows, and `cross_attention_new` averages over all
+PADDED_WORDS = 50  # the released code pads captions to 50 rows, and `cross_attention_new` averages over all of them
 EPSILON = 1e-8
 
 
 def first_of(layers: nn.Sequential) -> nn.Linear:
-    """The linear map that stands first: the checkpoints number the layers of a sequence."""
+    """The first layer of a sequence, a linear map: released checkpoints number the layers."""
     return cast(nn.Linear, layers[0])
 
 
 class Summary(nn.Module):
-    """Attention pooling with four heads, averaged: the weights of the rows, from the hidden layer's input."""
+    """The weights of rows in attention pooling, averaged over four heads."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, HEADS))
 
     def hidden(self, X: Tensor) -> Tensor:
-        """The first map without its bias, which commutes with weighted sums: [..., d] -> [..., d]."""
+        """The first linear map without its bias, so that it commutes with weighted sums: [..., d] -> [..., d]."""
         return X @ first_of(self.linear).weight.T
 
     def weights(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Weights [..., n] over n rows, from `hidden` [..., n, d]; masked rows weigh nothing."""
+        """Weights [..., n] over n rows, from `hidden` [..., n, d]; rows where the mask is false have weight zero."""
         logits = self.linear[2](F.relu(hidden + first_of(self.linear).bias)).transpose(-1, -2)  # [..., heads, n]
-        shares = logits.softmax(-1) if mask is None else masked_softmax(logits, mask[..., None, :])
-        return shares.mean(-2)
+        by_head = logits.softmax(-1) if mask is None else masked_softmax(logits, mask[..., None, :])
+        return by_head.mean(-2)
 
 
 class ReleasedScorer(Scorer):
-    """What all four share: where the words and the regions look."""
+    """The attention between words and regions, which all four released scorers share."""
 
     SECOND_ATTENTION = False
     activation = "none"
@@ -69,7 +69,7 @@ class ReleasedScorer(Scorer):
             self.add_module(name, nn.Linear(width, width, bias=False))
 
     def _between(self, query: str, key: str) -> Tensor:
-        """The map M with x M . y = (query x) . (key y) / sqrt(d), [d, d]."""
+        """The matrix M [d, d] for which x M . y = (query x) . (key y) / sqrt(d)."""
         maps = [cast(nn.Linear, self.get_submodule(name)).weight for name in (query, key)]
         return maps[0].T @ maps[1] / math.sqrt(self.width)
 
@@ -91,11 +91,14 @@ class ReleasedScorer(Scorer):
         }
 
     def attention(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
-        """to_words [I, T, N, R] over regions and to_regions [T, I, R, N] over words, through both attentions."""
+        """The weights of the messages: to_words [I, T, N, R] over regions, to_regions [T, I, R, N] over words.
+
+        With `SECOND_ATTENTION`, the product of both attentions.
+        """
         mask = text["text.mask"]
         A = products(image["image.V"], text["text.K"])  # [I, R, T, N]
         to_regions = masked_softmax(A.permute(2, 0, 1, 3), mask[:, None, None, :])  # [T, I, R, N]
-        to_words = self.first_look(image, text)
+        to_words = self.first_attention(image, text)
         if not self.SECOND_ATTENTION:
             return to_words, to_regions
         gram = text["text.M"] @ text["text.T"].transpose(1, 2)  # [T, N, N]
@@ -103,14 +106,14 @@ class ReleasedScorer(Scorer):
         among_regions = messages(to_regions, gram) @ to_regions.transpose(-1, -2)  # [T, I, R, R]
         return masked_softmax(among_words, mask[:, None, :]) @ to_words, among_regions.softmax(-1) @ to_regions
 
-    def first_look(self, image: Tensors, text: Tensors) -> Tensor:
-        """Where the words look at first, [I, T, N, R], before the messages attend to each other."""
+    def first_attention(self, image: Tensors, text: Tensors) -> Tensor:
+        """The words' weights over regions, [I, T, N, R], before the messages attend to each other."""
         queries = text["text.L" if self.SECOND_ATTENTION else "text.K"]
         return products(image["image.V"], queries).permute(0, 2, 3, 1).softmax(-1)
 
 
 class CrossAttention(ReleasedScorer):
-    """`cross_attention`: the cosine of the two summarised messages."""
+    """`cross_attention`: the cosine of the summaries of the two messages."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
@@ -134,8 +137,8 @@ class CrossAttention(ReleasedScorer):
 class CrossAttentionNew(ReleasedScorer):
     """`cross_attention_new`: the cosine of the two messages after a second attention, averaged over rows.
 
-    The released code averages the message to the words over all 50 rows it pads a caption to. A padded row is a query of
-    zeros: it looks at all regions alike, and all padded rows are one and the same.
+    The released code pads a caption to 50 rows and averages the message to the words over all of them. A padded row is
+    a query of zeros, which attends to all regions equally. All padded rows are therefore the same.
     """
 
     SECOND_ATTENTION = True
@@ -144,24 +147,32 @@ class CrossAttentionNew(ReleasedScorer):
         """Cosines [I, T]."""
         mask = text["text.mask"]
         to_words, to_regions = self.attention(image, text)
-        first = self.first_look(image, text)
-        alike = image["image.G"].mean(1)[:, None, None, :]  # [I, 1, 1, R]: an even look at all regions, times G
-        padded = masked_softmax(alike @ first.transpose(-1, -2), mask[:, None, :]) @ first  # [I, T, 1, R]
+        first = self.first_attention(image, text)
+        uniform = image["image.G"].mean(1)[:, None, None, :]  # [I, 1, 1, R]: equal weights over all regions, times G
+        padded = masked_softmax(uniform @ first.transpose(-1, -2), mask[:, None, :]) @ first  # [I, T, 1, R]
         words = mask.sum(-1)[:, None, None]  # [T, 1, 1]
         real = (to_words * mask[..., None]).sum(-2, keepdim=True)  # [I, T, 1, R]
-        mean = (real + (PADDED_WORDS - words).clamp(min=0) * padded) / PADDED_WORDS  # a cosine: any divisor will do
+        # The cosine below does not depend on the divisor.
+        mean = (real + (PADDED_WORDS - words).clamp(min=0) * padded) / PADDED_WORDS
         return cosines(to_regions.mean(-2, keepdim=True), mean, image, text)
 
 
 def cosines(to_text: Tensor, to_image: Tensor, image: Tensors, text: Tensors) -> Tensor:
-    """Cosines [I, T] of weighted sums: of words, weights [T, I, 1, N], and of regions, weights [I, T, 1, R]."""
+    """Cosines [I, T] between a weighted sum of the words and a weighted sum of the regions.
+
+    Args:
+        to_text: weights over words [T, I, 1, N].
+        to_image: weights over regions [I, T, 1, R].
+        image: the image's tensors, with image.V.
+        text: the text's tensors, with text.T.
+    """
     x_1 = messages(to_text, text["text.T"]).squeeze(-2).transpose(0, 1)  # [I, T, d]
     x_2 = messages(to_image, image["image.V"]).squeeze(-2)  # [I, T, d]
     return F.cosine_similarity(x_1, x_2, dim=-1)
 
 
 class GateFusion(ReleasedScorer):
-    """`gate_fusion`: scalar gates, g = sigmoid(own . message), and a network on both summaries."""
+    """`gate_fusion`: scalar gates, g = sigmoid(own . message), and an MLP on both summaries."""
 
     FC_BIAS = True
     SUMMARIES = ("reduce_layer_1", "reduce_layer_2")
@@ -177,8 +188,8 @@ class GateFusion(ReleasedScorer):
             self.add_module(name, Summary(width))
 
     def _halves(self, layer: nn.Sequential) -> tuple[Tensor, Tensor]:
-        """The parts of a map that meet a row's own vector and its message, [d, d] each: it takes both side by side."""
-        weight = first_of(layer).weight  # sliced, not chunked: an exported slice folds into the weights
+        """The halves [d, d] of a map of concatenated vectors: for a row's own vector, and for its message."""
+        weight = first_of(layer).weight  # sliced, not chunked: the export folds a slice into the weights
         return weight[:, : self.width], weight[:, self.width :]
 
     def image_side(self, V: Tensor) -> Tensors:
@@ -204,7 +215,7 @@ class GateFusion(ReleasedScorer):
         return F.relu(V_hat) + image["image.V"], F.relu(T_hat) + text["text.T"]
 
     def messages_of(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
-        """The weights of the messages, [I, T, N, R] and [T, I, R, N]."""
+        """The weights of the messages: to words [I, T, N, R] and to regions [T, I, R, N]."""
         return self.attention(image, text)
 
     def forward(self, image: Tensors, text: Tensors) -> Tensor:
@@ -218,7 +229,7 @@ class GateFusion(ReleasedScorer):
         return cast(Tensor, self.fc_out(torch.cat([self.scaled(x_1), self.scaled(x_2)], dim=-1)).squeeze(-1))
 
     def scaled(self, summary: Tensor) -> Tensor:
-        """The summary [I, T, d] as the last network takes it."""
+        """The summary [I, T, d] as the final MLP takes it."""
         return summary
 
 
@@ -243,9 +254,14 @@ class GateFusionNew(GateFusion):
 
 
 def unit(weights: Tensor, gram: Tensor) -> Tensor:
-    """Weights of sums of vectors, scaled so that each sum has unit length; gram holds the products of the vectors."""
+    """Scale weights so that each weighted sum has unit length.
+
+    Args:
+        weights: weights of the vectors [A, B, x, y].
+        gram: the dot products of the vectors [A, y, y].
+    """
     squared = (messages(weights, gram) * weights).sum(-1, keepdim=True)
-    # Not clamped at zero: a square root has no gradient there.
+    # Clamped above zero, where a square root has no gradient.
     return weights / (squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt() + EPSILON)
 
 

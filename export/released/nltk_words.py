@@ -1,13 +1,14 @@
-r"""Captions to the words that NLTK's `word_tokenize` makes of them, as a `tokenizer.json` that needs no NLTK.
+r"""NLTK's `word_tokenize` as a `tokenizer.json` that needs no NLTK.
 
-The released checkpoints were trained on `word_tokenize(str(caption).lower())`: the Punkt model for English cuts sentences, then
-NLTK's word tokenizer puts spaces around what is a word of its own, rule after rule, and splits at white space. Each rule
-stands here as a normaliser that inserts spaces (or borders) at places given by a regular expression, in NLTK's order; every
-other character keeps its offset. docs/tokenisation.md lists what differs.
+The released checkpoints were trained on `word_tokenize(str(caption).lower())`. In NLTK, the Punkt model for English
+splits the text into sentences. A word tokenizer then applies rule after rule to insert spaces around separate words, and
+splits at white space. Here, each rule is a normaliser that inserts spaces or marks at places given by a regular
+expression, in NLTK's order. Every other character keeps its offset. docs/tokenisation.md lists the differences.
 
-A place is an expression of width zero. Two characters that Unicode sets aside for a program's own use mark places in the
-text for the rules that follow: CUT between two sentences, where NLTK has the ends of strings, and STOP behind a word that
-ends a sentence. Non-ASCII characters are written as \uXXXX: the library's `repr` panics if it cuts a pattern in one.
+A place is a regular expression that matches zero characters. Two characters that Unicode reserves for internal use mark
+places for later rules: CUT stands between two sentences, where NLTK has the ends of strings, and STOP stands after a word
+that ends a sentence. Non-ASCII characters are written as \uXXXX, because the library's `repr` panics when it truncates a
+pattern inside one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tokenizers.normalizers import Normalizer, Replace
 from camp_sdk.export.network.vocabulary import SPECIALS, word_tokenizer
 from camp_sdk.runtime.errors import InputError
 
-# What Punkt learned of English: words written with a period. Its other tables decide by capitals, and the text has none.
+# The abbreviations in Punkt's model of English. Its other tables depend on capitals, which the lower-cased text lacks.
 # fmt: off
 ABBREVIATIONS = (
     ". . ", "a.a", "a.c", "a.d", "a.g", "a.h", "a.m", "a.m.e", "a.s", "a.t", "adm", "ala", "ariz", "aug", "ave",
@@ -48,12 +49,12 @@ CONTRACTIONS = (
 
 CUT, STOP = r"\uFDD0", r"\uFDD1"
 BEGIN, FINISH = rf"(?:\A|{CUT})", rf"(?:\z|{CUT})"
-SPACE = r"[\s\x1c-\x1f]"  # Python splits at the four separators, which have not the property White_Space
-LETTER = r"[\w\u200c\u200d]"  # in brackets: outside, the library's \w takes fractions and superscripts too
+SPACE = r"[\s\x1c-\x1f]"  # Python splits at these four separators, which lack the property White_Space
+LETTER = r"[\w\u200c\u200d]"  # in brackets: outside, the library's \w also matches fractions and superscripts
 
-# Look-behind is bounded, or a long query of nothing but marks takes time in the square of its length.
+# Look-behind is bounded: otherwise a long query of nothing but marks takes time quadratic in its length.
 FEW, MANY, LONG = "{0,9}", "{0,40}", "{0,99}"
-ALONE = r"[)\";}\]*:@'({\[\u2018\u2019\u201c\u201d\u00ab\u00bb?!]"  # ends a word of Punkt's
+ALONE = r"[)\";}\]*:@'({\[\u2018\u2019\u201c\u201d\u00ab\u00bb?!]"  # ends a word in Punkt
 WORD_BEGIN = rf"(?:\A|[\s(\"{{\[:;*@)}}\]]|\.\.|--)[`&#,\-]{FEW}"
 WORD_END = rf"(?=,?(?:\s|\z|{ALONE}|--|\.\.))"
 CLOSERS = r"[\])}>\"'\u00bb\u201d\u2019 ]*\s*"
@@ -62,13 +63,18 @@ CLOSERS = r"[\])}>\"'\u00bb\u201d\u2019 ]*\s*"
 def nltk_tokenizer(vocabulary: Mapping[str, int]) -> Tokenizer:
     """The tokenizer of a released checkpoint: `word_tokenize` of the lower-cased text, then the index of each word.
 
-    vocabulary: word to index, with `<pad>` 0, `<start>` 1, `<end>` 2, `<unk>` 3. Words it does not hold are `<unk>`; text is
-    cut at 47 words and wrapped in `<start>` ... `<end>`. Raises InputError if the four stand elsewhere.
+    Text is truncated to 47 words and wrapped in `<start>` ... `<end>`.
+
+    Args:
+        vocabulary: word to index, with `<pad>` 0, `<start>` 1, `<end>` 2 and `<unk>` 3. Other words become `<unk>`.
+
+    Raises:
+        InputError: the vocabulary has these four words at other indices.
     """
     found = {word: vocabulary.get(word) for word in SPECIALS}
     if list(found.values()) != [0, 1, 2, 3]:
         raise InputError(
-            f"the vocabulary has {found}: expected the indices 0 to 3; pass the one the checkpoint came with"
+            f"the vocabulary has {found}: expected the indices 0 to 3; pass the vocabulary that the checkpoint came with"
         )
     rules = (lower_case, sentences, opening_quotes, punctuation, closing_quotes, contractions)
     normaliser = normalizers.Sequence([step for rule in rules for step in rule()])
@@ -76,14 +82,14 @@ def nltk_tokenizer(vocabulary: Mapping[str, int]) -> Tokenizer:
 
 
 def lower_case() -> list[Normalizer]:
-    """As `str.lower`, which also knows the sigma at the end of a word; white space at the end of the text goes."""
+    """Lower-case as `str.lower` does, including the final sigma, and remove white space at the end of the text."""
     between = rf"\p{{Case_Ignorable}}{FEW}"
     last_sigma = rf"(?<=\p{{Cased}}{between})\u03a3(?!{between}\p{{Cased}})"
     return [Replace(Regex(last_sigma), "\u03c2"), normalizers.Lowercase(), Replace(Regex(rf"{SPACE}+\z"), "")]
 
 
 def sentences() -> list[Normalizer]:
-    """Puts CUT between sentences, in place of the white space there."""
+    """Replace the white space between sentences with CUT."""
     return [
         Replace(Regex(f"{stops()}{WORD_END}"), "\ufdd1"),
         Replace(Regex(rf"{cuts()}\s*"), "\ufdd0"),
@@ -92,9 +98,9 @@ def sentences() -> list[Normalizer]:
 
 
 def stops() -> str:
-    """Behind `?`, `!`, and a word's period, unless the word is an abbreviation, or may be an initial or ordinal.
+    """The places after `?`, `!`, and a word's period, unless the word is an abbreviation, an initial or an ordinal.
 
-    An initial or ordinal is one before a lower-case word or a mark; Punkt's exceptions need capitals.
+    A word counts as an initial or ordinal before a lower-case word or a mark. Punkt's exceptions to this need capitals.
     """
     abbreviation = rf"(?:{WORD_BEGIN}|-)(?:{'|'.join(map(re.escape, ABBREVIATIONS))})"
     initial_or_ordinal = rf"{WORD_BEGIN}(?:[^\W\d]|\.?\d[\d,.\-]{{0,30}})"
@@ -104,14 +110,14 @@ def stops() -> str:
 
 
 def cuts() -> str:
-    """Behind the last `.`, `?` or `!` in a run of non-spaces, and the quotes and brackets that close there.
+    """The places after the last `.`, `?` or `!` in a run of non-spaces, and after the closing quotes and brackets there.
 
-    Punkt decides once for each such run: it cuts if any word in the run so far stops, or one inside the next run does. A mark
-    that is the first character of its run is decided on by itself.
+    Punkt decides once for each run: it cuts if a word ends a sentence in the run so far, or inside the next run. A mark
+    that is the first character of its run gets its own decision.
     """
-    mark, run = rf"[.?!]{STOP}?", rf"[^ \t-\r]{LONG}"  # here Punkt knows the white space of ASCII only
+    mark, run = rf"[.?!]{STOP}?", rf"[^ \t-\r]{LONG}"  # here Punkt recognises only ASCII white space
     candidate = rf"{mark}(?={ALONE}|\s+\S)"
-    first = rf"(?:\A|[\s\S][ \t-\r]){mark}"  # a single space at the beginning of the text, Punkt overlooks
+    first = rf"(?:\A|[\s\S][ \t-\r]){mark}"  # Punkt ignores a single space at the beginning of the text
     last = rf"(?:(?!{run}{mark}(?:{ALONE}|\s+\S))|(?<={first}))"
     stopped = rf"(?:(?<={STOP}{run})|(?=\s+\S{LONG}{STOP}\S))"
     closing = r"(?:\s*[\"')\]}\u2018\u2019\u201c\u201d\u00ab\u00bb]+(?=\s|--|\z))?"
@@ -119,7 +125,7 @@ def cuts() -> str:
 
 
 def opening_quotes() -> list[Normalizer]:
-    """Spaces around opening quotes; straight ones become two backticks; an apostrophe before a word stands apart."""
+    """Insert spaces around opening quotes and after an apostrophe before a word; straight quotes become two backticks."""
     clitic = rf"(?:re|ve|ll|m|t|s|d|n)(?!{LETTER})"
     return [
         insert_space(*around(r"\u00ab\u201c\u2018\u201e"), "(?<!`)(?=`)", "(?<=`)(?!`)"),
@@ -131,8 +137,8 @@ def opening_quotes() -> list[Normalizer]:
 
 
 def punctuation() -> list[Normalizer]:
-    """Spaces around the sentence's last period, commas and colons but those before digits, and what always stands apart."""
-    odd = rf"(?<=(?:\A|[^:,])(?:[:,][:,]){MANY}"  # NLTK's rule eats two characters, so of a run only every other mark
+    """Insert spaces around the last period of a sentence, commas and colons not before digits, and other punctuation."""
+    odd = rf"(?<=(?:\A|[^:,])(?:[:,][:,]){MANY}"  # NLTK's rule consumes two characters, so it skips every other mark
     not_digit = rf"(?=[^\d{CUT}])"
     return [
         insert_space(
@@ -155,7 +161,7 @@ def punctuation() -> list[Normalizer]:
 
 
 def closing_quotes() -> list[Normalizer]:
-    """Spaces around what quotes are left, which close; clitics leave their word. The sentences are joined."""
+    """Insert spaces around the remaining quotes, which are closing ones, and before clitics; join the sentences."""
     return [
         Replace(Regex(rf"\A|\z|{CUT}"), " "),
         insert_space(*around_pairs("'")),
@@ -166,7 +172,7 @@ def closing_quotes() -> list[Normalizer]:
 
 
 def contractions() -> list[Normalizer]:
-    """Words written as one come apart: `cannot`, `gonna`, and `wanna` before white space."""
+    """Split contractions without an apostrophe: `cannot`, `gonna` and others, and `wanna` before white space."""
     whole = "|".join(first + second for first, second in CONTRACTIONS)
     inside = [rf"(?<=\b{first})(?={second}\b)" for first, second in CONTRACTIONS]
     return [
@@ -178,16 +184,16 @@ def contractions() -> list[Normalizer]:
 
 
 def insert_space(*places: str) -> Normalizer:
-    """Inserts a space at each of the places: inserting, unlike replacing, leaves every character its offset."""
+    """Insert a space at each of the places. Unlike a replacement, an insertion keeps the offset of every character."""
     return Replace(Regex("|".join(places)), " ")
 
 
 def around(characters: str) -> tuple[str, str]:
-    """The places before and behind each of the characters."""
+    """The places before and after each of the characters."""
     return f"(?=[{characters}])", f"(?<=[{characters}])"
 
 
 def around_pairs(mark: str) -> tuple[str, str]:
-    """The places before and behind two of a mark, counted from the beginning of a run; runs of up to 80 marks."""
+    """The places before and after each pair of a mark, counted from the start of a run of up to 80 marks."""
     run = rf"(?<=(?:\A|[^{mark}])(?:{mark}{mark})"
     return f"(?={mark}{mark}){run}{MANY})", f"{run}{{1,40}})"

@@ -22,10 +22,14 @@ from camp_sdk.runtime.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Batch:
-    """images: pixels [B, 3, H, W] or features [B, R, D], float32; tokens [B, N] and lengths [B], int64.
+    """B images with one caption each.
 
-    matches [B, B] is true where an image (row) and a caption (column) belong together: captions of one image may meet in a
-    batch, and so may images that the same sentence was written for.
+    Args:
+        images: pixels [B, 3, H, W] or features [B, R, D], float32.
+        tokens: [B, N] int64.
+        lengths: [B] int64.
+        matches: [B, B] bool, true where an image (row) and a caption (column) belong together. A batch may hold several
+            captions of one image, and several images with the same sentence.
     """
 
     images: Tensor
@@ -39,9 +43,13 @@ class Batch:
 
 
 class CaptionDataset(Dataset[tuple[int, int]]):
-    """One item a caption: (image index, caption index). `collate` makes a batch of them.
+    """One item per caption: (image index, caption index). `collate` makes a batch of items.
 
-    ``store`` is uint8 pictures [I, S, S, 3] or float32 features [I, R, D], memory-mapped.
+    Args:
+        split: captions, and the image of each.
+        store: the images, uint8 pictures [I, S, S, 3] or float32 features [I, R, D], memory-mapped.
+        tokenizer: of the captions.
+        pixels: how to normalise pictures; None for features.
     """
 
     def __init__(
@@ -50,7 +58,7 @@ class CaptionDataset(Dataset[tuple[int, int]]):
         self.owner = split.image_of_caption
         self.store, self.pixels = store, pixels
         self.tokens = tokenizer.encode(split.captions)
-        # Captions are the same if they are to the network.
+        # Captions with equal tokens are equal to the network.
         self._sentences = self.tokens.distinct()[1]
         self._written = np.unique(self._key(self.owner, self._sentences))
 
@@ -82,7 +90,10 @@ class CaptionDataset(Dataset[tuple[int, int]]):
         return images * len(self) + sentences
 
     def image_batch(self, indices: NDArray[np.integer]) -> Tensor:
-        """Some images as the network takes them: normalised pixels, or features; InputError names one with NaN."""
+        """Images as the network takes them: normalised pixels, or features.
+
+        Raises InputError, naming an image with NaN.
+        """
         rows = np.asarray(self.store[indices])
         forget_pages(self.store)
         if self.pixels:
@@ -93,7 +104,7 @@ class CaptionDataset(Dataset[tuple[int, int]]):
         return torch.from_numpy(rows)
 
     def loader(self, batch_size: int, sampler: Sampler[Any], workers: int = 0) -> DataLoader[Batch]:
-        """Batches in the sampler's order; the last, smaller one is dropped, since negatives come from the batch."""
+        """Batches in the sampler's order, without a smaller last one, because negatives come from the batch."""
         return DataLoader(
             self,  # type: ignore[arg-type]  # items are pairs of indices, collated into a Batch
             batch_size,
@@ -106,11 +117,17 @@ class CaptionDataset(Dataset[tuple[int, int]]):
 
 
 class NeighbourSampler(DistributedSampler[tuple[int, int]]):
-    """Every caption once an epoch, in an order that depends on the seed and the epoch alone; one device's share of it.
+    """Every caption once per epoch, in an order that depends only on seed and epoch; one device's share of it.
 
-    The first ``neighbours`` images of the data set, the next ones, and so on stay together with one caption each. Where a
-    data set puts look-alikes side by side, each thus finds the other in its batch, but for a few at the borders of batches:
-    the hardest negative there is.
+    Groups of ``neighbours`` consecutive images stay together, with one caption each. If a data set stores look-alikes
+    side by side, each has the other, its hardest negative, in its batch, except at the borders of batches.
+
+    Args:
+        data: the captions.
+        neighbours: images per group.
+        seed: of the order.
+        device: index of this device.
+        devices: number of devices.
     """
 
     def __init__(self, data: CaptionDataset, neighbours: int, seed: int, device: int = 0, devices: int = 1) -> None:
@@ -123,12 +140,13 @@ class NeighbourSampler(DistributedSampler[tuple[int, int]]):
         captions = shuffled[np.argsort(self.owner[shuffled], kind="stable")]  # by image, in random order inside one
         owner = self.owner[captions]
         counts = np.bincount(owner)
-        turn = np.arange(len(owner)) - np.searchsorted(owner, owner)  # the how-manieth caption of its image
-        turn = (
-            turn * counts.max() // counts[owner]
-        )  # spread, lest the last batches hold the images with most captions alone
+        turn = np.arange(len(owner)) - np.searchsorted(
+            owner, owner
+        )  # 0 for the first caption of its image, 1 for the second, ...
+        # Spread over the epoch; otherwise the last batches would hold only the images with most captions.
+        turn = turn * counts.max() // counts[owner]
         group = owner // self.neighbours
-        lots = rng.random((turn.max() + 1, group.max() + 1))  # in every turn the groups are drawn anew
+        lots = rng.random((turn.max() + 1, group.max() + 1))  # groups are shuffled in every turn
         order = captions[np.lexsort((owner, lots[turn, group], turn))]
-        start = self.rank * self.num_samples  # a slice: taking every n-th would part the neighbours
+        start = self.rank * self.num_samples  # a slice: every n-th would separate neighbours
         return iter(order[start : start + self.num_samples].tolist())

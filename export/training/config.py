@@ -113,8 +113,8 @@ class TrainConfig:
     def completed(self, pictures: bool, fixed: Mapping[str, Any], source: object) -> TrainConfig:
         """The same run with every option set, checked.
 
-        Options left at 0 take what suits the data: small and quick for pictures, the paper's sizes for features. The learning
-        rate grows with the square root of the batch size, because a larger batch has a steadier gradient.
+        Options left at 0 take what suits the data: small and quick for pictures, the paper's sizes for features. The
+        learning rate grows with the square root of the batch size, because a larger batch has a steadier gradient.
 
         Args:
             pictures: whether the data set holds pictures rather than features.

@@ -1,4 +1,4 @@
-"""The images of a run: pictures decoded for a vision network that is trained, or encoded once by one that is frozen."""
+"""The images of a run: pictures decoded for a trained vision network, or encoded once by a frozen one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from camp_sdk.terminal import progress
 
 EXAMPLES = 24
 AHEAD = 32  # pictures decoded before they are asked for
-READING = 2  # counted up whenever reading, normalising or a network gives other numbers: features are then made again
+READING = 2  # increased whenever reading or normalising changes the features, so that kept ones are not used
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def decode_pictures(split: Split, spec: PixelSpec, file: Path) -> NDArray[np.uin
 
 
 def encode_pictures(splits: Sequence[Split], vision: Vision, folder: Path) -> list[NDArray[np.float32]]:
-    """Features [I, R, D] of each split's pictures by a frozen network, memory-mapped: what the bundle's graph will make.
+    """Features [I, R, D] of each split's pictures by a frozen network, memory-mapped, as the bundle's graph makes them.
 
-    They are kept in ``folder``, and made again only if the network, its preprocessing or the pictures have changed.
+    They are kept in ``folder``, and computed again only if the network, its preprocessing or the pictures change.
     """
     files = [folder / f"features-{_key(split, vision)}.npy" for split in splits]
     missing = [(split, file) for split, file in zip(splits, files, strict=True) if not _is_whole(file)]
@@ -105,7 +105,7 @@ def encode_pictures(splits: Sequence[Split], vision: Vision, folder: Path) -> li
 def _is_whole(file: Path) -> bool:
     try:
         open_memmap(file, mode="r")
-    except (OSError, ValueError):  # there is none, or it was cut
+    except (OSError, ValueError):  # missing or truncated
         return False
     return True
 
@@ -137,10 +137,10 @@ def _encode(split: Split, vision: Vision, engine: Engine, file: Path) -> None:
 
 
 def _key(split: Split, vision: Vision) -> str:
-    """Changes with the network's weights, its pixels, and the names, sizes and times of the pictures."""
+    """A key of the network's weights, its preprocessing, and the names, sizes and times of the pictures."""
     assert vision.network is not None
-    how = READING, version("pillow"), vision.name, asdict(vision.pixels)
-    digest = hashlib.sha256(repr(how).encode())
+    setup = READING, version("pillow"), vision.name, asdict(vision.pixels)
+    digest = hashlib.sha256(repr(setup).encode())
     for name, weight in vision.network.state_dict().items():
         digest.update(name.encode())
         digest.update(weight.cpu().numpy().tobytes())

@@ -1,5 +1,8 @@
-"""The losses of CAMP: hardest-negative binary cross-entropy or margin ranking on pairs, softmax over all pairs of a batch,
-contrastive on global vectors."""
+"""The losses of CAMP.
+
+Hardest-negative binary cross-entropy or margin ranking on pairs, softmax over all pairs of a batch, contrastive on
+global vectors.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,34 @@ from camp_sdk.export.network.camp import Scorer, Tensors
 
 CLAMP = math.log((1 - 1e-6) / 1e-6)  # the logit whose score is 1 - 1e-6: scores are clamped before the logarithm
 DRIFT = 2 * CLAMP  # the logit beyond which `drift_loss` begins
-BLOCK_IMAGES = BLOCK_TEXTS = 16  # measured with d = 192, R = 36, captions of 3 to 23 words: intermediates of 7 MB
+BLOCK_IMAGES = BLOCK_TEXTS = 16  # measured: d = 192, R = 36, 3 to 23 words, 7 MB of intermediates
 
 
 def matching_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
-    """Equation of section 3.5, averaged over the batch, from logits: L = -[log m(I, T) + log(1 - m(I, T'))] - [log m(I, T)
-    + log(1 - m(I', T))]. matching is [B], one pair each; the wrong ones may be several a pair: each term is a mean."""
+    """Hardest-negative binary cross-entropy of section 3.5, from logits, averaged over the batch.
+
+    L = -[log m(I, T) + log(1 - m(I, T'))] - [log m(I, T) + log(1 - m(I', T))], each term a mean.
+
+    Args:
+        matching: [B], logits of matching pairs.
+        wrong_text: logits of each image with a wrong text, one or more per pair.
+        wrong_image: logits of each text with a wrong image, one or more per pair.
+    """
     matching, wrong_text, wrong_image = (x.clamp(-CLAMP, CLAMP) for x in (matching, wrong_text, wrong_image))
     return 2 * F.softplus(-matching).mean() + F.softplus(wrong_text).mean() + F.softplus(wrong_image).mean()
 
 
 def margin_ranking(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor, margin: float = 0.2) -> Tensor:
-    """Hinge loss of the cross-attention models, averaged over the batch: max(0, margin - s(I, T) + s(I, T')) + max(0, margin
-    - s(I, T) + s(I', T)), from cosines. matching is [B]; the wrong ones may be several a pair, in the pairs' order."""
+    """Hinge loss of the cross-attention models, from cosines, averaged over the batch.
+
+    L = max(0, margin - s(I, T) + s(I, T')) + max(0, margin - s(I, T) + s(I', T)).
+
+    Args:
+        matching: [B], cosines of matching pairs.
+        wrong_text: cosines of each image with a wrong text, one or more per pair, in the order of the pairs.
+        wrong_image: cosines of each text with a wrong image, likewise.
+        margin: by which a matching pair should lead.
+    """
 
     def violation(wrong: Tensor) -> Tensor:
         own = matching.repeat_interleave(len(wrong) // len(matching))
@@ -39,7 +57,7 @@ def margin_ranking(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor, ma
 
 
 def score_pairs(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
-    """Logits [P] of aligned pairs: image tensors [P, ...] against text tensors [P, ...], each only with its own."""
+    """Logits [P] of aligned pairs: image tensors [P, ...] and text tensors [P, ...], row by row."""
     single = torch.vmap(scorer)  # the cross product of one image and one text, P times
     return single(  # type: ignore[no-any-return]  # vmap is untyped
         {name: tensor.unsqueeze(1) for name, tensor in image.items()},
@@ -48,30 +66,40 @@ def score_pairs(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
 
 
 def score_blocks(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
-    """Logits [I, T] of all pairs, some images and some texts at a time, whose intermediates are not kept: memory stays small.
+    """Logits [I, T] of all pairs, block by block, without keeping intermediates, so that memory stays small.
 
-    Texts of about one length are scored together, without the padding that the longest of the batch asks for. With gradients,
-    each block is computed once more on the way back, which costs less than it saves, since a block stays near the processor.
+    Texts of similar length share a block, without the padding of the batch's longest text. With gradients, each block
+    is computed again in the backward pass; that costs less time than it saves, because a block fits the processor's
+    caches.
     """
     lengths = text["text.mask"].sum(1)
     order = lengths.argsort()
     texts = [
         {name: tensor[chosen, : int(lengths[chosen[-1]])] for name, tensor in text.items()}
-        for chosen in torch.split(order, BLOCK_TEXTS)  # the method is untyped
+        for chosen in torch.split(order, BLOCK_TEXTS)
     ]
     images = [_take(image, slice(k, k + BLOCK_IMAGES)) for k in range(0, len(image["image.V"]), BLOCK_IMAGES)]
     score = cast("Callable[[Tensors, Tensors], Tensor]", scorer)
     if torch.is_grad_enabled():
-        score = partial(checkpoint, scorer, use_reentrant=False, preserve_rng_state=False)  # a scorer draws nothing
+        score = partial(
+            checkpoint, scorer, use_reentrant=False, preserve_rng_state=False
+        )  # a scorer draws no random numbers
     rows = [torch.cat([score(some, words) for words in texts], 1) for some in images]
     return torch.cat(rows)[:, order.argsort()]
 
 
 def choose_negatives(logits: Tensor, candidates: int, count: int = 1) -> Tensor:
-    """For each row of logits [B, C], ``count`` columns among its ``candidates`` highest, at random: [B, count] int64.
+    """For each row of logits, random columns among its highest.
 
-    As many candidates as negatives are the hardest; all of them is any negatives of the batch. Pairs that match must hold
-    -inf, and are not chosen: where a row has fewer others, every row gets that few. A row of matches alone gets some of them.
+    Args:
+        logits: [B, C]; pairs that match hold -inf, and are not chosen.
+        candidates: how many of the highest to choose among. Equal to ``count`` it selects the hardest negatives; equal
+            to C it selects any.
+        count: columns per row. If a row has fewer negatives, every row gets that number. A row of matches alone gets
+            some of its matches.
+
+    Returns:
+        [B, count] int64.
     """
     others = torch.isfinite(logits).sum(1)
     usable = int(others[others > 0].min()) if others.any() else 1
@@ -91,12 +119,18 @@ def pair_loss(
 ) -> Tensor:
     """Hardest-negative loss of B aligned pairs, at the cost of 3 B gradients instead of B * B with one negative.
 
-    The loss is `matching_bce` where scores are probabilities, `margin_ranking` where they are cosines.
+    The loss is `matching_bce` for probabilities and `margin_ranking` for cosines. All pairs are scored without
+    gradients to find the negatives; the positives and the chosen negatives are then scored again with gradients.
 
-    All pairs are scored without gradients to find the negatives; the positives and the chosen negatives are then scored
-    again with gradients. matches [B, B] is true where an image and a text of the batch belong together. The paper takes one
-    negative a direction; ``negatives`` averages over so many, and ``candidates`` widens the choice (`choose_negatives`).
-    all_logits [B, B]: of all pairs with their gradients, where another loss needs them anyway; nothing is scored again then.
+    Args:
+        scorer: the network's scorer.
+        image: image tensors [B, ...].
+        text: text tensors [B, ...].
+        matches: [B, B] bool, true where an image and a text of the batch belong together.
+        candidates: how many of the hardest negatives to choose among (`choose_negatives`).
+        negatives: negatives per direction, averaged; the paper takes one.
+        all_logits: [B, B] logits of all pairs with gradients, if another loss needs them anyway; nothing is scored
+            again then.
     """
     if all_logits is None:
         with torch.no_grad():
@@ -113,7 +147,7 @@ def pair_loss(
         chosen = _full(score_pairs(scorer, _take(image, images), _take(text, texts)))
     else:
         chosen = _full(all_logits)[images, texts]
-    # A row of matches alone has no negative: its pair, at -inf, is clamped, costs next to nothing and has no gradient.
+    # A row of matches alone has no negative. Its pair, at -inf, is clamped: almost no loss, and no gradient.
     matching, wrong = chosen[: len(own)], chosen[len(own) :].masked_fill(matches[images, texts][len(own) :], -math.inf)
     loss = margin_ranking if scorer.activation == "none" else matching_bce
     return loss(matching, wrong[: wrong_text.numel()], wrong[wrong_text.numel() :])
@@ -125,7 +159,7 @@ def contrastive_loss(image: Tensor, text: Tensor, matches: Tensor, log_scale: Te
 
 
 def softmax_loss(logits: Tensor, matches: Tensor) -> Tensor:
-    """InfoNCE over the batch, both directions, of logits [B, B]; other pairs that match do not count."""
+    """InfoNCE of logits [B, B] over the batch, in both directions; other matching pairs do not count."""
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = _full(logits).masked_fill(matches & ~own, -math.inf)
     target = torch.arange(len(logits), device=logits.device)
@@ -133,13 +167,16 @@ def softmax_loss(logits: Tensor, matches: Tensor) -> Tensor:
 
 
 def drift_loss(logits: Tensor) -> Tensor:
-    """Mean square of what logits [I, T] exceed `DRIFT` by. The other losses say nothing of clamped logits, and those of pairs
-    far apart drift away, to where float32's noise is larger than an export may differ by."""
+    """Mean square of the amount by which logits [I, T] exceed `DRIFT`.
+
+    The other losses clamp logits, so those of very different pairs drift away, to where float32's rounding is larger
+    than the difference that the export allows.
+    """
     return (_full(logits).abs() - DRIFT).clamp(min=0).square().mean()
 
 
 def _full(tensor: Tensor) -> Tensor:
-    """At least float32: what autocast made half is widened, float64 stays."""
+    """In float32 or wider: half precision from autocast is widened, float64 stays."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

@@ -1,4 +1,4 @@
-"""The same evaluation as `camp eval`, by PyTorch: what training watches, and what the bundle is held against."""
+"""The evaluation of `camp eval` by PyTorch: training monitors it, and bundles are compared with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXTS_AT_ONCE = 64
 def measure_checkpoint(
     checkpoint: Path, data: Path, split: str, on_progress: Callable[[int], None] = lambda pairs: None
 ) -> tuple[Metrics, Metrics | None]:
-    """`measure_network` of a checkpoint on a split on disk, decoded as the checkpoint says. Raises BundleError."""
+    """`measure_network` of a checkpoint on a split on disk, with the checkpoint's preprocessing. Raises BundleError."""
     model, origin = load_checkpoint(checkpoint)
     loaded = load_split(data, split)
     with tempfile.TemporaryDirectory(prefix="camp-") as cache:
@@ -42,15 +42,21 @@ def measure_checkpoint(
 def measure_network(
     model: Camp, data: CaptionDataset, on_progress: Callable[[int], None] = lambda pairs: None
 ) -> tuple[Metrics, Metrics | None]:
-    """Metrics of the network and of its global vectors alone (None without any) on a whole split.
+    """Metrics of the network and of its global vectors alone on a whole split.
 
-    The model is left as it was found.
+    Args:
+        model: left in the mode, training or evaluation, that it was in.
+        data: the split.
+        on_progress: receives the number of pairs of each block scored.
+
+    Returns:
+        Metrics of the network, and of its global vectors, or None if it has none.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     image = _encode_images(model, data, device)
-    first, where = data.tokens.distinct()  # the same caption twice must tie, whatever block it is scored in
+    first, where = data.tokens.distinct()  # equal captions must tie, whichever block scores them
     order = np.argsort(data.tokens.lengths[first], kind="stable")
     logits = np.empty((len(data.store), len(data)), np.float32)
     vectors = np.empty_like(logits) if model.config.global_vectors else None

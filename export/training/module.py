@@ -1,4 +1,4 @@
-"""The training loop, by Lightning: checkpoints, resume, mixed precision, several devices, logs, early stopping."""
+"""CAMP as a Lightning module: its losses, its optimiser, and what it adds to a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from camp_sdk.export.training.batches import Batch, CaptionDataset, NeighbourSam
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.losses import CLAMP, contrastive_loss, drift_loss, pair_loss, score_blocks, softmax_loss
 from camp_sdk.export.training.measure import measure_network
-from camp_sdk.export.training.trainer import bars_of, progress_of, tell
+from camp_sdk.export.training.trainer import bars_of, log_line, progress_of
 
 DRIFT_WEIGHT = 0.1
-TELL_S = 60.0  # between two lines of a log file
+LOG_INTERVAL_S = 60.0  # between two progress lines in a log file
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The two splits of a run, as batches come from them, and the pretrained vision network if there is one."""
+    """The two splits of a run as batches, and the pretrained vision network if there is one."""
 
     train: CaptionDataset
     dev: CaptionDataset
@@ -37,7 +37,14 @@ class TrainingData:
 
 
 class CampTraining(lightning.LightningModule):
-    """CAMP with its losses and its optimiser; the checkpoint carries what `load_checkpoint` needs."""
+    """CAMP with its losses and its optimiser; its checkpoints hold everything that `load_checkpoint` needs.
+
+    Args:
+        origin: configuration, tokenizer, preprocessing and examples, saved with the weights.
+        config: the run's options, completed.
+        data: the run's splits, and its pretrained vision network.
+        fusion_only: train the fusion alone, with encoders and attention frozen.
+    """
 
     def __init__(self, origin: Origin, config: TrainConfig, data: TrainingData, fusion_only: bool = False) -> None:
         super().__init__()
@@ -46,45 +53,44 @@ class CampTraining(lightning.LightningModule):
         if data.vision is not None:
             self.model.vision = data.vision.train().requires_grad_(config.tune_vision)
         if self.model.vision is not None:  # convolutions in this layout take two thirds of the time, on CPUs too
-            self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it not
+            self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does not type it
         self.model.image_encoder.dropout.p = config.dropout
         self.model.text_encoder.dropout.p = config.word_dropout
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=origin.model.global_vectors)
         self.origin, self.config, self.data, self.fusion_only = origin, config, data, fusion_only
-        self.told = time.monotonic()
+        self.logged_at = time.monotonic()
         if fusion_only:
             self.requires_grad_(False)
             for part in self.model.scorer.fusion:
                 self.model.scorer.get_submodule(part).requires_grad_(True)
 
     def on_train_epoch_start(self) -> None:
-        """Keep the statistics of a vision network that is frozen, or was trained on more than this data set, as they are."""
+        """Keep the batch statistics of a vision network that is frozen or pretrained."""
         if self.model.vision is not None and (self.fusion_only or self.pretrained):
             self.model.vision.eval()
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches in an order that depends on seed, epoch and devices alone, so that a resumed run is the same run."""
+        """Batches in an order that depends only on seed, epoch and devices, so that resuming does not change a run."""
         config, trainer = self.config, self.trainer
         share = trainer.global_rank, trainer.world_size
         sampler = NeighbourSampler(self.data.train, config.neighbours, config.seed, *share)
         return self.data.train.loader(config.batch_size, sampler, config.workers)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed what a step draws by step and device, for the same reason: by epoch is not enough, a resumed run draws more."""
+        """Seed the random numbers of a step by step and device, so that a resumed run draws the same ones."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step + 7_919_000_003 * self.global_rank)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Where bars do not move, in a log file, a line a minute tells how far the epoch is."""
+        """Log the progress of the epoch once a minute when the output is not a terminal."""
         bars = bars_of(self.trainer)
-        if bars is None or bars.console.is_terminal or time.monotonic() < self.told + TELL_S:
+        if bars is None or bars.console.is_terminal or time.monotonic() < self.logged_at + LOG_INTERVAL_S:
             return
-        self.told = time.monotonic()
+        self.logged_at = time.monotonic()
         epoch = f"epoch {self.current_epoch + 1} of {self.config.epochs}"
-        tell(self.trainer, f"{epoch}: step {batch_idx + 1} of {self.trainer.num_training_batches}")
+        log_line(self.trainer, f"{epoch}: step {batch_idx + 1} of {self.trainer.num_training_batches}")
 
     def training_step(self, batch: Batch) -> Tensor:
-        """One step: hardest-negative loss on pairs and, where they have a weight, softmax loss on all pairs and contrastive
-        loss on the global vectors."""
+        """One step: hardest-negative loss, softmax loss on all pairs, and contrastive loss on the global vectors."""
         image = self.model.encode_images(self.model.region_features(batch.images))
         text = self.model.encode_texts(forget_words(batch.tokens, self.config.unknown_words), batch.lengths)
         v, t = image.pop("image.global", None), text.pop("text.global", None)
@@ -100,7 +106,7 @@ class CampTraining(lightning.LightningModule):
         return sum((weights.get(name, 1) * loss for name, loss in losses.items()), torch.zeros((), device=self.device))
 
     def _pair_losses(self, image: Tensors, text: Tensors, matches: Tensor) -> dict[str, Tensor]:
-        """The losses of the network's own scores, on the first `pair_batch` of the batch: its order is random."""
+        """The losses of the scorer, on the first `pair_batch` pairs of the batch, whose order is random."""
         scorer, count = self.model.scorer, self.config.pair_batch or len(matches)
         image, text = ({name: tensor[:count] for name, tensor in side.items()} for side in (image, text))
         matches = matches[:count, :count]
@@ -108,27 +114,27 @@ class CampTraining(lightning.LightningModule):
         candidates = self._candidates(len(matches))
         losses = {"pair_loss": pair_loss(scorer, image, text, matches, candidates, self.config.negatives, logits)}
         if logits is not None:
-            # Clamped as the other is: easy negatives would be pushed on and on.
+            # Clamped like the pair loss: easy negatives would be pushed without end.
             losses["softmax_loss"] = softmax_loss(logits.clamp(-CLAMP, CLAMP), matches)
             losses["drift_loss"] = drift_loss(logits)
         return losses
 
     def _candidates(self, batch_size: int) -> int:
-        """How many of the hardest negatives to choose among: all of the batch at first, one (or as many as are wanted) after
-        `warm_part` of the run.
+        """The number of hardest negatives to choose among: the whole batch at first, one after `warm_part` of the run.
 
-        Hardest-only from the first step does not converge: while scores are noise, the hardest is a random mistake.
+        Training with only the hardest from the first step does not converge: while scores are noise, the hardest
+        negative is a random one.
         """
         steps = self.config.warm_part * float(self.trainer.estimated_stepping_batches)
         left = max(0.0, 1 - self.global_step / steps) if steps else 0.0
         return max(1, round(batch_size * left**2))
 
     def on_train_epoch_end(self) -> None:
-        """Log recall on the dev split; rsum decides which checkpoint is the best and when to stop."""
+        """Log recall on the dev split; rsum selects the best checkpoint and stops the run."""
         pairs = len(self.data.dev) * len(self.data.dev.store)
         with progress_of(self.trainer, "measuring on dev", pairs) as advance:
             measured = measure_network(self.model, self.data.dev, advance)
-        # The first device's network is what is saved; statistics of batches differ from device to device.
+        # The first device's network is saved; batch statistics differ between devices.
         network, vectors = self.trainer.strategy.broadcast(measured)
         self.log("rsum", network.rsum, sync_dist=True)
         self.log("text_to_image_r1", network.text_to_image.r1, sync_dist=True)
@@ -136,7 +142,7 @@ class CampTraining(lightning.LightningModule):
         if vectors:
             self.log("global_rsum", vectors.rsum, sync_dist=True)
         r1 = f"R@1 {network.text_to_image.r1:.1f} text to image, {network.image_to_text.r1:.1f} image to text"
-        tell(
+        log_line(
             self.trainer,
             f"epoch {self.current_epoch + 1} of {self.config.epochs}: rsum {network.rsum:.1f}, {r1}, on dev",
         )
@@ -151,15 +157,17 @@ class CampTraining(lightning.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the model without this class."""
+        """Add everything that rebuilds the model without this class."""
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        ran = {"epoch": self.current_epoch, "dev": metrics, "on_devices": self.trainer.world_size}
-        checkpoint[KEY] = replace(self.origin, training=self.origin.training | ran).as_dict()
+        run = {"epoch": self.current_epoch, "dev": metrics, "on_devices": self.trainer.world_size}
+        checkpoint[KEY] = replace(self.origin, training=self.origin.training | run).as_dict()
 
 
 def forget_words(tokens: Tensor, part: float) -> Tensor:
-    """Tokens [T, N] of which a part of the words, drawn anew for each step, is `<unk>`: a word that training never saw is
-    then not new to the network. Markers and padding stay."""
+    """Replace a random part of the words of tokens [T, N] by `<unk>`, so that the network learns to meet unknown words.
+
+    Markers and padding stay. ``part`` is 0..1.
+    """
     if not part:
         return tokens
     drawn = torch.rand(tokens.shape, device=tokens.device) < part

@@ -35,7 +35,7 @@ def run_record(config: TrainConfig, train: Split, dev: Split) -> dict[str, Any]:
 
 
 def digest_of(split: Split) -> str:
-    """SHA-256 of a split: captions, the image of each, and the images by name and size or by a sample of their features."""
+    """SHA-256 of a split: its captions, the image of each, and the images' names and sizes or a sample of features."""
     digest = hashlib.sha256(json.dumps([split.captions, split.image_of_caption.tolist()]).encode())
     if isinstance(split.images, np.ndarray):
         digest.update(repr(split.images.shape).encode())
@@ -72,7 +72,7 @@ def _check_record(run: Path, data: Path, asked: dict[str, Any]) -> None:
         options = dict(record["options"])
     except FileNotFoundError:
         raise InputError(
-            f"`resume`: {run} is not empty but has no {RECORD}, which every run writes: empty it, or name another folder"
+            f"`resume`: {run} is not empty but has no {RECORD}, which every run writes: empty it, or name another"
         ) from None
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise InputError(f"`resume`: {run / RECORD} is broken ({error}): start the run again in a new folder") from None
@@ -132,8 +132,7 @@ def _restart(run: Path) -> None:
 
 
 def check_resumed(config: TrainConfig, data: TrainingData, origin: Origin) -> None:
-    """Raise InputError if a stage cannot continue, or be followed, with this network, these words, or this frozen vision
-    network."""
+    """Raise InputError if a stage's checkpoint holds another network, other words or another frozen vision network."""
     last = config.output / "last.ckpt"
     model = replace(origin.model, variant=config.variant)
     before, found = load_checkpoint(last)
@@ -146,7 +145,7 @@ def check_resumed(config: TrainConfig, data: TrainingData, origin: Origin) -> No
 
 
 def check_devices(last: Path, devices: int) -> None:
-    """Raise InputError if a checkpoint was trained on another number of devices, because an epoch then has other steps."""
+    """Raise InputError for a checkpoint of another number of devices, because an epoch then has other steps."""
     training = load_checkpoint(last)[1].training
     if (before := training.get("on_devices", devices)) != devices:
         raise InputError(

@@ -55,7 +55,7 @@ class Stage:
 
 
 def stages_of(config: TrainConfig) -> list[Stage]:
-    """The stages of a run: the cross-attention model, the fusion alone, the whole network; stages of 0 epochs are omitted."""
+    """The stages of a run that have epochs: the cross-attention model, the fusion alone, the whole network."""
     attention = replace(
         config,
         variant=CROSS_ATTENTION.get(config.variant, config.variant),
@@ -132,7 +132,8 @@ class Run:
     def prepare(self, scratch: Path) -> tuple[TrainingData, Origin]:
         """The run's data as training reads them, and what its checkpoints will say beside their weights.
 
-        Tokenizer, vision network and preprocessing are those of the checkpoint that the run starts from, if there is one.
+        Tokenizer, vision network and preprocessing are those of the checkpoint that the run starts from, if there is
+        one.
         """
         config, started, (train, dev) = self.config, self.started, self.splits
         tokenizer_text = started[1].tokenizer if started else make_tokenizer(config, train)
@@ -259,7 +260,7 @@ def _begin(model: Camp, config: TrainConfig) -> None:
 
 
 def start_from(model: Camp, checkpoint: Path) -> None:
-    """Load the weights of a checkpoint into a network of the same sizes; weights that the checkpoint lacks stay as they are.
+    """Load the weights of a checkpoint into a network of the same sizes; what the checkpoint lacks stays as it is.
 
     Raises:
         InputError: the checkpoint has weights that the network lacks; the message lists them.

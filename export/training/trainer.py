@@ -28,23 +28,26 @@ CLIP_NORM = 2.0
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints written beside their place and renamed. Lightning's own come from another folder, in pieces where that is
-    on another disk: a kill leaves one cut short, under the name that a run goes on from."""
+    """Checkpoints written aside and renamed.
+
+    Lightning moves its own from another folder, piece by piece if that is on another disk: a kill then leaves a
+    truncated file under the name that a run resumes from.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint. Raises OSError, naming the path, where it does not fit."""
-        content = io.BytesIO()  # a disk that is full is no OSError inside torch.save
+        """Write a checkpoint. Raises OSError, naming the path, if the disk is full."""
+        content = io.BytesIO()  # inside torch.save, a full disk is not an OSError
         torch.save(checkpoint, content)
         with write_aside(Path(path)) as aside:
-            # No copy. `getbuffer` after a write that failed crashes Python 3.12 when it is collected.
+            # Not `getbuffer`: after a failed write, collecting it crashes Python 3.12.
             aside.write_bytes(content.getvalue())
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's, which forgets the best score of a run whose folder was moved; this one knows its files by their names."""
+    """Lightning's callback, but it keeps the best score of a run whose folder was moved: files are known by name."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state with every path in the folder where the run is now."""
+        """Restore the state, with every path in the run's present folder."""
 
         def here(path: str) -> str:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else path
@@ -55,13 +58,13 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 def bars_of(trainer: lightning.Trainer) -> Any:
-    """The trainer's bars; None on all but the first of several devices."""
+    """The trainer's progress bars; None on every device but the first."""
     return getattr(trainer.progress_bar_callback, "progress", None)
 
 
 @contextmanager
 def progress_of(trainer: lightning.Trainer, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar below the trainer's own; yields the function to call with the number of items just done."""
+    """A bar below the trainer's own; yields a function that takes the number of items just done."""
     bars = bars_of(trainer)
     if bars is None:
         yield lambda done: None
@@ -71,8 +74,8 @@ def progress_of(trainer: lightning.Trainer, title: str, total: int) -> Iterator[
     bars.update(task, visible=False)
 
 
-def tell(trainer: lightning.Trainer, line: str) -> None:
-    """A line above the trainer's bars. (Lightning's own shows what was measured an epoch before.)"""
+def log_line(trainer: lightning.Trainer, line: str) -> None:
+    """Print a line above the trainer's bars, which themselves show the figures of the epoch before."""
     bars = bars_of(trainer)
     if bars is not None:
         bars.console.print(line, highlight=False, soft_wrap=True)
@@ -80,7 +83,7 @@ def tell(trainer: lightning.Trainer, line: str) -> None:
 
 @rank_zero_only
 def keep_logged(trainer: lightning.Trainer, epochs: int) -> None:
-    """Before a run goes on: keep what metrics.csv has of the epochs that are done, which Lightning would delete."""
+    """Keep the finished epochs in metrics.csv when a run resumes; Lightning would delete them."""
     logger = next(one for one in trainer.loggers if isinstance(one, CSVLogger))
     path = Path(logger.log_dir, "metrics.csv")
     if not path.is_file():
@@ -98,8 +101,11 @@ def keep_logged(trainer: lightning.Trainer, epochs: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks: otherwise each step hands them back and faults them in again, page by page,
-    which took a fifth of the time of training on two CPU cores. Other C libraries are left alone."""
+    """Make glibc keep large freed blocks.
+
+    Otherwise every step returns them to the system and faults them in again page by page, which took a fifth of the
+    training time on two CPU cores. Other C libraries are left alone.
+    """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(ctypes.c_int(-3), ctypes.c_int(32 << 20))  # M_MMAP_THRESHOLD: 32 MiB is the most it takes
         libc.mallopt(ctypes.c_int(-1), ctypes.c_int(1 << 30))  # M_TRIM_THRESHOLD

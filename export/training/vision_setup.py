@@ -18,15 +18,19 @@ from camp_sdk.pictures import read_picture
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import MOST_PIXELS, PixelSpec
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation that most networks were trained with
-LITE = (127 / 255,) * 3, (128 / 255,) * 3  # and EfficientNet-Lite
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of most pretrained networks
+LITE = (127 / 255,) * 3, (128 / 255,) * 3  # of EfficientNet-Lite
 
 
 @dataclass(frozen=True)
 class Vision:
-    """The vision network of a run: its name as `ModelConfig` has it, the pixels it takes, and the width D of its features.
+    """The vision network of a run.
 
-    network is None for the one that each run builds and trains anew; others come with their weights.
+    Args:
+        name: as in `ModelConfig`.
+        pixels: what it takes.
+        width: D, of its features.
+        network: with its weights; None for the small network, which each run trains from scratch.
     """
 
     name: str
@@ -36,7 +40,7 @@ class Vision:
 
 
 def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] | None = None) -> Vision | None:
-    """The vision network of a run, from its options or from the checkpoint it starts from; None for a data set of features.
+    """The vision network of a run, from its options or its start checkpoint; None for a data set of features.
 
     Raises:
         InputError: options that do not fit the network.
@@ -68,7 +72,7 @@ def _open_small(config: TrainConfig, train: Split) -> Vision:
 
 
 def measure_pixels(train: Split, spec: PixelSpec) -> tuple[Channels, Channels]:
-    """Mean and deviation a channel, of up to 512 pictures of a data set, scaled to 0..1."""
+    """Mean and deviation of each channel over up to 512 pictures of a data set, scaled to 0..1."""
     paths = train.images[:: max(1, len(train.images) // 256)]
     sample = np.stack([read_picture(path, spec.height, spec.width, str(path), spec.fit) for path in paths]) / 255
     rounded = [

@@ -1,7 +1,7 @@
-"""Build engines from the graphs of a bundle: one code path for TensorRT 10.3 and later, TensorRT 11 and TensorRT-RTX.
+"""Build engines from the graphs of a bundle, by one code path for TensorRT (10.3 and later, 11) and TensorRT-RTX.
 
-Precision lives in the ONNX graph and networks are strongly typed, so nothing here chooses one. TensorRT builds for the GPU of
-this machine; TensorRT-RTX needs none, and builds for every GPU of compute capability 8.0 and later.
+Networks are strongly typed: the ONNX graph fixes the precision, and nothing here chooses one. TensorRT builds for the
+GPU of this machine. TensorRT-RTX needs no GPU and builds for every GPU of compute capability 8.0 and later.
 """
 
 from __future__ import annotations
@@ -39,7 +39,15 @@ from camp_sdk.runtime.tensorrt.plans import (
 
 @dataclass(frozen=True)
 class EngineOrder:
-    """An engine to build: a graph of a bundle as a precision has it, by the library and for the GPU of ``here``."""
+    """An engine to build, or one that was built before.
+
+    Args:
+        bundle: the bundle that holds the graph.
+        graph: the graph's name, "image", "text", "scorer", "explainer" or "vision".
+        precision: "float32", "float16" or "bfloat16"; a graph without a version in that precision is built in float32.
+        here: the library that builds the engine, and the GPU of this machine.
+        limits: the largest inputs the engine accepts, and its scratch memory.
+    """
 
     bundle: Bundle
     graph: str
@@ -49,27 +57,35 @@ class EngineOrder:
 
     @property
     def spec(self) -> GraphSpec:
-        """The graph's file and tensors. Raises BundleError if the bundle has no such graph or precision."""
+        """The graph's file and tensors.
+
+        Raises:
+            BundleError: the bundle has no such graph or precision.
+        """
         return graph_of(self.bundle, self.graph, self.precision)[0]
 
     @property
     def own_precision(self) -> str:
-        """What the graph really computes in: float32 where the precision has no graph of its own."""
+        """The precision the graph computes in: float32 if the bundle has no version of it in `precision`."""
         return graph_of(self.bundle, self.graph, self.precision)[1]
 
     @property
     def graph_sha256(self) -> str:
-        """SHA-256 of the graph's file."""
+        """SHA-256 of the graph's file, in hexadecimal."""
         return self.bundle.manifest.files[self.spec.file].sha256
 
     @property
     def profile(self) -> Profile:
-        """The shapes the engine is to take."""
+        """The shapes the engine is built for."""
         return profile_of(self.spec, self.bundle.manifest, self.limits)
 
     @property
     def folder(self) -> Path:
-        """Where the engine belongs. Raises BundleError if the bundle's engines lie somewhere else."""
+        """The folder the engine is written to.
+
+        Raises:
+            BundleError: the bundle's engines/ is a link that leads out of the bundle.
+        """
         engines = self.bundle.folder / ENGINES
         if engines.resolve() != self.bundle.folder.resolve() / ENGINES:
             raise BundleError(f"{engines} leads out of the bundle to {engines.resolve()}: remove it")
@@ -77,7 +93,7 @@ class EngineOrder:
 
 
 def built_engine(order: EngineOrder) -> PlanRecord | None:
-    """The record of an engine that was built to this order before and is whole, None if there is none."""
+    """The record of an intact engine that was built from the same order before; None if there is none."""
     try:
         record = read_record(order.folder)
         check_plan(order.folder, record)
@@ -87,7 +103,7 @@ def built_engine(order: EngineOrder) -> PlanRecord | None:
 
 
 def prefer(order: EngineOrder, record: PlanRecord) -> PlanRecord:
-    """Make an engine that is there already the last built, which is the one that is opened."""
+    """Mark an existing engine as the most recently built, because that is the one `find_plan` opens."""
     record = replace(record, built_at=time.time())
     with write_aside(order.folder / RECORD_FILE) as aside:
         aside.write_text(record.as_json(), encoding="utf-8")
@@ -95,11 +111,23 @@ def prefer(order: EngineOrder, record: PlanRecord) -> PlanRecord:
 
 
 def build_engine(order: EngineOrder, on_progress: Callable[[float], None] = lambda share: None) -> PlanRecord:
-    """Build one engine, write it under the bundle's engines/ and return its record; an older one of the same key is replaced.
+    """Build one engine and write it to the bundle's engines/, replacing an older one of the same key.
 
-    on_progress hears the share of the build that is done, 0..1, from another thread; what it raises stops the build, as
-    Ctrl-C does. Nothing is written before the plan is whole. Raises BackendError with the library's own reason if the graph
-    cannot be built, or comes out mostly float32 though it should not; BundleError, InputError as `profile_of`.
+    Nothing is written until the plan is complete. Ctrl-C stops the build.
+
+    Args:
+        order: what to build.
+        on_progress: receives the finished share of the build, 0..1, in another thread; an exception it raises stops the
+            build and is raised again here.
+
+    Returns:
+        The record of the engine.
+
+    Raises:
+        BackendError: the graph cannot be built (the message gives the library's own reason), or the graph is of half
+            precision but less than half of it computes in half precision.
+        BundleError: the bundle lacks the graph, or its manifest does not match the graph.
+        InputError: the limits do not fit the bundle.
     """
     library, started, folder = open_library(order.here.backend), time.monotonic(), order.folder
     plan, half_share = _built(library, order, BuildProgress(on_progress))
@@ -127,16 +155,17 @@ def build_engine(order: EngineOrder, on_progress: Callable[[float], None] = lamb
 
 
 def _built(library: Library, order: EngineOrder, progress: BuildProgress) -> tuple[bytes, float]:
-    """The plan, and the share of its products in half precision."""
+    """The plan, and the share of its matrix products and convolutions that compute in half precision."""
     trt = library.trt
     if order.here.library == "tensorrt" and order.here.compute_capability is None:
         raise BackendError("TensorRT builds engines on the GPU they are for, and no GPU or no driver was found here")
     library.errors.clear()
     try:
         builder = trt.Builder(library.logger)
-    except (TypeError, RuntimeError):  # pybind11's answer to a builder that could not be made
+    except (TypeError, RuntimeError):  # pybind11 raises these when the library returns no builder
         raise BackendError(f"{order.here.backend} cannot make a builder: {library.reason()}") from None
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))  # 11 always does
+    # TensorRT 11 types strongly even without the flag.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(library, order, network)
     share = _half_share(trt, network, order)
     config = _configured(library, order, builder)
@@ -159,11 +188,11 @@ def _named(order: EngineOrder) -> str:
 
 def _parse(library: Library, order: EngineOrder, network: Any) -> None:
     parser = library.trt.OnnxParser(network, library.logger)
-    # By content, not by path: a graph that names files of weights elsewhere is not read along.
+    # Parsed from bytes, not from a path: the parser then cannot read external weight files that the graph names.
     if not parser.parse(order.bundle.path(order.spec.file).read_bytes()):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        told = "; ".join(f"{e.node_operator()} node {e.node_name()!r}: {' '.join(e.desc().split())}" for e in errors)
-        raise BackendError(f"{_named(order)} cannot be parsed: {told[:1500] or library.reason()}")
+        reasons = "; ".join(f"{e.node_operator()} node {e.node_name()!r}: {' '.join(e.desc().split())}" for e in errors)
+        raise BackendError(f"{_named(order)} cannot be parsed: {reasons[:1500] or library.reason()}")
     found, expected = {network.get_input(index).name for index in range(network.num_inputs)}, order.profile.keys()
     if found != expected:
         raise BundleError(
@@ -174,10 +203,9 @@ def _parse(library: Library, order: EngineOrder, network: Any) -> None:
 def _half_share(trt: Any, network: Any, order: EngineOrder) -> float:
     """The share of matrix products and convolutions that compute in half precision; 0 for a graph without any.
 
-    These take the time, also those of a recurrence, which is a loop around them. Counting every layer instead would judge by
-    reshapes, and by the softmax and normalisation that are float32 by design. Each weighs as much as the largest of its
-    tensors that is of a fixed size: a map of d by d more than the few numbers of a pair's words. Raises BackendError if a
-    graph of half precision computes less than half in it.
+    These layers take most of the time, including those inside a recurrence, which is a loop around them. Counting every
+    layer would also count reshapes, and the softmax and normalisation that are float32 by design. Each layer is weighted by its largest tensor of fixed size, so that a d x d projection counts more than the few numbers of a pair's
+    words. Raises BackendError if a graph of half precision has a share below 0.5.
     """
     kinds, layers = trt.LayerType, [network.get_layer(index) for index in range(network.num_layers)]
     heavy = (kinds.MATRIX_MULTIPLY, kinds.EINSUM, kinds.CONVOLUTION, kinds.DECONVOLUTION)
@@ -197,7 +225,7 @@ def _weight(layer: Any) -> int:
 
 def _configured(library: Library, order: EngineOrder, builder: Any) -> Any:
     trt, config = library.trt, builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, it keeps ten bits of a float32's fraction
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; TF32 keeps only ten bits of a float32's fraction
     if order.limits.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.limits.workspace_bytes)
     if order.here.library == "tensorrt_rtx" and order.here.target is not None:
@@ -212,7 +240,7 @@ def _configured(library: Library, order: EngineOrder, builder: Any) -> Any:
 
 
 def _run(build: Callable[[], Any], progress: BuildProgress) -> Any:
-    """Build in a thread of its own: Ctrl-C reaches Python only in the main one, which must not be inside the library."""
+    """Build in a separate thread: Python handles Ctrl-C only in the main one, which must not block in the library."""
     with ThreadPoolExecutor(1) as pool:
         built = pool.submit(build)
         try:
@@ -226,10 +254,10 @@ def _run(build: Callable[[], Any], progress: BuildProgress) -> Any:
 
 
 def _timing_cache(here: Here) -> Path | None:
-    """The file of TensorRT's own timings; TensorRT-RTX has none.
+    """The file that keeps TensorRT's kernel timings between builds; None for TensorRT-RTX, which has no timing cache.
 
-    Not in the bundle: they serve every bundle, a new export drops engines/, and a file that came with a bundle is not to be
-    trusted.
+    It is not in the bundle: timings serve every bundle, a new export deletes engines/, and a file that came with a bundle
+    cannot be trusted.
     """
     if here.library != "tensorrt":
         return None
@@ -237,7 +265,7 @@ def _timing_cache(here: Here) -> Path | None:
 
 
 def _load_timing_cache(config: Any, path: Path) -> None:
-    """Start from the timings of earlier builds; from none if there are none, or those of another device."""
+    """Start from the timings of earlier builds; from an empty cache if there are none, or only another device's."""
     kept = path.read_bytes() if path.is_file() else b""
     for content in (kept, b""):
         cache = config.create_timing_cache(content)
@@ -252,12 +280,12 @@ def _keep_timing_cache(config: Any, path: Path) -> None:
     try:
         with write_aside(path) as aside:
             aside.write_bytes(bytes(cache.serialize()))
-    except OSError:  # a home that cannot be written to: the next build takes longer, and that is all
+    except OSError:  # the home folder is not writable: the only effect is that the next build takes longer
         return
 
 
 def trtexec_command(order: EngineOrder) -> str:
-    """The command of the library's own tool that builds the same plan into the current folder."""
+    """The command line that builds the same plan with the library's own tool, into the current folder."""
     rtx = order.here.library == "tensorrt_rtx"
     command = ["tensorrt_rtx" if rtx else "trtexec", f"--onnx={order.bundle.path(order.spec.file)}", "--noTF32"]
     command += [] if rtx else ["--stronglyTyped"]

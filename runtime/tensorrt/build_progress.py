@@ -1,4 +1,4 @@
-"""How far a build is: the nested phases a TensorRT builder reports, as one share from 0 to 1; and how to stop it."""
+"""Progress of a build: the nested phases that a TensorRT builder reports, as one share from 0 to 1. Also stops a build."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ class _Phase:
 
 
 class BuildProgress:
-    """Hears the phases of a build; `on_progress` hears the share that is done, which never falls.
+    """Receives the phases of a build and reports the finished share, which never decreases.
 
-    The builder asks after each step whether to go on: not once ``cancelled`` is set, or `on_progress` raised, which is kept in
-    ``failure`` because no exception may pass through the library. The library calls from several threads at once.
+    After each step the builder asks whether to continue. The answer is no once ``cancelled`` is set or `on_progress` has
+    raised. The exception is kept in ``failure``, because it must not propagate through the library. The library calls
+    from several threads at once.
+
+    Args:
+        on_progress: receives the finished share of the build, 0..1.
     """
 
     def __init__(self, on_progress: Callable[[float], None]) -> None:
@@ -31,24 +35,38 @@ class BuildProgress:
         self._lock = threading.Lock()
 
     def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins, of so many steps, within a step of its parent if it has one."""
+        """Start a phase.
+
+        Args:
+            name: the phase's name.
+            parent: the enclosing phase, of which this phase is part of one step; None for an outermost phase.
+            steps: the number of steps in the phase.
+        """
         with self._lock:
             self._phases[name] = _Phase(parent or None, max(1, steps))
 
     def step_complete(self, name: str, step: int) -> bool:
-        """Step number ``step`` of a phase, counted from 0, is done; whether the build is to go on."""
+        """Finish one step of a phase.
+
+        Args:
+            name: the phase's name.
+            step: the step's number, counted from 0.
+
+        Returns:
+            Whether the build should continue.
+        """
         with self._lock:
             if name in self._phases:
                 self._phases[name].done = step + 1
-            self._tell()
+            self._report()
         return not self.cancelled and self.failure is None
 
     def phase_finish(self, name: str) -> None:
-        """A phase is over, perhaps before its last step."""
+        """End a phase, possibly before its last step."""
         with self._lock:
             self._phases.pop(name, None)
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         share = max((self._share(name) for name, phase in self._phases.items() if phase.parent is None), default=0.0)
         self._reached = max(self._reached, share)
         try:
@@ -65,9 +83,9 @@ class BuildProgress:
 
 
 def monitor_of(trt: Any, progress: BuildProgress) -> Any:
-    """The library's own progress monitor, which reports to ``progress``."""
+    """A progress monitor of the library's own type, which passes every call on to ``progress``."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the library is loaded where it is needed, and has no types
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the library is loaded on demand and has no types
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 

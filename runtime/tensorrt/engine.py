@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX by one code path: a built engine ("plan") run on the GPU, several threads at once."""
+"""Run a built engine ("plan") on the GPU, from several threads at once: one code path for TensorRT and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -20,31 +20,51 @@ from camp_sdk.runtime.tensorrt.library import here_of, open_library
 from camp_sdk.runtime.tensorrt.plans import PlanRecord, find_plan
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "BOOL": "bool"}
-UNSUPPORTED = "UNSUPPORTED_CC"  # what TensorRT-RTX calls a GPU that it is not made for
+UNSUPPORTED = "UNSUPPORTED_CC"  # TensorRT-RTX's name for a GPU that it does not support
 Shape = tuple[int, ...]
 
 
 def plan_here(bundle: Bundle, graph: str, precision: str, backend: str) -> tuple[Path, PlanRecord]:
-    """The plan of a graph that fits this machine. Raises BackendError, one line: no GPU, or what does not fit."""
+    """Find the plan of a graph that fits this machine.
+
+    Args:
+        bundle: the bundle that holds the engines.
+        graph: the graph's name.
+        precision: "float32", "float16" or "bfloat16".
+        backend: "tensorrt" or "tensorrt-rtx".
+
+    Returns:
+        The path of the plan, whose size and SHA-256 have been checked, and its record.
+
+    Raises:
+        BackendError: there is no GPU, the library cannot be used, or no plan fits; the message is one line with the reason.
+        BundleError: the bundle has no such graph or precision.
+    """
     open_library(backend)
     cuda.gpu()
     return find_plan(bundle, graph, precision, here_of(backend))
 
 
 class TensorRtEngine(Engine):
-    """A plan on the GPU. Threads share it; each run has an execution context, a stream and buffers of its own.
+    """A plan on the GPU. Threads share it; each concurrent run has its own execution context, stream and buffers.
 
-    plan: must be one that `plan_here` gave, for a foreign one can end the process. Inputs that `hold` put into device memory
-    are read where they are; outputs come back to the host. Shapes must be inside the plan's profile. cuda_graphs: runs of the
-    same shapes are recorded as a CUDA graph and replayed, which spares launching their kernels one by one; what was held is
-    then copied on the device once more. Raises BackendError if there is no GPU, the plan cannot be loaded, memory runs out,
-    or a run fails.
+    Inputs that `hold` put into device memory are read in place; outputs are copied to the host. Shapes must be within the
+    plan's profile.
+
+    Args:
+        plan: a path that `plan_here` returned; a plan from elsewhere can crash the process.
+        backend: "tensorrt" or "tensorrt-rtx".
+        cuda_graphs: record runs of the same shapes as a CUDA graph and replay it, which avoids launching the kernels one
+            by one. With TensorRT, inputs that `hold` put into device memory are then copied once more on the device.
+
+    Raises:
+        BackendError: there is no GPU, the plan cannot be loaded, memory runs out, or a run fails.
     """
 
     callers = 2  # while one waits for the GPU, the other prepares the next run
 
     def __init__(self, plan: Path, backend: str, cuda_graphs: bool = False) -> None:
-        cuda.gpu()  # without a driver, TensorRT ends the process where it should raise an error
+        cuda.gpu()  # raises without a driver; TensorRT would end the process instead of raising an error
         self._plan, self._library = plan, open_library(backend)
         trt = self._library.trt
         self._runtime = trt.Runtime(self._library.logger)
@@ -53,10 +73,10 @@ class TensorRtEngine(Engine):
         self._engine: Any = None if faults else self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             reason = f"{faults}: {self._library.reason()}" if faults else self._library.reason()
-            advice = "build it again by camp build, with --force"
+            advice = "rebuild it with camp build --force"
             if UNSUPPORTED in faults:
                 capability = cuda.gpu().compute_capability
-                advice = f"TensorRT-RTX does not run on compute capability {capability}: take another backend"
+                advice = f"TensorRT-RTX does not run on compute capability {capability}: use another backend"
             raise BackendError(f"{backend} cannot load {plan}: {reason}; {advice}")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
@@ -64,8 +84,8 @@ class TensorRtEngine(Engine):
         self._outputs = {name: self._dtype(name) for name in names if name not in inputs}
         self._config = RtxConfig(trt, self._engine, content, cuda_graphs) if backend == "tensorrt-rtx" else None
         self._records = cuda_graphs and self._config is None
-        self._contexts = 0  # how many were made
-        self._idle: list[_Context] = []  # the one that waits longest comes first
+        self._contexts = 0  # how many have been created
+        self._idle: list[_Context] = []  # the longest idle comes first
         self._idle_lock = threading.Lock()
         self._uploader = cuda.Uploader()
 
@@ -87,18 +107,21 @@ class TensorRtEngine(Engine):
                 config.save()
         except BaseException as error:
             if context is not None:
-                context.close()  # after an error, or Ctrl-C, nothing is known of its buffers
+                context.close()  # after an error or Ctrl-C, the state of its buffers is unknown
             if isinstance(error, (BackendError, RuntimeError)):  # TensorRT raises RuntimeError
                 raise BackendError(f"TensorRT cannot run {self._plan}: {error} ({self._library.reason()})") from None
             raise
         self._idle.append(context)
-        if self._engine is None:  # closed meanwhile by another thread
+        if self._engine is None:  # another thread closed it during the run
             self._close_idle()
         return outputs
 
     def _idle_context(self, feeds: Mapping[str, Any] | None = None) -> _Context | None:
-        """One that is not running, if there is: if possible one whose last run had the shapes of ``feeds``, for it need not
-        be told them, and has perhaps recorded them; otherwise the one that waits longest."""
+        """Take an idle context, None if there is none.
+
+        A context whose last run had the shapes of ``feeds`` is preferred: its shapes are already set, and it may have a
+        recording for them. Otherwise the longest idle one is taken.
+        """
         with self._idle_lock:
             settled = (k for k, context in enumerate(self._idle) if feeds is not None and context.has_shapes_of(feeds))
             return self._idle.pop(next(settled, 0)) if self._idle else None
@@ -114,13 +137,13 @@ class TensorRtEngine(Engine):
         return tensors | self._uploader.upload(tensors, self._inputs)
 
     def room_bytes(self) -> int | None:
-        """Contexts that are still to come keep their room: a gallery stays, and every run after it would fail."""
+        """Leaves memory for contexts not yet created: a gallery stays in memory, and later runs would fail without it."""
         return cuda.room_bytes(max(0, self.callers - self._contexts) * int(self._engine.device_memory_size_v2))
 
     def close(self) -> None:
         if self._config is not None:
             self._config.save()
-        # First: a run that ends from now on gives its context back by itself.
+        # Set before the idle contexts are closed: a run that ends from now on closes its own context.
         self._engine = self._runtime = self._config = None
         self._close_idle()
         self._uploader.close()
@@ -141,8 +164,11 @@ class TensorRtEngine(Engine):
 
 
 def _faults(trt: Any, runtime: Any, plan: bytes) -> str:
-    """What TensorRT-RTX has against a plan, in its own names, before it is opened: a portable one need not be for every GPU.
-    Empty if nothing; TensorRT cannot say."""
+    """The reasons why TensorRT-RTX would refuse a plan, by the library's own names; empty if there are none.
+
+    Checked before the plan is opened, because a portable plan does not necessarily support every GPU. TensorRT has no such
+    check, so for it the result is always empty.
+    """
     if not hasattr(runtime, "get_engine_validity"):
         return ""
     validity, found = runtime.get_engine_validity(plan)
@@ -153,11 +179,15 @@ def _faults(trt: Any, runtime: Any, plan: bytes) -> str:
 
 
 class _Context:
-    """One execution context with its stream and buffers, for one thread at a time. Shapes and addresses are set when they
-    change, and buffers grow on demand.
+    """One execution context with its stream and buffers, for one thread at a time.
 
-    needed: what must live as long as the context. records: whether runs are recorded and replayed. forget_errors: clears what
-    the library logged.
+    Shapes and addresses are set only when they change, and buffers grow on demand.
+
+    Args:
+        context: the library's execution context.
+        needed: an object that must live as long as the context.
+        records: whether runs are recorded and replayed.
+        forget_errors: clears the errors that the library has logged.
     """
 
     def __init__(self, context: Any, needed: object, records: bool, forget_errors: Callable[[], None]) -> None:
@@ -191,17 +221,17 @@ class _Context:
         return all(self._shapes.get(name) == array.shape for name, array in feeds.items())
 
     def _execute(self) -> None:
-        """Put the run into the stream: the second of the same shapes is recorded, later ones replay it.
+        """Enqueue the run: the second run of the same shapes is recorded, and later ones replay the recording.
 
-        TensorRT wants a plain run after shapes have changed, and a recording serves the shapes and addresses of its time:
-        these are the context's own buffers, which grow only when shapes change.
+        TensorRT requires a plain run after shapes have changed. A recording is valid only for the shapes and addresses it
+        was made with; the addresses are those of the context's own buffers, which grow only when shapes change.
         """
         if self._records and self._is_settled and self._recording is None:
             try:
                 self._recording = self._stream.record(self._enqueue)
-            except BackendError:  # a graph may do what cannot be recorded; a loop, for example
+            except BackendError:  # some operations cannot be recorded, a loop for example
                 self._records = False
-                self._forget_errors()  # otherwise they would be told as the reason of the next failure
+                self._forget_errors()  # otherwise the next failure would report them as its reason
         if self._recording is not None:
             self._recording.replay()
         else:
@@ -219,7 +249,7 @@ class _Context:
             self._recording = None
 
     def _set_input(self, name: str, array: Any, dtype: np.dtype[Any]) -> bool:
-        """Put an input where the context reads it; whether its shape is another than last time."""
+        """Place an input where the context reads it; returns whether its shape differs from the last run's."""
         if array.dtype != dtype:
             raise BackendError(f"{name} is {array.dtype}, expected {dtype}")
         held = isinstance(array, cuda.DeviceArray)
@@ -236,7 +266,7 @@ class _Context:
         return True
 
     def _copied(self, name: str, array: Any, held: bool) -> int:
-        """Copy an input into its buffer on the device; the buffer's address."""
+        """Copy an input into its buffer on the device; returns the buffer's address."""
         target = self._buffer(self._device, name).grown_to(array.nbytes)
         if held:
             self._stream.copy(target, array.address, array.nbytes, "cudaMemcpyDeviceToDevice")
@@ -268,7 +298,7 @@ class _Context:
         return buffers.setdefault(name, cuda.Buffer(on_host))
 
     def close(self) -> None:
-        with contextlib.suppress(BackendError):  # after an error of the device there is nothing to wait for
+        with contextlib.suppress(BackendError):  # after a device error, every call fails, and nothing is left to wait for
             self._stream.synchronize()
         self._forget_recording()
         self._context = self._needed = None

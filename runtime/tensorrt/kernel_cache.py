@@ -1,5 +1,7 @@
-"""What only TensorRT-RTX has: kernels are compiled on the GPU they run on, at the first run of every process that does not
-keep them, and CUDA graphs are the library's own."""
+"""Features that only TensorRT-RTX has: a cache of compiled kernels, and CUDA graphs that the library records itself.
+
+TensorRT-RTX compiles kernels on the GPU they run on, at the first run of every process that does not load them from a cache.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,16 @@ KERNELS_BYTES_LIMIT = 1 << 30
 
 
 class RtxConfig:
-    """How the execution contexts of one engine are made; the kernels compiled for it are kept in the user's cache folder.
+    """Creates the execution contexts of one engine, and keeps its compiled kernels in the user's cache folder.
 
-    Not in the bundle: kernels are programs, and a bundle may come from anywhere. A plan has a file of its own. What does not
-    fit this GPU, driver or version the library itself refuses, and compiles anew. plan: the content of the plan.
+    Kernels are not kept in the bundle, because they are programs and a bundle may come from anywhere. Each plan has its own
+    file of kernels. The library itself rejects kernels of another GPU, driver or version, and compiles new ones.
+
+    Args:
+        trt: the TensorRT-RTX module.
+        engine: the deserialised engine.
+        plan: the content of the plan's file.
+        cuda_graphs: whether the library records runs as CUDA graphs and replays them.
     """
 
     def __init__(self, trt: Any, engine: Any, plan: bytes, cuda_graphs: bool) -> None:
@@ -37,7 +45,11 @@ class RtxConfig:
             return b""
 
     def new_context(self, engine: Any) -> tuple[Any, object]:
-        """A new execution context of the engine (None if there can be none), and what must live as long as it does."""
+        """Create an execution context of the engine.
+
+        Returns:
+            The context, None if the library cannot create one; and an object that must live as long as the context.
+        """
         config = engine.create_runtime_config()
         config.set_runtime_cache(self._kernels)
         if self._cuda_graphs:
@@ -45,7 +57,7 @@ class RtxConfig:
         return engine.create_execution_context(config), (config, self._kernels)
 
     def save(self) -> None:
-        """Keep what was compiled since; where it cannot be kept, the next process compiles it again, and that is all."""
+        """Save newly compiled kernels. A failure to write is ignored: the next process compiles the kernels again."""
         with self._saving, contextlib.suppress(OSError):
             found = self._kernels.serialize()
             content = b"" if found is None else bytes(found)

@@ -1,4 +1,4 @@
-"""The TensorRT that is installed here: TensorRT 10.3 and later, or TensorRT-RTX, and the GPU it finds."""
+"""Load the installed library, TensorRT (10.3 and later) or TensorRT-RTX, and describe the GPU of this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from camp_sdk.runtime.engines import cuda
 from camp_sdk.runtime.errors import BackendError, MissingExtraError
 from camp_sdk.runtime.tensorrt.plans import LIBRARIES, Here
 
-OLDEST = (10, 3)  # JetPack 6
+OLDEST = (10, 3)  # the version in JetPack 6
 KEPT_ERRORS = 20
 
 
@@ -20,7 +20,12 @@ KEPT_ERRORS = 20
 class Library:
     """One of the two libraries, loaded, and the errors it logs.
 
-    TensorRT has one logger a process, the first it is given: all that this package makes with it shares this one.
+    TensorRT keeps the first logger it is given for the whole process, so every object of this package shares this one.
+
+    Args:
+        trt: the library's module.
+        logger: the logger passed to the library.
+        errors: the most recent errors it logged, oldest first.
     """
 
     trt: Any
@@ -28,16 +33,21 @@ class Library:
     errors: list[str]
 
     def reason(self) -> str:
-        """What was logged since the last call, in one line; the errors are forgotten."""
+        """The errors logged since the last call, in one line; clears them."""
         found = list(dict.fromkeys(self.errors))
         self.errors.clear()
         return "; ".join(found)[:1500] or "it gives no reason"
 
 
 def open_library(backend: str) -> Library:
-    """Load the library of a backend, "tensorrt" or "tensorrt-rtx".
+    """Load the library of a backend.
 
-    Raises MissingExtraError if it is not installed, BackendError if it cannot be loaded or is too old.
+    Args:
+        backend: "tensorrt" or "tensorrt-rtx".
+
+    Raises:
+        MissingExtraError: the library is not installed.
+        BackendError: the library cannot be loaded or is too old, or there is no such backend.
     """
     if backend not in LIBRARIES:
         raise BackendError(f"backend {backend!r}: expected one of {', '.join(LIBRARIES)}")
@@ -60,7 +70,7 @@ def open_library(backend: str) -> Library:
 def _logged(trt: Any) -> Library:
     errors: list[str] = []
 
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the library is loaded where it is needed, and has no types
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the library is loaded on demand and has no types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -73,13 +83,21 @@ def _logged(trt: Any) -> Library:
 
 
 def here_of(backend: str) -> Here:
-    """A backend's library and the first GPU of this machine, if there is one. Raises as `open_library` does."""
+    """A backend's library, and the first GPU of this machine if there is one.
+
+    Args:
+        backend: "tensorrt" or "tensorrt-rtx".
+
+    Raises:
+        MissingExtraError: the library, or cuda-bindings, is not installed.
+        BackendError: the library cannot be loaded or is too old, or there is no such backend.
+    """
     library = open_library(backend)
     return Here(LIBRARIES[backend], library.trt.__version__, *_gpu())
 
 
 def _gpu() -> tuple[str | None, str | None]:
-    """Compute capability of the GPU, and the newest CUDA that its driver runs; None without a driver or a GPU."""
+    """The GPU's compute capability, and the newest CUDA version its driver supports; both None without driver or GPU."""
     try:
         found = cuda.gpu()
     except MissingExtraError:

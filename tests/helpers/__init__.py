@@ -1,1 +1,1 @@
-"""What several test modules use: builders of data and bundles, stand-ins, and runs of other processes. It holds no test."""
+"""Shared by test modules: builders of data and bundles, stand-ins, runs of other processes. It holds no test."""

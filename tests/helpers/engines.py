@@ -34,7 +34,7 @@ def plans_in(folder: Path, *built: str) -> PlanHere:
         spec = bundle.manifest.graphs_in(precision)[graph]
         profile = profile_between(spec, {}, LARGEST)
         plan = write_plan(folder / f"{graph}.plan", bundle.path(spec.file), profile)
-        return plan, SimpleNamespace(profile=profile)  # type: ignore[return-value]  # all that running needs of a record
+        return plan, SimpleNamespace(profile=profile)  # type: ignore[return-value]  # enough to run
 
     return plan_here
 

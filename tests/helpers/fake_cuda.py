@@ -1,8 +1,8 @@
-"""Stand-ins for cuda-bindings and TensorRT where there is no GPU: "device" memory is the host's, plans are ONNX graphs.
+"""Stand-ins for cuda-bindings and TensorRT without a GPU: "device" memory is the host's, and plans are ONNX graphs.
 
-They keep the rules of the real ones that code can break: work put into a stream is done when the stream is waited for and not
-before, addresses are checked (alignment, kind of memory, size, freed or not), a context serves one run at a time, a recording
-does what was put into the stream with the shapes and addresses of that time, and every allocation is counted.
+They enforce the rules that code can break. Work in a stream is done only when somebody waits for the stream. Addresses
+are checked: alignment, kind of memory, size, freed or not. A context serves one run at a time. A recording replays its
+work with the shapes and addresses of its time. Every allocation is counted.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class FakeCuda(ModuleType):
             return (Error.cudaSuccess if self.host.pop(address, None) is not None else Error.cudaErrorInvalidValue,)
 
     def on_device(self, address: int, nbytes: int) -> bool:
-        """Whether so many bytes from an address on lie in one live allocation of the device."""
+        """Whether a number of bytes from an address lies in one live allocation of the device."""
         with self._lock:
             return any(
                 start <= address and address + nbytes <= start + len(m) - SHIFTED for start, m in self.device.items()

@@ -14,7 +14,7 @@ SAME = {"rtol": 0, "atol": 1e-5}
 
 
 def profile_between(spec: GraphSpec, smallest: Mapping[str, int], largest: Mapping[str, int]) -> Profile:
-    """The shapes of a graph's inputs, of the smallest and the largest sizes of named axes; the usual are the largest."""
+    """A profile between the smallest and the largest sizes of named axes; the expected sizes are the largest."""
 
     def shape(sizes: tuple[int | str, ...], numbers: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(size if isinstance(size, int) else numbers.get(size, 1) for size in sizes)

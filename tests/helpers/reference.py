@@ -1,4 +1,4 @@
-"""CAMP for one image and one text, sections 3.2 to 3.5 of the paper written out in numpy float64: slow, plain, nothing folded.
+"""CAMP for one image and one text: sections 3.2 to 3.5 of the paper in plain numpy float64, without any factoring.
 
 The paper's letters and layout: V [d, R] holds the regions as columns, T [d, N] the words; weights go by the names of
 the network's `state_dict`. The texts are never padded here, so nothing is masked either.

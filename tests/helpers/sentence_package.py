@@ -1,4 +1,4 @@
-"""A package with a pretrained sentence encoder, as published ones are, but of two layers and a few hundred word pieces."""
+"""A package with a pretrained sentence encoder, like published ones, but with two layers and few word pieces."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ FEATURE_WIDTH = 12
 
 
 def tiny_origin(variant: str, pictures: bool) -> Origin:
-    """A configuration with a real tokenizer and random examples; of pictures 96 x 96, or of features [R = 5, D = 12]."""
+    """A configuration with a real tokenizer and random examples: pictures 96 x 96, or features [R = 5, D = 12]."""
     tokenizer = build_tokenizer(CAPTIONS, min_count=1)
     rng = np.random.default_rng(7)
     if pictures:

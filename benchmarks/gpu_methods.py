@@ -1,7 +1,8 @@
-"""The ways to score pairs on a GPU that are compared: PyTorch, ONNX Runtime's CUDA, TensorRT and TensorRT-RTX.
+"""The scoring methods that the GPU benchmark compares: PyTorch, ONNX Runtime with CUDA, TensorRT and TensorRT-RTX.
 
-Each is opened once, on the scorer of a variant, and then given cases. All read the same tensors: those that the encoders
-keep of each side, maps that are folded into them included. What a machine lacks fails to open, and says why.
+Each method is opened once, on the scorer of a variant, and then receives cases. All read the same tensors: those that
+the encoders keep of each side, with the maps that are folded into them. A method that the machine lacks fails to open,
+with the reason.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_measure import Block, Timer, Way, wall_s
+from gpu_measure import Block, Method, Timer, wall_s
 from numpy.typing import NDArray
 from pairs import EXACT_PAIRS, REGIONS, exact_logits
 
@@ -35,46 +36,58 @@ from camp_sdk.runtime.tensorrt.plans import LIBRARIES
 
 EAGER, COMPILED = "pytorch eager float16", "pytorch compiled float16"
 GRAPHS = ", CUDA graphs"
-# A context of 1,024 x 16 takes 7 GB (TensorRT-RTX 1.7, d = 1024), and eight may be open at once.
+# A context for 1,024 images x 16 texts takes 7 GB (TensorRT-RTX 1.7, d = 1024), and eight may be open at once.
 LARGE_GPU_BYTES = 60 << 30
 
 
 @dataclass(frozen=True)
 class Case:
-    """What every way is given: tensors of the scorer in float32, images [I, ...] and texts [T, ...], and float64's logits
-    of the first of them, exact [i, t]."""
+    """The input of every method.
+
+    Args:
+        images: the scorer's image tensors, float32 [I, ...].
+        texts: the scorer's text tensors, float32 [T, ...].
+        exact: logits of the first images and texts in float64, [i, t].
+    """
 
     images: Arrays
     texts: Arrays
     exact: NDArray[Any]
 
 
-Opened = Callable[[Case], Way]
+Opened = Callable[[Case], Method]
 
 
 @torch.no_grad()
 def encode(model: Camp, origin: Origin, features: NDArray[np.float32], captions: list[str]) -> Case:
-    """Both sides by PyTorch's encoders, which are no part of what is compared."""
+    """Encode both sides with PyTorch; the comparison does not include the encoders."""
     tokens = origin.open_tokenizer().encode(captions)
-    ids, lengths, pixels = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths), torch.from_numpy(features)
-    few, some = EXACT_PAIRS
-    V, T = model.image_encoder(pixels[:few]), model.text_encoder(ids, lengths)
-    images, texts = model.encode_images(pixels), model.encode_texts(ids, lengths)
-    exact = exact_logits(origin.model.variant, model.scorer.state_dict(), V, T[:some], lengths[:some])
+    ids, lengths, regions = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths), torch.from_numpy(features)
+    exact_images, exact_texts = EXACT_PAIRS
+    V, T = model.image_encoder(regions[:exact_images]), model.text_encoder(ids, lengths)
+    images, texts = model.encode_images(regions), model.encode_texts(ids, lengths)
+    exact = exact_logits(origin.model.variant, model.scorer.state_dict(), V, T[:exact_texts], lengths[:exact_texts])
     return Case({n: t.numpy() for n, t in images.items()}, {n: t.numpy() for n, t in texts.items()}, exact)
 
 
 def openers_of(model: Camp, bundle: Bundle, limits: Limits, stack: ExitStack) -> dict[str, Callable[[], Opened]]:
-    """What opens each way, by its name; engines are closed with the stack."""
+    """The functions that open each method, by its name.
+
+    Args:
+        model: the network whose scorer PyTorch runs.
+        bundle: the bundle of the same network.
+        limits: the sizes that TensorRT engines are built for, and the most that PyTorch scores in one call.
+        stack: closes the engines when it is left.
+    """
 
     def engine(open_one: Callable[[], Engine], precision: str) -> Opened:
         spec = bundle.manifest.graphs_in(precision)["scorer"]
-        return partial(engine_way, stack.enter_context(open_one()), spec)
+        return partial(engine_method, stack.enter_context(open_one()), spec)
 
     scorer = copy.deepcopy(model.scorer)
     openers: dict[str, Callable[[], Opened]] = {
-        EAGER: lambda: partial(torch_way, on_gpu(scorer), limits=limits),
-        COMPILED: lambda: partial(torch_way, torch.compile(on_gpu(scorer), dynamic=True), limits=limits),
+        EAGER: lambda: partial(torch_method, on_gpu(scorer), limits=limits),
+        COMPILED: lambda: partial(torch_method, torch.compile(on_gpu(scorer), dynamic=True), limits=limits),
     }
     for precision in ("float32", "float16"):
         open_one = partial(open_engine, bundle, "scorer", "onnxruntime-cuda", precision=precision)
@@ -86,65 +99,84 @@ def openers_of(model: Camp, bundle: Bundle, limits: Limits, stack: ExitStack) ->
 
 
 def limits_for(total_bytes: int) -> Limits:
-    """What TensorRT is to build for on a GPU of so much memory, and how much PyTorch is given at once."""
+    """The sizes that TensorRT builds for on a GPU of ``total_bytes``, and the most that PyTorch scores in one call."""
     return Limits(1024 if total_bytes > LARGE_GPU_BYTES else 256, 16, max_words=32, max_regions=REGIONS)
 
 
 def open_built(bundle: Bundle, graph: str, backend: str, limits: Limits, cuda_graphs: bool = False) -> Engine:
-    """A float16 graph on TensorRT or TensorRT-RTX; the engine is built unless an earlier run did."""
+    """Open a float16 graph on TensorRT or TensorRT-RTX; builds the engine unless an earlier run built it."""
     order = EngineOrder(bundle, graph, "float16", here_of(backend), limits)
     if built_engine(order) is None:
         build_engine(order)
     return open_engine(bundle, graph, backend, precision="float16", cuda_graphs=cuda_graphs)
 
 
-def engine_way(engine: Engine, spec: GraphSpec, case: Case) -> Way:
-    """An engine of ours, in the blocks and by the callers that it likes, with both sides in device memory; the logits come
-    back to the host."""
+def engine_method(engine: Engine, spec: GraphSpec, case: Case) -> Method:
+    """A method that scores with one of the SDK's engines.
+
+    It uses the engine's preferred block size and number of callers. Both sides are in device memory, and the logits are
+    copied to the host.
+    """
     scorer = PairScorer(engine, spec.inputs)
     held: Mapping[str, Any] = engine.hold(feeds_of(spec.inputs, case.images | case.texts))
     assert engine.blocks is not None
-    most_images, most_texts = engine.blocks
+    max_images, max_texts = engine.blocks
 
-    def parts(side: str, count: int, most: int) -> list[tuple[slice, Mapping[str, Any]]]:
-        places = [slice(start, min(start + most, count)) for start in range(0, count, most)]
+    def parts(side: str, count: int, size: int) -> list[tuple[slice, Mapping[str, Any]]]:
+        places = [slice(start, min(start + size, count)) for start in range(0, count, size)]
         return [(place, {n: a[place] for n, a in held.items() if n.startswith(f"{side}.")}) for place in places]
 
     def score(block: Block) -> NDArray[Any]:
         texts, images = block
-        pairs = itertools.product(parts("text", texts, most_texts), parts("image", images, most_images))
-        meetings = (((image[0], text[0]), image[1], text[1]) for text, image in pairs)
+        pairs = itertools.product(parts("text", texts, max_texts), parts("image", images, max_images))
+        blocks = (((image[0], text[0]), image[1], text[1]) for text, image in pairs)
         logits = np.empty((images, texts), np.float32)
-        for where, found in scorer.run_each(meetings, engine.callers):
+        for where, found in scorer.run_each(blocks, engine.callers):
             logits[where] = found
         return logits
 
-    return Way(score, wall_s)
+    return Method(score, wall_s)
 
 
 def on_gpu(scorer: torch.nn.Module) -> torch.nn.Module:
-    """A scorer in half precision on the GPU. Raises BackendError if this PyTorch has none."""
+    """Move a scorer to the GPU in half precision.
+
+    Raises:
+        BackendError: this PyTorch finds no GPU.
+    """
     require_torch_cuda()
     return scorer.half().to("cuda")
 
 
 def require_torch_cuda() -> None:
-    """Raise BackendError unless this PyTorch uses the GPU."""
+    """Check that this PyTorch can use a GPU.
+
+    Raises:
+        BackendError: it finds none.
+    """
     if not torch.cuda.is_available():
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         raise BackendError(f"PyTorch {torch.__version__}, built {built}, finds no GPU")
 
 
 def forget_torch() -> None:
-    """Give back what PyTorch keeps of what it ran before, in memory and of compiled code."""
+    """Free the GPU memory and the compiled code that PyTorch caches from earlier runs."""
     torch.compiler.reset()
     torch.cuda.empty_cache()
 
 
-def torch_way(
+def torch_method(
     scorer: Callable[..., torch.Tensor], case: Case, limits: Limits, device: str = "cuda", timer: Timer | None = None
-) -> Way:
-    """The scorer's module, with both sides on the device in half precision; at most `limits` are scored in one call."""
+) -> Method:
+    """A method that scores with the PyTorch module.
+
+    Args:
+        scorer: the module, or its compiled form.
+        case: the input; both sides are moved to the device in half precision.
+        limits: the most images and texts of one call.
+        device: the PyTorch device.
+        timer: returns the seconds of a call; CUDA events by default.
+    """
 
     def tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
         found = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
@@ -161,17 +193,17 @@ def torch_way(
         ]
         return torch.cat(columns, dim=1)
 
-    return Way(score, timer or event_s, lambda logits: logits.float().cpu().numpy())
+    return Method(score, timer or event_s, lambda logits: logits.float().cpu().numpy())
 
 
-def parts_of(tensors: dict[str, torch.Tensor], count: int, most: int) -> list[dict[str, torch.Tensor]]:
-    """The first ``count`` items of each tensor, at most so many at a time."""
-    return [{n: t[k : min(k + most, count)] for n, t in tensors.items()} for k in range(0, count, most)]
+def parts_of(tensors: dict[str, torch.Tensor], count: int, size: int) -> list[dict[str, torch.Tensor]]:
+    """The first ``count`` items of each tensor, in parts of at most ``size`` items."""
+    return [{n: t[k : min(k + size, count)] for n, t in tensors.items()} for k in range(0, count, size)]
 
 
 def event_s(call: Callable[[], object]) -> float:
-    """Seconds of a call on the GPU, between two CUDA events of PyTorch's stream."""
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # so torch has it
+    """Seconds of a call on the GPU, measured between two CUDA events on PyTorch's stream."""
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch
     before.record()
     call()
     after.record()
