@@ -1,4 +1,4 @@
-"""What callers pass, looked at before any work is done with it."""
+"""Checks of arguments, made before any work."""
 
 from __future__ import annotations
 
@@ -11,26 +11,35 @@ from numpy.typing import NDArray
 
 from camp_sdk.runtime.errors import InputError
 
-Advance = Callable[[int], None]  # hears of so many items just done
-MOST_THREADS = 1024  # engines start as many as they are told, whatever cores there are
+Advance = Callable[[int], None]  # receives the number of items just done
+MAX_THREADS = 1024  # engines start as many threads as asked for, however few cores there are
 
 
 def silent(items: int) -> None:
-    """The progress callback that does nothing."""
+    """A progress callback that does nothing."""
 
 
 def is_whole(count: Any) -> bool:
-    """Whether it is a whole number, Python's or numpy's."""
+    """Whether a value is a whole number, of Python or of numpy."""
     return isinstance(count, (int, np.integer)) and not isinstance(count, bool)
 
 
 def is_several(items: Any) -> bool:
-    """Whether one can walk over it: an array of no axes says that it is iterable, too."""
+    """Whether a value can be iterated over. A numpy array without axes claims to be iterable, but is not."""
     return isinstance(items, Iterable) and getattr(items, "ndim", 1) != 0
 
 
 def checked_count(name: str, count: Any, most: int | None = None) -> int | None:
-    """A whole number from 1 to ``most``, or None. Raises InputError, by the argument's name, for anything else."""
+    """Return a count as an int, or None.
+
+    Args:
+        name: The name of the argument, for the message.
+        count: The value that the caller passed.
+        most: The largest valid count; None for no limit.
+
+    Raises:
+        InputError: The value is neither None nor a whole number from 1 to ``most``.
+    """
     if count is None:
         return None
     if not is_whole(count) or count < 1 or (most and count > most):
@@ -40,15 +49,19 @@ def checked_count(name: str, count: Any, most: int | None = None) -> int | None:
 
 
 def check_top_k(top_k: Any, shortlist: Any) -> None:
-    """Raise InputError unless top_k is 1 or more, and shortlist no shorter, or None."""
+    """Raise InputError unless ``top_k`` is 1 or more, and ``shortlist`` is None or at least ``top_k``."""
     if not is_whole(top_k) or top_k < 1:
-        raise InputError(f"top_k is {top_k!r}: expected a whole number, 1 or more")
+        raise InputError(f"`top_k` is {top_k!r}: expected a whole number, 1 or more")
     if shortlist is not None and (not is_whole(shortlist) or shortlist < top_k):
-        raise InputError(f"shortlist is {shortlist!r}: expected a whole number, at least top_k = {top_k}, or None")
+        raise InputError(f"`shortlist` is {shortlist!r}: expected a whole number, at least `top_k` = {top_k}, or None")
 
 
 def checked_names(names: Iterable[Any] | None) -> list[str] | None:
-    """Names as strings. Raises InputError unless it is a list, for the first that is neither a string nor a path."""
+    """Return names as strings, or None.
+
+    Raises:
+        InputError: The argument is not a list, or a name is neither a string nor a path.
+    """
     if names is None:
         return None
     if isinstance(names, (str, bytes)) or not is_several(names):
@@ -61,7 +74,11 @@ def checked_names(names: Iterable[Any] | None) -> list[str] | None:
 
 
 def distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.intp]]:
-    """Each distinct item once (strings, paths and bytes by value, arrays and PIL images by identity), and where each went."""
+    """Remove duplicates: strings, paths and bytes are compared by value, arrays and PIL images by identity.
+
+    Returns:
+        Each distinct item once, and for every item the index of its first occurrence in that list.
+    """
     places: dict[Any, int] = {}
     kept: list[Any] = []
     where = np.empty(len(items), np.intp)

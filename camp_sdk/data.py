@@ -1,8 +1,9 @@
 """Data sets on disk: folders of pictures with captions, and precomputed region features.
 
-Pictures: ``{split}/metadata.jsonl``, a line ``{"file_name": ..., "captions": [...]}`` a picture (the ImageFolder convention).
-Features: ``{split}_ims.npy`` float32 [images, R, D] and ``{split}_caps.txt``, one caption a line. Both layouts in circulation
-are read: five captions an image, and one feature row a caption with each image's row five times over.
+Pictures: ``{split}/metadata.jsonl`` with one line ``{"file_name": ..., "captions": [...]}`` per picture (the ImageFolder
+convention). Features: ``{split}_ims.npy`` float32 [images, R, D] and ``{split}_caps.txt`` with one caption per line. Both
+layouts in circulation are read: one row per image with five captions each, and one row per caption, in which the row of each
+image is repeated five times.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ CAPTIONS_PER_IMAGE = 5
 class Split:
     """One split of a data set.
 
-    images: paths of pictures, or memory-mapped features [I, R, D]; captions: T strings; image_of_caption [T] int64:
-    which image each caption describes.
+    Args:
+        name: The name of the split, such as "test".
+        images: Paths of I pictures, or features [I, R, D] float32, memory-mapped.
+        captions: T strings.
+        image_of_caption: [T] int64: the index of the image that each caption describes.
     """
 
     name: str
@@ -37,12 +41,21 @@ class Split:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether the images are pictures rather than features."""
+        """Whether the images are pictures, not features."""
         return not isinstance(self.images, np.ndarray)
 
 
 def load_split(data: str | Path, split: str) -> Split:
-    """Read one split, whichever of the two formats it is in. Raises BundleError naming the file and the line."""
+    """Read one split of a data set of pictures or of precomputed features.
+
+    Args:
+        data: The folder of the data set. A split of pictures is a folder with a file metadata.jsonl; a split of features
+            is a pair of files such as test_ims.npy and test_caps.txt.
+        split: The name of the split, such as "train", "dev" or "test".
+
+    Raises:
+        BundleError: There is no such split, or one of its files is broken; the message names the file and the line.
+    """
     folder = Path(data)
     if (folder / split / "metadata.jsonl").is_file():
         return _load_pictures(folder / split, split)
@@ -50,7 +63,7 @@ def load_split(data: str | Path, split: str) -> Split:
         return _load_features(folder, split)
     raise BundleError(
         f"{folder} has no split {split!r}: expected {split}/metadata.jsonl (pictures) or {split}_ims.npy with "
-        f"{split}_caps.txt (features); make an example with: python export/scenes.py --output {folder}"
+        f"{split}_caps.txt (features); make an example with: camp scenes --output {folder}"
     )
 
 
@@ -66,13 +79,13 @@ def _load_pictures(folder: Path, split: str) -> Split:
             continue
         path, own = _parse_line(line, folder, f"{metadata}:{number}")
         if (before := lines_of.setdefault(path, number)) != number:
-            # As images of their own they would be each other's negatives, and never be found.
+            # As two images they would be each other's negatives, and a query could never rank the right one first.
             raise BundleError(f"{metadata}:{number} describes {path.name}, as line {before} does: expected one line")
         owners += [len(images)] * len(own)
         captions += own
         images.append(path)
     if not captions:
-        raise BundleError(f"{metadata} describes no picture: expected a line a picture")
+        raise BundleError(f"{metadata} describes no picture: expected one line per picture")
     return Split(split, images, captions, np.array(owners, np.int64))
 
 
@@ -85,21 +98,21 @@ def _parse_line(line: str, folder: Path, where: str) -> tuple[Path, list[str]]:
     name, captions = (row.get("file_name"), row.get("captions")) if isinstance(row, dict) else (None, None)
     strings = isinstance(captions, list) and all(isinstance(c, str) and c.strip() and _encodes(c) for c in captions)
     if not isinstance(name, str) or not captions or not strings:
-        raise BundleError(f"{where}: {expected}, with at least one caption, none of them empty, in valid Unicode")
+        raise BundleError(f"{where}: {expected} with at least one caption, no empty caption, and valid Unicode")
     path = folder / name
     try:
         inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
     except (OSError, ValueError) as error:
         raise BundleError(f"{where}: file_name {name!r} cannot be a path ({error})") from None
     if not inside:
-        raise BundleError(f"{where}: file_name {name!r} leaves the folder {folder}")
+        raise BundleError(f"{where}: file_name {name!r} is outside the folder {folder}")
     if not there:
         raise BundleError(f"{where}: {path} is missing")
     return path, captions
 
 
 def _encodes(caption: str) -> bool:
-    """JSON can spell halves of characters, which no file or tokenizer takes."""
+    """Whether a caption is valid Unicode: JSON can hold lone surrogates, which no file or tokenizer accepts."""
     try:
         caption.encode()
     except UnicodeEncodeError:
@@ -117,15 +130,24 @@ def _load_features(folder: Path, split: str) -> Split:
     if count % len(features) or count // len(features) not in (1, CAPTIONS_PER_IMAGE):
         raise BundleError(
             f"{captions_file} has {count} captions for the {rows} rows of {features_file}: "
-            f"expected one a row, or {CAPTIONS_PER_IMAGE}"
+            f"expected one per row, or {CAPTIONS_PER_IMAGE}"
         )
     return Split(split, features, captions, np.repeat(np.arange(len(features)), count // len(features)))
 
 
 def open_rows(path: Path) -> tuple[NDArray[np.float32], list[str]]:
-    """Features [I, R, D] of a .npy file, memory-mapped, and the name of each image's row in it.
+    """Open a .npy file of features, memory-mapped.
 
-    Where a file holds each row five times over, every fifth is an image. Raises BundleError for a file that holds no features.
+    If the file repeats each row five times, once for each caption, only every fifth row is used.
+
+    Args:
+        path: The file, float32 [I, R, D].
+
+    Returns:
+        Features [I, R, D], and the name of each image, which is its row in the file: "row 5".
+
+    Raises:
+        BundleError: The file does not hold features.
     """
     rows = _map_features(path)
     features = rows[::CAPTIONS_PER_IMAGE] if _repeats_rows(rows) else rows
@@ -144,7 +166,7 @@ def _map_features(path: Path) -> NDArray[np.float32]:
 
 def _read_captions(path: Path) -> list[str]:
     if not path.is_file():
-        raise BundleError(f"{path} is missing: expected one caption a line")
+        raise BundleError(f"{path} is missing: expected one caption per line")
     captions = [line.strip() for line in _read_lines(path)]
     for number, caption in enumerate(captions, start=1):
         if not caption:
@@ -154,26 +176,26 @@ def _read_captions(path: Path) -> list[str]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8-sig") as file:  # str.splitlines would also split at rarer separators
+        with path.open(encoding="utf-8-sig") as file:  # unlike str.splitlines, splits at line ends only
             return list(file)
     except UnicodeDecodeError as error:
         raise BundleError(f"{path} is not UTF-8 text ({error}): convert it to UTF-8") from None
 
 
 def _distinct_rows(features: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
-    """Each image once, of a file that may hold it once for each of its five captions."""
+    """Each image once, from a file that may repeat its row for each of its five captions."""
     if len(features) == 1 or (features[0] != features[1]).any():
         return features
     if not _repeats_rows(features):
         raise BundleError(
-            f"{path} repeats its rows, as files with a row a caption do, but its {len(features)} rows are not groups of "
-            f"{CAPTIONS_PER_IMAGE} equal ones"
+            f"{path} repeats its rows, as files with one row per caption do, but its {len(features)} rows are not groups "
+            f"of {CAPTIONS_PER_IMAGE} equal ones"
         )
     return features[::CAPTIONS_PER_IMAGE]
 
 
 def _repeats_rows(features: NDArray[np.float32]) -> bool:
-    """Whether every row is there five times over; reads a few rows, not the file."""
+    """Whether each row is repeated five times; reads a few rows, not the whole file."""
     groups, rest = divmod(len(features), CAPTIONS_PER_IMAGE)
     some = np.unique(np.linspace(0, max(groups - 1, 0), 8).astype(int)) * CAPTIONS_PER_IMAGE
     return not rest and all((features[k : k + CAPTIONS_PER_IMAGE] == features[k]).all() for k in some)

@@ -1,6 +1,6 @@
-"""What works on this machine: the GPU, every backend, and a bundle's engines and self-test on each.
+"""What works on this machine: the GPU, every backend, and a bundle's engines and self-tests.
 
-Nothing here raises for what is missing or broken: that is the answer.
+Nothing here raises for something missing or broken: that is what the diagnosis reports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ PROBLEM_CHARACTERS = 600
 
 @dataclass(frozen=True)
 class BackendState:
-    """A backend: its library's version, None if that cannot be loaded, and what is wrong, empty if it opens."""
+    """The state of one backend.
+
+    Args:
+        backend: Its name.
+        version: The version of its library; None if the library cannot be loaded.
+        problem: Why it does not open; empty if it does.
+    """
 
     backend: str
     version: str | None
@@ -38,7 +44,17 @@ class BackendState:
 
 @dataclass(frozen=True)
 class EngineState:
-    """An engine on disk, and why it cannot be used here, empty if it fits."""
+    """The state of one engine on disk.
+
+    Args:
+        folder: The engine's folder.
+        backend: The backend that runs it.
+        library_version: The version of the library that built it.
+        graph: The graph that it runs.
+        precision: The precision that it was built in.
+        plan_bytes: Its size.
+        problem: Why it cannot be used here; empty if it fits.
+    """
 
     folder: str
     backend: str
@@ -51,8 +67,17 @@ class EngineState:
 
 @dataclass(frozen=True)
 class SelfTestState:
-    """The self-test on a backend in a precision. Differences are None if it did not run, and where they are no numbers;
-    skipped: why it was not for this backend to run, which is no failure; problem: what was wrong, empty if it passed."""
+    """The result of the self-test on one backend in one precision.
+
+    Args:
+        backend: The backend.
+        precision: The precision.
+        passed: Whether the test passed.
+        max_logit_error: The largest difference from PyTorch's logits; None if it was not measured or is NaN or infinite.
+        max_score_error: The same for the scores.
+        skipped: Why the test does not apply to this backend, which is not a failure; empty if it ran.
+        problem: What failed; empty if the test passed.
+    """
 
     backend: str
     precision: str
@@ -65,7 +90,14 @@ class SelfTestState:
 
 @dataclass(frozen=True)
 class Choice:
-    """What auto takes in a precision, None if nothing works, and why not what it would rather take, by backend."""
+    """The backend that "auto" chooses in one precision.
+
+    Args:
+        precision: The precision.
+        backend: The backend chosen; None if none works.
+        problem: Why the backend chosen, or every backend, does not work; empty if it works.
+        passed_over: Why each backend that "auto" prefers was not chosen, by backend.
+    """
 
     precision: str
     backend: str | None
@@ -75,7 +107,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class BundleState:
-    """A bundle here. problem: why it cannot be opened, all else is then empty; broken_records: of engines on disk."""
+    """The state of a bundle on this machine.
+
+    Args:
+        folder: The bundle's folder.
+        problem: Why it cannot be opened, in which case the remaining fields are empty; empty if it opens.
+        variant: The network's variant.
+        precisions: The precisions that it has graphs in.
+        engines: Its engines on disk.
+        broken_records: Why the records of engines on disk cannot be read, one line for each such record.
+        self_tests: The self-test on every backend that opens, in every precision.
+        auto: The choice of "auto" in every precision.
+    """
 
     folder: str
     problem: str
@@ -89,7 +132,15 @@ class BundleState:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that was found. gpu_problem is empty where there is a GPU."""
+    """Everything that was found.
+
+    Args:
+        gpu: The GPU, or None.
+        gpu_problem: Why no GPU can be used; empty if there is one.
+        driver_release: The release of the NVIDIA driver, or None if none is installed.
+        backends: The state of every backend.
+        bundle: The state of the bundle, if one was given.
+    """
 
     gpu: cuda.Gpu | None
     gpu_problem: str
@@ -99,18 +150,24 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether what the bundle's default takes works; without a bundle, whether any backend does."""
+        """Whether "auto" works with the bundle in float32; without a bundle, whether any backend works."""
         if self.bundle is None:
             return any(not state.problem for state in self.backends)
         return any(choice.precision == DEFAULT and not choice.problem for choice in self.bundle.auto)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON."""
+        """The diagnosis as plain values, for JSON."""
         return {"healthy": self.healthy, **asdict(self)}
 
 
 def diagnose(folder: Path | None = None, progress: Callable[[list[T]], Iterable[T]] = lambda items: items) -> Diagnosis:
-    """Try everything. ``progress`` walks the self-tests; those that use the GPU are remembered as their newest results."""
+    """Try every backend and, if a bundle is given, its engines and self-tests.
+
+    Args:
+        folder: A bundle's folder, or None.
+        progress: Wraps the list of self-tests, to show progress. The results of those that use the GPU replace the
+            remembered ones.
+    """
     gpu, gpu_problem = _attempt(cuda.gpu)
     backends = tuple(_backend_state(backend) for backend in BACKENDS)
     state = None if folder is None else _bundle_state(folder, backends, progress)
@@ -118,7 +175,7 @@ def diagnose(folder: Path | None = None, progress: Callable[[list[T]], Iterable[
 
 
 def _attempt(step: Callable[[], T]) -> tuple[T | None, str]:
-    """What a step gives, or in one line why it gives nothing."""
+    """The result of a step and "", or None and the reason in one line."""
     try:
         return step(), ""
     except Exception as error:  # a broken installation raises whatever its import raises
@@ -187,7 +244,7 @@ def _test_state(bundle: Bundle, backend: str, precision: str) -> SelfTestState:
 
 
 def _figures(test: SelfTest) -> tuple[float | None, float | None]:
-    """Differences of logits and of scores; None for what was not measured, and for NaN and infinity, which JSON has not."""
+    """Differences of logits and scores; None if not measured, and for NaN and infinity, which JSON cannot hold."""
     found = (test.max_logit_error, test.max_score_error)
     logits, scores = (None if test.skipped or not math.isfinite(error) else error for error in found)
     return logits, scores
@@ -205,5 +262,5 @@ def _choice(
     reasons |= {test.backend: test.problem for test in tests if test.problem and test.precision == precision}
     before = AUTO_ORDER[: AUTO_ORDER.index(chosen)] if chosen else AUTO_ORDER
     able = [backend for backend in before if backend in SCORES_IN.get(precision, BACKENDS)]
-    passed_over = {backend: reasons.get(backend, "auto takes it on x86 processors only") for backend in able}
+    passed_over = {backend: reasons.get(backend, "auto chooses it on x86 processors only") for backend in able}
     return Choice(precision, chosen, problem or reasons.get(chosen or "", ""), passed_over)

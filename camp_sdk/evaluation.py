@@ -1,4 +1,4 @@
-"""Score a whole split with a bundle and measure it: what `camp eval` does."""
+"""Measure the recall of a bundle on a whole split, as `camp eval` does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from camp_sdk.data import Split
 from camp_sdk.gallery import Gallery
 from camp_sdk.metrics import (
-    MOST_RECALLED,
+    MAX_RECALL_K,
     Metrics,
     direction,
     evaluate_matrix,
@@ -35,30 +35,42 @@ PROTOCOLS = {"flickr30k": (1000, 1), "coco-5k": (5000, 1), "coco-1k": (5000, 5)}
 
 
 def protocol_folds(protocol: str, split: Split) -> int:
-    """The folds of a named protocol: flickr30k (1,000 images), coco-5k (5,000), coco-1k (the same in five folds).
+    """The number of folds of a named protocol, after a check that the data fit it.
 
-    Raises InputError for an unknown name, or data that are not that many images with five captions each: recalls
-    depend on how many candidates there are, so that figures of other data must not bear the name.
+    Recall depends on the number of candidates, so figures measured on other data must not carry the protocol's name.
+
+    Args:
+        protocol: "flickr30k" (1,000 images), "coco-5k" (5,000 images) or "coco-1k" (the same 5,000 in five folds).
+        split: The data.
+
+    Raises:
+        InputError: The name is unknown, or the split does not hold that number of images with five captions each.
     """
     if protocol not in PROTOCOLS:
-        raise InputError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+        raise InputError(f"`protocol` {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     images, folds = PROTOCOLS[protocol]
     counts = np.bincount(split.image_of_caption, minlength=len(split.images))
     if len(split.images) != images or (counts != CAPTIONS_PER_IMAGE).any():
         raise InputError(
             f"{protocol} is measured on {images} images with {CAPTIONS_PER_IMAGE} captions each; split {split.name} has "
-            f"{len(split.images)} images with {counts.min()} to {counts.max()} captions: leave out the protocol"
+            f"{len(split.images)} images with {counts.min()} to {counts.max()} captions: leave out `protocol`"
         )
     return folds
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of the network and of its global vectors alone, on ``images`` images and ``texts`` captions.
+    """The metrics of a network on a split.
 
-    folds: 1 for the whole split at once, otherwise every figure is the mean over that many equal parts. name: the
-    protocol the data were checked against, if any. shortlists: the network's metrics if only so many candidates, the
-    nearest by global vector, are scored.
+    Args:
+        network: Metrics of the network.
+        global_vectors: Metrics of its global vectors alone; None if it has no global vectors.
+        images: The number of images.
+        texts: The number of captions.
+        folds: Every figure is the mean over this many equal parts of the images; 1 for the whole split at once.
+        name: The protocol that the data were checked against, if any.
+        shortlists: The network's metrics by size of shortlist: only that many candidates, the nearest by global vector,
+            are scored for each query.
     """
 
     network: Metrics
@@ -71,14 +83,14 @@ class Evaluation:
 
     @property
     def protocol(self) -> str:
-        """How it was measured, in words, for the output."""
+        """How the metrics were measured, in words."""
         name = f"{self.name}, " if self.name else ""
         if self.folds == 1:
             return f"{name}{self.images} images x {self.texts} captions"
         return f"{name}mean over {self.folds} folds of {self.images // self.folds} images"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as `camp eval --json` prints them."""
+        """The evaluation as plain values, as `camp eval --json` prints them."""
         rest = {"protocol": self.protocol, "images": self.images, "texts": self.texts, "folds": self.folds}
         beside = self.global_vectors.as_dict() if self.global_vectors else None
         short = {str(size): metrics.as_dict() for size, metrics in self.shortlists.items()}
@@ -93,12 +105,21 @@ def evaluate(
     protocol: str | None = None,
     shortlists: Sequence[int] = (),
 ) -> Evaluation:
-    """Rank every caption against every image of a split, both ways, and measure.
+    """Score every caption against every image of a split and measure retrieval in both directions.
 
-    folds: split the images into that many equal runs and average. on_progress hears a step of `work_of` and how much of
-    it was just done. protocol: flickr30k, coco-5k or coco-1k, which brings its own folds and checks the data
-    (`protocol_folds`). shortlists: also measure what ranking a shortlist of each of these sizes gives. Raises InputError if
-    the images do not divide into the folds, the data are not the protocol's, or there are no vectors for a shortlist.
+    Args:
+        retriever: Scores the pairs.
+        split: The images and captions, as `load_split` reads them.
+        folds: Divide the images into this many equal consecutive parts, measure each, and average.
+        on_progress: Receives the name of a step ("encoding images" or "scoring pairs") and the number of images or pairs
+            just done.
+        protocol: "flickr30k" (1,000 images), "coco-5k" (5,000 images) or "coco-1k" (the same 5,000 in five folds). Sets
+            ``folds``, and checks that the split holds that number of images with five captions each.
+        shortlists: Also measure the network with shortlists of these sizes.
+
+    Raises:
+        InputError: The images do not divide into the folds, the split does not fit the protocol, or the bundle has no
+            global vectors to make a shortlist with.
     """
     for size in shortlists:
         retriever.check_counts(1, size)
@@ -106,7 +127,7 @@ def evaluate(
         folds = protocol_folds(protocol, split)
     images = len(split.images)
     if folds < 1 or images % folds:
-        raise InputError(f"{images} images do not divide into {folds} equal folds")
+        raise InputError(f"`folds` is {folds}: {images} images do not divide into that many equal parts")
     size = images // folds
     parts = [slice(k * size, (k + 1) * size) for k in range(folds)]
     measured = [_evaluate_fold(retriever, split, part, on_progress, shortlists) for part in parts]
@@ -117,7 +138,7 @@ def evaluate(
 
 
 def work_of(split: Split, folds: int = 1) -> dict[str, int]:
-    """How much of each step `evaluate` will do, for progress bars: images to encode, pairs to score."""
+    """The amount of work in each step of `evaluate`, for progress bars: images to encode and pairs to score."""
     size = len(split.images) // max(folds, 1)
     owner = split.image_of_caption
     pairs = sum(size * int(((owner >= k * size) & (owner < (k + 1) * size)).sum()) for k in range(folds))
@@ -141,9 +162,13 @@ def _evaluate_fold(
 
 
 def shortlist_metrics(logits: Matrix, vectors: Matrix, image_of_caption: NDArray[np.int64], size: int) -> Metrics:
-    """Metrics if each query scores only the ``size`` candidates nearest by global vector; a right one left out is a miss.
+    """Metrics with a shortlist: a correct candidate that is not on the shortlist counts as a miss.
 
-    logits and vectors [I, T], as `similarity_matrices` gives them.
+    Args:
+        logits: [I, T], as `similarity_matrices` returns them.
+        vectors: Dot products of the global vectors [I, T].
+        image_of_caption: The image of each caption [T].
+        size: The number of candidates scored for each query, the nearest by global vector.
     """
 
     def shortened(axis: int) -> Matrix:
@@ -162,17 +187,20 @@ def shortlist_metrics(logits: Matrix, vectors: Matrix, image_of_caption: NDArray
 
 
 def _missed_rank(candidates: int) -> int:
-    """The rank of what a shortlist left out: behind all candidates, and no hit however few they are."""
-    return max(candidates, MOST_RECALLED) + 1
+    """The rank of an item that is not on the shortlist: after all candidates, and a miss even at R@10."""
+    return max(candidates, MAX_RECALL_K) + 1
 
 
 def similarity_matrices(
     retriever: Retriever, images: Gallery, captions: list[str], on_progress: Callable[[int], None]
 ) -> tuple[Matrix, Matrix | None]:
-    """Logits [I, T], and the dot products of the global vectors [I, T] if the bundle has them.
+    """Score all images against all captions.
 
-    Captions are encoded a few at a time, so that memory does not grow with their number; those that are the same to the
-    network are scored once, for in blocks of another shape they would differ by rounding, where they must tie.
+    Captions are encoded 256 at a time, so that memory for their tensors does not grow with their number. Captions with
+    the same tokens are scored once: scored in blocks of different shapes they would differ by rounding, but they must tie.
+
+    Returns:
+        Logits [I, T], and the dot products of the global vectors [I, T], or None if the bundle has no global vectors.
     """
     first, where = Tokenizer(retriever.bundle.path("tokenizer.json")).encode(captions).distinct()
     logits = np.empty((len(images), len(captions)), np.float32)

@@ -1,4 +1,4 @@
-"""What an app gives as images, to region features: pictures through the vision graph, ready features checked."""
+"""From images to region features: pictures are encoded by the vision graph, ready features are checked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,14 @@ LOG = logging.getLogger("camp_sdk")
 
 
 class _Item(NamedTuple):
-    """One of the images given: its place, what galleries call it, what messages call it, and itself, or what became of it."""
+    """One image of the input.
+
+    Args:
+        place: Its position in the input.
+        document: Its name in a gallery, or None.
+        name: Its name in messages.
+        image: The image itself; after decoding, its pixels, or the error if it cannot be read.
+    """
 
     place: int
     document: str | None
@@ -38,12 +45,12 @@ class _Item(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Consecutive images of what was given.
+    """Consecutive images of the input.
 
     Args:
-        features: [b, R, D] float32, checked; None if every picture of the batch was left out.
-        documents: what galleries call each image in ``features``.
-        skipped: the pictures left out.
+        features: Checked features [b, R, D] float32; None if every picture of the batch was left out.
+        documents: The gallery's name for each image in ``features``.
+        skipped: The pictures that were left out.
     """
 
     features: Features | None
@@ -51,7 +58,7 @@ class FeatureBatch:
     skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
-        """The number of images done, those left out included."""
+        """The number of images done, including those left out."""
         return len(self.documents) + len(self.skipped)
 
 
@@ -60,15 +67,15 @@ Batches = Generator[FeatureBatch, None, None]
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Reads images as a bundle takes them.
+    """Reads images into region features for a bundle.
 
     Args:
-        pixels: of the vision graph; None where a bundle has none.
-        feature_width: D.
-        vision: makes features [b, R, D] of normalised pixels [b, 3, H, W].
-        threads: decode pictures, a batch ahead of ``vision``; None for one per core.
-        skip_broken: leave out pictures that cannot be read. Ready features are never left out.
-        max_megapixels: pictures of more are not decoded.
+        pixels: The input of the vision graph; None for a bundle without one.
+        feature_width: Width D of the features.
+        vision: Computes features [b, R, D] from normalised pixels [b, 3, H, W].
+        threads: The number of threads that decode pictures, one batch ahead of ``vision``; None for one per core.
+        skip_broken: Leave out pictures that cannot be read. Ready features are never left out.
+        max_megapixels: Pictures with more megapixels are not decoded.
     """
 
     pixels: PixelSpec | None
@@ -79,10 +86,14 @@ class FeatureReader:
     max_megapixels: float = MAX_MEGAPIXELS
 
     def batches(self, images: Iterable[Image], names: Sequence[str] | None = None) -> Batches:
-        """All images in order, a batch at a time. Close the generator if it may not be read to its end.
+        """Yield the features of all images, in order and in batches. Close the generator if you may stop early.
+
+        Args:
+            images: Pictures, or features [R, D], not both.
+            names: The name of each image.
 
         Raises:
-            InputError: an image cannot be read, or is not like the others; the message names it.
+            InputError: An image cannot be read, or is of another kind or size than the others; the message names it.
         """
         items = _items(images, names)
         first = next(items, None)
@@ -101,8 +112,8 @@ class FeatureReader:
     def _pixels_for(self, first: _Item) -> PixelSpec:
         if self.pixels is None:
             raise InputError(
-                f"{first.name} is a {kind_of(first.image)}, but this bundle takes region features, float [R, "
-                f"{self.feature_width}]; export a model trained on pictures to encode pictures"
+                f"{first.name} is a {kind_of(first.image)}, but this bundle takes region features, float "
+                f"[R, {self.feature_width}]; to encode pictures, use the bundle of a model trained on pictures"
             )
         return self.pixels
 
@@ -119,7 +130,7 @@ class FeatureReader:
                 yield FeatureBatch(features, tuple(item.document for item in good), skipped)
 
     def _take(self, decoded: Iterator[_Item]) -> list[_Item]:
-        """Items up to a full batch of readable ones: features do not depend on what is left out between them."""
+        """Items up to a full batch of readable ones, so that pictures left out do not change the other batches."""
         taken: list[_Item] = []
         readable = 0
         while readable < ENCODE_IMAGES and (item := next(decoded, None)) is not None:
@@ -131,7 +142,7 @@ class FeatureReader:
         return taken
 
     def _read(self, item: _Item, spec: PixelSpec) -> _Item:
-        """The item with its pixels [H, W, 3], or with the error if it is broken, as its image."""
+        """The item with its image replaced by its pixels [H, W, 3], or by the error if it cannot be read."""
         pixels: NDArray[np.uint8] | PictureError
         try:
             pixels = read_picture(item.image, spec.height, spec.width, item.name, spec.fit, self.max_megapixels)
@@ -148,26 +159,26 @@ class FeatureReader:
                     row[:] = item.image
                 if not np.isfinite(row).all():
                     raise InputError(
-                        f"{item.name} has features that are NaN or infinite: expected finite float32 numbers; leave it out, "
-                        "or extract its features again"
+                        f"{item.name} has features that are NaN or infinite: expected finite float32 numbers; leave it "
+                        "out, or extract its features again"
                     )
             yield FeatureBatch(rows, tuple(item.document for item in batch))
 
     def _check_features(self, item: _Item, regions: int) -> None:
         if not _is_features(item.image):
             raise InputError(
-                f"{item.name} is a {kind_of(item.image)}, those before it ready features: encode them apart"
+                f"{item.name} is a {kind_of(item.image)}, those before it are ready features: encode them separately"
             )
         found, width = item.image.shape, self.feature_width
         if found[1] != width or not found[0]:
             raise InputError(
-                f"{item.name} has features {found}: expected [R, {width}] with R above 0, of the detector or network this "
-                "model was trained with"
+                f"{item.name} has features {found}: expected [R, {width}] with R above 0, made by the detector or network "
+                "that this model was trained with"
             )
         if found[0] != regions:
             raise InputError(
-                f"{item.name} has {found[0]} regions, those before it {regions}: encode images of different numbers of "
-                "regions as galleries of their own"
+                f"{item.name} has {found[0]} regions, those before it have {regions}: encode images with different "
+                "numbers of regions as separate galleries"
             )
 
 
@@ -188,8 +199,8 @@ def _items(images: Iterable[Image], names: Sequence[str] | None) -> Iterator[_It
 def _pictures_only(items: Iterator[_Item]) -> Iterator[_Item]:
     for item in items:
         if _is_features(item.image):
-            raise InputError(f"{item.name} is ready features, those before it pictures: encode them apart")
-        check_picture(item.image, item.name)  # no picture at all is not a broken one: never left out
+            raise InputError(f"{item.name} is ready features, those before it are pictures: encode them separately")
+        check_picture(item.image, item.name)  # raises at once: what is not a picture at all is never left out
         yield item
 
 
@@ -202,14 +213,14 @@ def _is_features(image: Any) -> bool:
 
 
 def kind_of(image: Any) -> str:
-    """What an image was given as, for messages."""
+    """The type of an image, for messages."""
     if isinstance(image, np.ndarray):
         return f"{image.dtype} array {image.shape}"
     return "picture" if isinstance(image, (str, Path, bytes)) else type(image).__name__
 
 
 def nothing_left(skipped: Sequence[Skipped]) -> str:
-    """Why there is no image to encode: none was given, or the first that cannot be read."""
+    """The message if there is no image to encode: none was given, or none can be read."""
     if not skipped:
         return "there are no images to encode: expected at least one"
-    return f"none of {len(skipped)} pictures can be read; {skipped[0].name}, the first: {skipped[0].reason}"
+    return f"none of the {len(skipped)} pictures can be read; the first, {skipped[0].name}: {skipped[0].reason}"

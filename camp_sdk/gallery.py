@@ -16,12 +16,19 @@ from camp_sdk.runtime.errors import InputError
 
 
 class Gallery:
-    """Encoded images or texts of one bundle, with the name of each (a path, a caption) where it has one.
+    """Encoded images or texts of one bundle, each with its name (a path, a caption) if it has one.
 
-    Made by `Retriever.encode_images` and `Retriever.encode_texts`. `save` writes a folder of .npy files that `open` maps
-    into memory, so a gallery may be larger than memory. ``precision`` is what it keeps: float32, float16 or int8.
-    ``skipped`` are the pictures that `encode_images` left out; it is told once, so a gallery that was opened or selected has
-    none.
+    `Retriever.encode_images` and `Retriever.encode_texts` make galleries. `save` writes a folder of .npy files, which
+    `open` maps into memory, so that a gallery may be larger than memory. The arguments are also attributes, except
+    ``bundle``.
+
+    Args:
+        encoded: The encoded items.
+        documents: The name of each item, or None.
+        bundle: The bundle that encoded them.
+        precision: How the tensors are stored: "float32", "float16" or "int8".
+        skipped: The pictures that `Retriever.encode_images` left out. It is not saved, and a selection or a join does
+            not keep it.
     """
 
     def __init__(
@@ -45,12 +52,12 @@ class Gallery:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the bundle that made it, by content."""
+        """A hash of the content of the bundle that encoded the gallery."""
         return self._bundle.fingerprint
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, in memory or mapped."""
+        """The size of all tensors in bytes, whether in memory or memory-mapped."""
         return sum(array.nbytes for array in self.encoded.tensors.values())
 
     def __len__(self) -> int:
@@ -60,7 +67,14 @@ class Gallery:
         return f"<Gallery of {len(self)} {self.kind}s, {self.nbytes / 1e6:.1f} MB>"
 
     def select(self, indices: Indices) -> Gallery:
-        """A gallery of some of its items; a slice of images copies nothing. Raises InputError if none is left."""
+        """Make a gallery of some of the items; a slice of images copies nothing.
+
+        Args:
+            indices: A slice, a list of indices or a mask, as for a numpy array.
+
+        Raises:
+            InputError: An index is out of range, or no item is selected.
+        """
         indices = list(indices) if isinstance(indices, tuple) else indices
         try:
             chosen = np.arange(len(self))[indices]
@@ -71,15 +85,19 @@ class Gallery:
         if chosen.ndim > 1:
             raise InputError(f"select takes a slice or a list of indices, not {indices!r}")
         if not len(chosen):
-            raise InputError(f"select left none of {len(self)} items: a gallery holds at least one")
+            raise InputError(f"select chose none of {len(self)} items: a gallery holds at least one")
         documents = [self.documents[i] for i in chosen]
         return Gallery(self.encoded.select(indices), documents, self._bundle, self.precision)
 
     @classmethod
     def join(cls, galleries: Iterable[Gallery]) -> Gallery:
-        """The items of several galleries in one, in their order, copied into memory: how a gallery grows. None is altered.
+        """Join galleries into a new one, to add items to a gallery; the items are copied into memory.
 
-        Raises InputError if there is none, or they differ in bundle, kind, precision or number of regions.
+        Args:
+            galleries: At least one gallery. The result holds their items in this order.
+
+        Raises:
+            InputError: There are no galleries, or they differ in bundle, kind, precision or number of regions.
         """
         parts = list(galleries)
         if not parts or not all(isinstance(part, Gallery) for part in parts):
@@ -90,17 +108,21 @@ class Gallery:
                 own, expected = getattr(part, what), getattr(first, what)
                 if own != expected:
                     what = "bundle" if what == "fingerprint" else what
-                    raise InputError(f"gallery {index} is of {what} {own[:12]}, the first of {expected[:12]}")
+                    raise InputError(f"gallery {index} has the {what} {own[:12]}, the first has {expected[:12]}")
             for name, array in part.encoded.tensors.items():
                 if array.shape[1:] != (shape := first.encoded.tensors[name].shape[1:]):
-                    raise InputError(f"gallery {index} has {name} of {array.shape[1:]} an item, the first of {shape}")
+                    raise InputError(f"gallery {index} has {name} {array.shape[1:]} per item, the first has {shape}")
         documents = [document for part in parts for document in part.documents]
         return cls(joined([part.encoded for part in parts]), documents, first._bundle, first.precision)
 
     def save(self, folder: str | Path) -> None:
-        """Write the gallery as a folder, whole or not at all; an older gallery of that name is replaced. A link is followed.
+        """Write the gallery as a folder, completely or not at all.
 
-        Raises InputError if the name is taken by something that is not a gallery, or holds other files too.
+        Args:
+            folder: The folder to write. An older gallery there is replaced; a link is followed.
+
+        Raises:
+            InputError: The folder exists and is not a gallery, or it also holds other files.
         """
         metadata = GalleryMetadata(self.kind, self.precision, self.fingerprint, self.documents)
         write_gallery(Path(folder), metadata, self.encoded)
@@ -109,15 +131,24 @@ class Gallery:
     def open(cls, folder: str | Path, bundle: Bundle) -> Gallery:
         """Open a saved gallery, memory-mapped; `Retriever.open_gallery` does this for its own bundle.
 
-        Raises BundleError if it is no gallery, was made by another bundle, or a file does not fit the contract.
+        Args:
+            folder: The folder that `save` wrote.
+            bundle: The bundle that encoded the gallery.
+
+        Raises:
+            BundleError: The folder is not a gallery, it was made by another bundle, or a file does not fit the bundle's
+                manifest.
         """
         metadata, encoded = open_gallery_files(Path(folder), bundle)
         return cls(encoded, metadata.documents, bundle, metadata.precision)
 
 
 def is_text_query(query: Any, corpus: Any) -> bool:
-    """Whether a query ranks images: by the corpus if that is a gallery, otherwise by its own type. Raises InputError for what
-    can rank no images, and for an empty list."""
+    """Whether a query ranks images: decided by the corpus if it is a gallery, otherwise by the type of the query.
+
+    Raises:
+        InputError: The query is an empty list, or it is not text and the corpus is a gallery of images.
+    """
     if isinstance(query, list) and not query:
         raise InputError("query is []: expected a string, or a list of at least one string")
     texts = isinstance(query, str) or (isinstance(query, list) and all(isinstance(text, str) for text in query))
@@ -127,7 +158,11 @@ def is_text_query(query: Any, corpus: Any) -> bool:
 
 
 def texts_of(gallery: Gallery) -> EncodedTexts:
-    """The encoded texts of a gallery. Raises InputError for one of images."""
+    """The encoded texts of a gallery.
+
+    Raises:
+        InputError: It is a gallery of images.
+    """
     if not isinstance(gallery.encoded, EncodedTexts):
         raise InputError("this is a gallery of images: expected texts here")
     return gallery.encoded

@@ -1,4 +1,4 @@
-"""A gallery's folder: gallery.json and a .npy file a tensor, written whole or not at all, read without trusting it."""
+"""A gallery's folder: gallery.json and one .npy file per tensor. Everything read from it is checked."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from camp_sdk.runtime.manifest import Manifest, TensorSpec
 
 FORMAT_VERSION = 1
 METADATA = "gallery.json"
-OPENINGS = 100
+MAX_OPENINGS = 100  # attempts to open a gallery that is being replaced
 PRECISIONS_OF = {"image": GALLERY_PRECISIONS, "text": ("float32",)}  # by kind
 
 
 @dataclass(frozen=True)
 class GalleryMetadata:
-    """What gallery.json says.
+    """The content of gallery.json.
 
     Args:
         kind: "image" or "text".
-        precision: what the tensors are kept in.
-        bundle: the fingerprint of the bundle that encoded it.
-        documents: the name of each item, or None.
+        precision: How the tensors are stored.
+        bundle: The fingerprint of the bundle that encoded the gallery.
+        documents: The name of each item, or None.
     """
 
     kind: str
@@ -42,25 +42,36 @@ class GalleryMetadata:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> GalleryMetadata:
-        """The metadata in a JSON document; KeyError, TypeError or ValueError if it holds none."""
+        """Read the metadata from a JSON document.
+
+        Raises:
+            KeyError: A key is missing.
+            TypeError: A value has the wrong type.
+            ValueError: The format, kind or precision is unknown.
+        """
         metadata = cls(raw["kind"], raw["precision"], raw["bundle"], raw["documents"])
         if raw["format"] != FORMAT_VERSION or metadata.precision not in PRECISIONS_OF.get(metadata.kind, ()):
             raise ValueError(f"expected format {FORMAT_VERSION} of kind image or text")
         if not isinstance(metadata.bundle, str) or not isinstance(metadata.documents, list):
-            raise TypeError("bundle is no string, or documents is no list")
+            raise TypeError("bundle is not a string, or documents is not a list")
         return metadata
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON document."""
+        """The metadata as a JSON document."""
         fields = {"kind": self.kind, "precision": self.precision, "bundle": self.bundle}
         return {"format": FORMAT_VERSION, **fields, "documents": list(self.documents)}
 
 
 def write_gallery(folder: Path, metadata: GalleryMetadata, encoded: EncodedImages | EncodedTexts) -> None:
-    """Write a gallery's folder, whole or not at all; an older gallery there is replaced. A link is followed.
+    """Write a gallery's folder, completely or not at all.
+
+    Args:
+        folder: The folder to write. An older gallery there is replaced; a link is followed.
+        metadata: The content of gallery.json.
+        encoded: The tensors.
 
     Raises:
-        InputError: the name is taken by something that is not a gallery, or holds other files too.
+        InputError: The folder exists and is not a gallery, or it also holds other files.
     """
     check_output(folder)
     with write_aside(followed(folder)) as aside:
@@ -74,13 +85,18 @@ def write_gallery(folder: Path, metadata: GalleryMetadata, encoded: EncodedImage
 
 
 def open_gallery_files(folder: Path, bundle: Bundle) -> tuple[GalleryMetadata, EncodedImages | EncodedTexts]:
-    """A gallery's metadata and its tensors, memory-mapped.
+    """Open a gallery: its metadata and its tensors, memory-mapped.
+
+    Args:
+        folder: The gallery's folder.
+        bundle: The bundle that encoded it.
 
     Raises:
-        BundleError: the folder is no gallery, was made by another bundle, or a file does not fit the contract.
+        BundleError: The folder is not a gallery, it was made by another bundle, or a file does not fit the bundle's
+            manifest.
     """
-    # One that is saved meanwhile must not give the names of the older and the tensors of the newer.
-    for _ in range(OPENINGS):
+    # Another process may replace the gallery while it is read: do not mix old names with new tensors.
+    for _ in range(MAX_OPENINGS):
         version = _version(folder)
         try:
             opened = _open(folder, bundle)
@@ -90,7 +106,7 @@ def open_gallery_files(folder: Path, bundle: Bundle) -> tuple[GalleryMetadata, E
         else:
             if _version(folder) == version:
                 return opened
-    raise BundleError(f"{folder} is saved again and again: open it when that is done")
+    raise BundleError(f"{folder} is being replaced again and again: open it when that has ended")
 
 
 def _open(folder: Path, bundle: Bundle) -> tuple[GalleryMetadata, EncodedImages | EncodedTexts]:
@@ -111,8 +127,12 @@ def _open(folder: Path, bundle: Bundle) -> tuple[GalleryMetadata, EncodedImages 
 
 
 def check_output(folder: Path) -> None:
-    """Raise InputError if a folder is taken by something that is not a gallery, or holds other files too, and OSError if
-    nothing can be written there: before long work, not after it."""
+    """Check before long work that a gallery can be written to a folder.
+
+    Raises:
+        InputError: The folder exists and is not a gallery, or it also holds other files.
+        OSError: Nothing can be written there.
+    """
     target = followed(folder)
     if target.exists() and not is_empty(target) and not _is_gallery(target):
         raise InputError(f"{target} exists and is not a gallery, or holds other files too: name another folder")
@@ -120,7 +140,7 @@ def check_output(folder: Path) -> None:
 
 
 def _version(folder: Path) -> tuple[int, int] | None:
-    """What tells one saved gallery from another of the same name."""
+    """Changes when another gallery is saved under the same name; None if there is no gallery."""
     try:
         found = (folder / METADATA).stat()
     except OSError:
@@ -142,7 +162,7 @@ def _read_metadata(path: Path) -> GalleryMetadata:
     try:
         return GalleryMetadata.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is not a gallery's ({type(error).__name__}: {error}); encode it again") from None
+        raise BundleError(f"{path} is broken ({type(error).__name__}: {error}); encode the gallery again") from None
 
 
 def _map(path: Path, name: str, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray[Any, np.dtype[Any]]:
@@ -173,7 +193,7 @@ def _map_images(path: Path, manifest: Manifest, precision: str) -> EncodedImages
 
 
 def _map_texts(path: Path, manifest: Manifest) -> EncodedTexts:
-    # Per-word tensors are stored with the words of all texts in a row: one axis where the contract has [T, N].
+    # Per-word tensors are stored with the words of all texts in one row: [words, ...] instead of the manifest's [T, N, ...].
     stored = [TensorSpec(s.name, s.dtype, s.shape[1:] if words_axis(s) else s.shape) for s in manifest.text_tensors]
     per_word = frozenset(spec.name for spec in manifest.text_tensors if words_axis(spec))
     arrays = _map_all(path, stored)

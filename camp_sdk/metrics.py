@@ -11,12 +11,19 @@ from numpy.typing import NDArray
 from camp_sdk.runtime.errors import InputError
 
 Ranks = NDArray[np.float64]
-MOST_RECALLED = 10
+MAX_RECALL_K = 10  # the largest K of recall at K
 
 
 @dataclass(frozen=True)
 class Direction:
-    """Metrics of one direction: recalls at 1, 5 and 10 in percent, higher is better; median_rank from 1, lower is better."""
+    """The metrics of one direction.
+
+    Args:
+        r1: Recall at 1 in percent; higher is better.
+        r5: Recall at 5 in percent.
+        r10: Recall at 10 in percent.
+        median_rank: Median rank of the correct item, 1 at best; lower is better.
+    """
 
     r1: float
     r5: float
@@ -26,26 +33,36 @@ class Direction:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Both directions of a retrieval task; rsum is the sum of the six recalls, 600 at best."""
+    """The metrics of both directions of retrieval.
+
+    Args:
+        text_to_image: Captions as queries, images ranked.
+        image_to_text: Images as queries, captions ranked.
+    """
 
     text_to_image: Direction
     image_to_text: Direction
 
     @property
     def rsum(self) -> float:
-        """The sum of the six recalls."""
+        """The sum of the six recalls in percent, 600 at best."""
         both = (self.text_to_image, self.image_to_text)
-        return round(sum(d.r1 + d.r5 + d.r10 for d in both), 6)  # recalls are few digits: drop the sum's rounding error
+        return round(sum(d.r1 + d.r5 + d.r10 for d in both), 6)  # recalls have few digits: drop the sum's rounding error
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers under text_to_image, image_to_text and rsum, as `camp eval --json` prints them."""
+        """The metrics as plain values under "text_to_image", "image_to_text" and "rsum"."""
         return asdict(self) | {"rsum": self.rsum}
 
 
 def evaluate_matrix(similarity: NDArray[np.floating[Any]], image_of_caption: NDArray[np.integer[Any]]) -> Metrics:
-    """Metrics of a similarity matrix [I, T] (logits, not saturated scores) where caption t describes image_of_caption[t].
+    """Measure retrieval from a similarity matrix. Ties count against the model.
 
-    Raises InputError if the shapes disagree, a similarity is NaN, or an image has no caption.
+    Args:
+        similarity: [I, T], higher for a better match. Pass logits: scores saturate, which makes ties.
+        image_of_caption: [T] integers; caption t describes image ``image_of_caption[t]``.
+
+    Raises:
+        InputError: The shapes disagree, a similarity is NaN, or an image has no caption.
     """
     similarity, image_of_caption = np.asarray(similarity), np.asarray(image_of_caption)
     check_matrix(similarity, image_of_caption)
@@ -56,20 +73,24 @@ def evaluate_matrix(similarity: NDArray[np.floating[Any]], image_of_caption: NDA
 
 
 def check_matrix(similarity: NDArray[np.floating[Any]], image_of_caption: NDArray[np.integer[Any]]) -> None:
-    """InputError unless every caption has its image, every image a caption, and every similarity is a number."""
+    """Check the arguments of `evaluate_matrix`.
+
+    Raises:
+        InputError: A caption has no image, an image has no caption, or a similarity is NaN.
+    """
     if similarity.ndim != 2 or not similarity.size:
         raise InputError(f"similarity is {similarity.shape}: expected [I, T] with at least one of each")
     images, texts = similarity.shape
     if len(image_of_caption) != texts:
         raise InputError(f"similarity is {similarity.shape} but there are {len(image_of_caption)} captions")
     if not np.array_equal(np.unique(image_of_caption), np.arange(images)):
-        raise InputError(f"image_of_caption must name each of the {images} images at least once, and no other")
+        raise InputError(f"image_of_caption must hold each index from 0 to {images - 1} at least once, and no other")
     if np.isnan(similarity).any():
-        raise InputError("similarity holds NaN: the model did not produce numbers")
+        raise InputError("similarity holds NaN: expected numbers")
 
 
 def text_to_image_ranks(similarity: NDArray[np.floating[Any]], image_of_caption: NDArray[np.integer[Any]]) -> Ranks:
-    """The rank of each caption's image among all images [T]: 1 + those above it + half of those tied with it."""
+    """The rank of each caption's image among all images [T]: 1 + the number above it + half the number tied with it."""
     own = similarity[image_of_caption, np.arange(len(image_of_caption))]
     above = (similarity > own).sum(0)
     tied = (similarity == own).sum(0) - 1
@@ -77,9 +98,9 @@ def text_to_image_ranks(similarity: NDArray[np.floating[Any]], image_of_caption:
 
 
 def image_to_text_ranks(similarity: NDArray[np.floating[Any]], image_of_caption: NDArray[np.integer[Any]]) -> Ranks:
-    """The rank of the best of each image's captions among all others [I]; ties with others count half."""
+    """The rank of each image's best caption among the captions of other images [I]; each tie counts half."""
     ranks = np.empty(len(similarity))
-    for image, row in enumerate(similarity):  # row by row: a full mask of COCO 5K would cost another matrix
+    for image, row in enumerate(similarity):  # row by row: a mask for all of COCO 5K would take another matrix
         mine = image_of_caption == image
         best, others = row[mine].max(), row[~mine]
         ranks[image] = 1 + (others > best).sum() + (others == best).sum() / 2
@@ -87,13 +108,13 @@ def image_to_text_ranks(similarity: NDArray[np.floating[Any]], image_of_caption:
 
 
 def direction(ranks: Ranks) -> Direction:
-    """Recalls and median of ranks that start at 1; a rank of 1.5 (one tie) is a miss at 1."""
-    r1, r5, r10 = (100 * int((ranks <= k).sum()) / len(ranks) for k in (1, 5, MOST_RECALLED))
+    """Recalls and median rank from ranks that start at 1; a rank of 1.5 (one tie) is a miss at 1."""
+    r1, r5, r10 = (100 * int((ranks <= k).sum()) / len(ranks) for k in (1, 5, MAX_RECALL_K))
     return Direction(r1, r5, r10, float(np.median(ranks)))
 
 
 def mean_metrics(folds: list[Metrics]) -> Metrics:
-    """The mean of every figure over folds, as COCO 1K is reported."""
+    """The mean of every figure over the folds, as results on COCO 1K are reported."""
 
     def mean(side: str) -> Direction:
         rows = [asdict(getattr(fold, side)) for fold in folds]

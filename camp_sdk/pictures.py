@@ -1,4 +1,4 @@
-"""Pictures to pixels: decode, fit, normalise, as the bundle's manifest says. Training uses the same code."""
+"""From pictures to pixels: decode, fit and normalise, as the bundle's manifest says. Training uses the same code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from camp_sdk.runtime.manifest import FITS, PixelSpec
 if TYPE_CHECKING:
     from PIL import Image
 
-Size = tuple[int, int]  # width, height, as Pillow has it
+Size = tuple[int, int]  # width, height: the order that Pillow uses
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-MAX_MEGAPIXELS = 80.0  # below Pillow's own limits, of which one only warns
-ORIENTATION = 0x0112  # the EXIF tag, and what makes each of its values upright, by Pillow's names.
-# Pillow's exif_transpose also writes the EXIF anew, and fails where other tags are odd.
+MAX_MEGAPIXELS = 80.0  # below both limits of Pillow, of which the lower only warns
+ORIENTATION = 0x0112  # the EXIF tag
+# The transposition, by Pillow's name, that turns a picture with each value of the tag upright. Pillow's own exif_transpose
+# also rewrites the EXIF data, and fails if other tags are malformed.
 UPRIGHT = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -33,17 +34,22 @@ UPRIGHT = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-TURNED = (5, 6, 7, 8)  # Of its values, those that ... store the picture's rows as columns,
-FROM_RIGHT = (2, 3, 6, 7)  # ... begin at its right side,
-FROM_BOTTOM = (3, 4, 7, 8)  # ... begin at its bottom
+# Values of the tag for which the file ...
+TURNED = (5, 6, 7, 8)  # stores the rows of the upright picture as columns,
+FROM_RIGHT = (2, 3, 6, 7)  # starts at the right edge of the upright picture,
+FROM_BOTTOM = (3, 4, 7, 8)  # starts at its bottom edge.
 
-
-EXIF_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow keeps what it has not read yet
+EXIF_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow keeps EXIF data that it has not parsed yet
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder, by their suffix, sorted by name, links that lead nowhere included; without its
-    subfolders. Raises InputError if there are none."""
+    """List the picture files of a folder, recognised by their suffixes and sorted by name; subfolders are not read.
+
+    Dangling links are listed, so that they are reported as broken pictures.
+
+    Raises:
+        InputError: It is not a folder, or it holds no pictures.
+    """
     from PIL import features
 
     if not folder.is_dir():
@@ -54,7 +60,8 @@ def find_pictures(folder: Path) -> list[Path]:
     )
     if not found:
         raise InputError(
-            f"{folder} holds no pictures (its subfolders are not read): expected files ending in {', '.join(sorted(suffixes))}"
+            f"{folder} holds no pictures (its subfolders are not read): expected files ending in "
+            f"{', '.join(sorted(suffixes))}"
         )
     return found
 
@@ -67,14 +74,27 @@ def read_picture(
     fit: str = "stretch",
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> NDArray[np.uint8]:
-    """A path, encoded bytes, PIL image or uint8 array [H, W, 3] -> uint8 RGB [height, width, 3].
+    """Decode a picture and fit it to a size.
 
-    Upright by its EXIF orientation, transparency over white, fitted (`PixelSpec.fit`) by bilinear interpolation with
-    antialiasing. A JPEG is decoded at an eighth, a quarter or half of its size where that leaves at least twice the pixels
-    needed in both directions: for a smooth one of 12 megapixels and 224 x 224, a quarter of the processor time or less, with
-    pixels that differ by 0.15 of 255 on average and by 2 at most. The caller's own PIL image is not altered. Raises
-    InputError, naming the picture, if it is of another type, dtype or shape, and PictureError if it cannot be read or has over
-    max_megapixels; its header tells, before anything is decoded.
+    The picture is turned upright by its EXIF orientation, transparency is laid over white, and the picture is resized by
+    bilinear interpolation with antialiasing. A JPEG is decoded at an eighth, a quarter or half of its size if that leaves
+    at least twice the pixels needed in both directions. For a smooth picture of 12 megapixels and a size of 224 x 224,
+    this takes at most a quarter of the processor time; pixels differ by 0.15 of 255 on average and by at most 2.
+
+    Args:
+        picture: A path, the bytes of a picture file, a PIL image (which is not altered) or a uint8 array [H, W, 3].
+        height: In pixels.
+        width: In pixels.
+        name: The picture's name in messages.
+        fit: "stretch", "letterbox" or "crop", as in `PixelSpec`.
+        max_megapixels: A picture with more megapixels is not decoded; its header holds the size.
+
+    Returns:
+        RGB pixels [height, width, 3] uint8.
+
+    Raises:
+        InputError: The picture has another type, dtype or shape, or ``fit`` is unknown.
+        PictureError: The picture cannot be read, or is too large.
     """
     if fit not in FITS:
         raise InputError(f"fit is {fit!r}: expected one of {', '.join(FITS)}")
@@ -84,22 +104,30 @@ def read_picture(
             if opened.width * opened.height > max_megapixels * 1e6:
                 raise PictureError(
                     f"{name} has {opened.width} x {opened.height} pixels: at most {max_megapixels:g} megapixels are "
-                    "decoded; encode_images and camp rank take max_megapixels"
+                    "decoded; raise the limit with `max_megapixels`"
                 )
             upright, box = _decode(opened, (width, height), fit, opened is not picture)
             return np.asarray(_fitted(upright, box, (width, height), fit))
-    except (InputError, MemoryError):  # too little memory is not the picture's fault: never left out
+    except (InputError, MemoryError):  # running out of memory does not mean that the picture is broken
         raise
-    except Exception as error:  # decoders raise a dozen types for a broken file
+    except Exception as error:  # decoders raise a dozen types of errors for broken files
         raise PictureError(f"{name} cannot be read as a picture: {_reason(error)}") from None
 
 
 class PictureError(InputError):
-    """A picture that cannot be read, or is too large: what `skip_broken` leaves out."""
+    """A picture that cannot be read or is too large; ``skip_broken`` leaves such pictures out."""
 
 
 def check_picture(picture: Any, name: str) -> None:
-    """Raise InputError, naming the picture, for what is none by its type, dtype or shape. Nothing is opened."""
+    """Check the type of a picture, without opening it.
+
+    Args:
+        picture: The value that the caller passed as a picture.
+        name: Its name in messages.
+
+    Raises:
+        InputError: It is not a picture by its type, dtype or shape.
+    """
     from PIL import Image
 
     if isinstance(picture, np.ndarray):
@@ -117,10 +145,11 @@ def check_picture(picture: Any, name: str) -> None:
 
 
 def is_lazy(picture: Any) -> bool:
-    """Whether a picture must be read before the caller goes on: a PIL image that was opened from a file.
+    """Whether a picture must be read before the caller goes on.
 
-    It decodes itself when first used, which is not safe in two threads, and its file may be closed, or another frame be
-    current, a moment later. Pillow builds palettes and reads EXIF when first used, too.
+    True for a PIL image that was opened from a file: Pillow decodes it on first use, which is not safe in two threads, and
+    the caller may close its file or move on to another frame. True also for an image with a palette or unread EXIF
+    data, which Pillow likewise processes on first use.
     """
     from PIL import Image, ImageFile
 
@@ -133,35 +162,39 @@ def is_lazy(picture: Any) -> bool:
 def _open(picture: Any) -> AbstractContextManager[Image.Image]:
     from PIL import Image
 
-    Image.init()  # otherwise Pillow does it when a format is new to it, and other threads' files are unknown meanwhile
+    # Otherwise Pillow does this at the first file of a rarer format, and files that other threads open then are not
+    # recognised.
+    Image.init()
     if isinstance(picture, Image.Image):
-        return nullcontext(picture)  # the caller's own: not ours to close
+        return nullcontext(picture)  # the caller closes it
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
-    formats = [name for name in Image.ID if name != "EPS"]  # a program, which Pillow would have Ghostscript run
+    formats = [name for name in Image.ID if name != "EPS"]  # an EPS file is a program, which Ghostscript would run
     return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=formats)
 
 
 def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
-    if isinstance(error, UnidentifiedImageError):  # its own message shows an address in memory where bytes were given
+    if isinstance(error, UnidentifiedImageError):  # for bytes, its own message shows a memory address
         return "it is in no format that Pillow knows"
     return str(error) or type(error).__name__
 
 
 def _decode(opened: Image.Image, size: Size, fit: str, own: bool) -> tuple[Image.Image, Box]:
-    """RGB, upright, and the box in it that is the picture; if it is our own, at a reduced scale where the format has one.
+    """Decode to upright RGB; an image that we opened ourselves is decoded at a reduced scale if its format offers one.
 
-    At a reduced scale the last row and column may be there only in part: the box tells.
+    Returns:
+        The pixels, and the box in them that the picture fills: at a reduced scale, the last row and column may be only
+        partly filled.
     """
     from PIL import Image
 
     orientation = _orientation(opened)
     turned = orientation in TURNED
     drafted = opened.draft(None, _least_size(opened.size, size[::-1] if turned else size, fit)) if own else None
-    opened.load()  # some formats tell their mode only now
-    turn = UPRIGHT.get(_orientation(opened))  # again: TIFFs are upright once they are loaded
+    opened.load()  # some formats have their mode only now
+    turn = UPRIGHT.get(_orientation(opened))  # read again: Pillow turns TIFFs upright on loading
     upright = _flatten(opened.transpose(Image.Transpose[turn]) if turn else opened)
     if drafted is None:
         return upright, (0, 0, *upright.size)
@@ -173,22 +206,22 @@ def _decode(opened: Image.Image, size: Size, fit: str, own: bool) -> tuple[Image
 
 
 def _orientation(opened: Image.Image) -> Any:
-    """The EXIF tag; 1, upright, where there is none that can be read: a picture is not broken for its EXIF."""
+    """The EXIF orientation, or 1 (upright) if it cannot be read: bad EXIF data do not make a picture broken."""
     try:
         return opened.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow raises whatever its parser meets
+    except Exception:  # Pillow's parser raises errors of any type
         return 1
 
 
 def _least_size(picture: Size, size: Size, fit: str) -> Size:
-    """The smallest size to decode a picture at: twice what it will be scaled to."""
+    """The smallest size to decode a picture at: twice the size that it will be scaled to."""
     scales = _scales(picture, size, fit)
     across, down = (max(1, math.ceil(2 * have * scale - 1e-6)) for have, scale in zip(picture, scales, strict=True))
     return across, down
 
 
 def _scales(picture: tuple[float, float], size: Size, fit: str) -> tuple[float, float]:
-    """By how much a picture's width and height are scaled to fit a size."""
+    """The factors that scale a picture's width and height to fit a size."""
     across, down = size[0] / picture[0], size[1] / picture[1]
     if fit == "stretch":
         return across, down
@@ -208,7 +241,7 @@ def _flatten(picture: Image.Image) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
-    """Grey of 16 bits, or floats of 0..1 or 0..255, as 0..255: Pillow would cut at 255 instead of scaling. [H, W]"""
+    """Scale 16-bit grey, or floats of 0..1 or 0..255, to 0..255 [H, W]: Pillow would clip at 255 instead of scaling."""
     values = np.asarray(picture)
     if picture.mode == "F":
         numbers: NDArray[np.float32] = np.nan_to_num(values)
@@ -237,7 +270,7 @@ def _letterboxed(upright: Image.Image, box: Box, size: Size) -> Image.Image:
 
 
 def _middle(box: Box, size: Size) -> Box:
-    """The largest box of a size's proportions in the middle of another."""
+    """The largest box with the proportions of ``size`` in the middle of ``box``."""
     left, top, right, bottom = box
     across, down = right - left, bottom - top
     scale, _ = _scales((across, down), size, "crop")
@@ -252,7 +285,7 @@ def _resized(picture: Image.Image, box: Box, size: Size) -> Image.Image:
 
 
 def normalise(pixels: NDArray[np.uint8], spec: PixelSpec) -> NDArray[np.float32]:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: scaled to 0..1, minus the mean, divided by the deviation."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: scaled to 0..1, minus the mean, divided by the standard deviation."""
     mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (spec.mean, spec.std))
     scaled = pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     return (scaled - mean) / std

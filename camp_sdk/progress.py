@@ -1,4 +1,4 @@
-"""Progress bars on standard error, so that standard output stays the answer. rich is imported when the first is shown."""
+"""Progress bars on standard error, which leaves standard output to results; rich is imported with the first bar."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; yields the function to call with the number of items just done.
+    """Show a progress bar on standard error; a context manager.
 
         with progress_bar("encoding images", len(paths)) as advance:
             gallery = retriever.encode_images(paths, on_progress=advance)
 
-    total: how many items there will be; None, of a generator for example, shows a bar without an end.
+    Args:
+        title: The text before the bar.
+        total: The number of items. None, for a generator of unknown length, shows a bar without an end.
+
+    Yields:
+        The function to call with the number of items just done.
     """
     with progress_bars({title: total}) as advance:
         yield lambda done: advance(title, done)
@@ -21,7 +26,14 @@ def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[int
 
 @contextmanager
 def progress_bars(totals: Mapping[str, int | None]) -> Iterator[Callable[[str, int], None]]:
-    """Several bars, one a title; yields the function to call with a title and the number of its items just done."""
+    """Show several progress bars on standard error; a context manager.
+
+    Args:
+        totals: The number of items by title, one bar for each; None for a bar without an end.
+
+    Yields:
+        The function to call with a title and the number of its items just done.
+    """
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,4 +1,4 @@
-"""Rank encoded images by text and encoded texts by image: the shortlist policy, and matches from logits."""
+"""Rank encoded images by text and encoded texts by image, with or without a shortlist."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Ranked = tuple[NDArray[np.intp], Logits]  # indices and logits of one query's be
 
 @dataclass(frozen=True)
 class Ranker:
-    """Ranks what a scorer scores.
+    """Ranks items by the logits of a scorer.
 
     Args:
-        scorer: scores pairs.
-        top_k: how many items a ranking holds, at most.
-        shortlist: how many items are scored for each query, those nearest by global vector; None for all.
-        on_progress: receives the number of pairs of each block scored.
+        scorer: Scores pairs.
+        top_k: The most items in a ranking.
+        shortlist: The number of items scored for each query, the nearest by global vector; None scores all items.
+        on_progress: Receives the number of pairs in each block that was scored.
     """
 
     scorer: PairScorer
@@ -63,12 +63,12 @@ class Ranker:
 
 
 def global_vectors(encoded: EncodedImages | EncodedTexts) -> Logits:
-    """The global vectors [I, d] or [T, d] of encoded items, which the caller knows to have them."""
+    """The global vectors [I, d] or [T, d] of encoded items; the caller has checked that there are some."""
     return next(array for name, array in encoded.tensors.items() if name.endswith(GLOBAL_SUFFIX))
 
 
 def matches_of(ranked: Ranked, scores: Logits, documents: Sequence[str | None]) -> list[Match]:
-    """One ranking as matches, best first, ranks from 1."""
+    """One ranking as matches, best first; ``scores`` are in the order of the ranking, ``documents`` in that of the gallery."""
     rows = zip(ranked[0].tolist(), scores.tolist(), ranked[1].tolist(), strict=True)
     return [
         Match(number, score, logit, rank, documents[number])

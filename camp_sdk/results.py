@@ -1,4 +1,4 @@
-"""What encode, rank and explain return: frozen results, plain numbers and arrays."""
+"""The results of encoding, ranking and explaining: frozen dataclasses of plain numbers and arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that `encode_images` left out: its place in what was given, what it is called, and why, in words."""
+    """A picture that `Retriever.encode_images` left out.
+
+    Args:
+        index: Its position among the images that were passed.
+        name: Its name in messages: the name given for it, its path, or "image 3".
+        reason: Why it was left out, in words.
+    """
 
     index: int
     name: str
@@ -29,11 +35,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Match:
-    """One answer of a ranking.
+    """One result of a ranking. Its fields can also be read as ``match["score"]``.
 
-    corpus_id: index in the gallery, of what it holds (skipped pictures do not count); score: what the model says, 0..1 for
-    sigmoid models, higher is better; logit: the same before the activation, which is what the ranking sorts by; rank: from
-    1; document: the gallery's name for the item (a path, a caption), or None. Fields also read as ``match["score"]``.
+    Args:
+        corpus_id: Index of the item in the gallery; skipped pictures are not in the gallery and do not count.
+        score: The model's score, 0 to 1 for sigmoid models; higher is better.
+        logit: The score before the activation; rankings are sorted by it.
+        rank: Position in the ranking, starting at 1.
+        document: The gallery's name for the item (a path, a caption), or None.
     """
 
     corpus_id: int
@@ -50,12 +59,17 @@ class Match:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the network looked at when it scored one pair: R regions, N words (markers included), weights float32.
+    """What the network looked at when it scored one pair: R regions and N words, both markers included.
 
-    to_words [R, N]: for each word, a distribution over regions (columns sum to 1); to_regions [R, N]: for each region, a
-    distribution over words (rows sum to 1); region_gates [R] and word_gates [N]: 0..1, how much of each message was let
-    in, None in variants without gates; grid: rows and columns of the regions where they tile the picture, otherwise None;
-    pixels: how the picture was fitted, for models of pictures.
+    Args:
+        words: The N words, with the start marker first and the end marker last.
+        score: The score of the pair, 0 to 1 for sigmoid models; higher is better.
+        to_words: float32 [R, N]: for each word, a distribution over regions; each column sums to 1.
+        to_regions: float32 [R, N]: for each region, a distribution over words; each row sums to 1.
+        region_gates: float32 [R], 0 to 1: how much of its message each region let in; None in variants without gates.
+        word_gates: float32 [N], 0 to 1: how much of its message each word let in; None in variants without gates.
+        grid: Rows and columns of the regions if they tile the picture, otherwise None.
+        pixels: How the picture was fitted and normalised; None for a model of ready features.
     """
 
     words: tuple[str, ...]
@@ -68,9 +82,16 @@ class Explanation:
     pixels: PixelSpec | None = None
 
     def word_map(self, word: int) -> FloatArray:
-        """Where one word looks, on the picture as it was fitted: [rows, columns], summing to 1.
+        """Show where one word looks, on the picture as it was fitted.
 
-        Raises InputError if the regions do not tile the picture, or there is no such word.
+        Args:
+            word: Index of the word in ``words``.
+
+        Returns:
+            float32 [rows, columns], which sums to 1.
+
+        Raises:
+            InputError: The regions do not tile the picture, or there is no such word.
         """
         if self.grid is None:
             raise InputError("the regions of this model do not tile the picture: read to_words instead")
@@ -79,10 +100,17 @@ class Explanation:
         return self.to_words[:, word].reshape(self.grid)
 
     def plot(self, path: str | Path, picture: Any = None) -> None:
-        """Draw every word's map over the picture, as `encode_images` takes it, into an image file, a PNG if its name has no
-        ending. The picture is shown as the network saw it: stretched, letterboxed or cropped.
+        """Draw the map of every word into an image file.
 
-        Raises InputError for an ending that no image format has, MissingExtraError without matplotlib (extra `plot`).
+        Args:
+            path: The file to write. Its ending names the format; without an ending it is a PNG.
+            picture: The picture to draw the maps on, as `Retriever.encode_images` takes it. It is shown as the network
+                saw it: stretched, letterboxed or cropped. None draws the maps alone.
+
+        Raises:
+            InputError: The ending is not that of an image format, the regions do not tile the picture, or the picture
+                cannot be read.
+            MissingExtraError: matplotlib is not installed (extra ``plot``).
         """
         try:
             from matplotlib.backend_bases import FigureCanvasBase

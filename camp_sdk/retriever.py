@@ -43,7 +43,7 @@ class Retriever:
     """Ranks images by text and texts by image with the network of a bundle.
 
     Each graph of the bundle is opened when it is first needed. Use the retriever as a context manager, or call `close`,
-    to free its engines. One retriever serves any number of threads.
+    to free its engines. Any number of threads may use one retriever; close it when none of them is in a call.
 
     On a GPU, a gallery is uploaded when it is first ranked and stays there as long as it lives. The first retriever of a
     bundle on a GPU runs the bundle's golden self-test, and the result is remembered.
@@ -276,7 +276,7 @@ class Retriever:
         """
         check_top_k(top_k, shortlist)
         if shortlist is not None and all(spec.name != "image.global" for spec in self.bundle.manifest.image_tensors):
-            raise InputError(f"`shortlist` is {shortlist}: this bundle has no global vectors to make one with, leave it out")
+            raise InputError("`shortlist`: this bundle has no global vectors to make one with, leave it out")
 
     def score(self, pairs: Iterable[tuple[Image, str]]) -> FloatArray:
         """Score chosen pairs; each distinct image and text is encoded once.

@@ -1,4 +1,4 @@
-"""How commands meet their user: progress on standard error, one line and an exit code instead of a traceback."""
+"""What all commands share: progress on standard error, and errors as one line and an exit code, without a traceback."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ EXTRA_OF = dict.fromkeys(TRAIN_PACKAGES, "train")
 
 
 def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
-    """Walk ``items`` behind a progress bar on standard error, so that standard output stays the answer."""
+    """Iterate over ``items`` with a progress bar on standard error, which leaves standard output to results."""
     return track(items, title, total=total, console=stderr, transient=False)
 
 
 def show_step(command: str) -> None:
-    """Tell which command a script's next step is, on standard error: to be copied, so never cut."""
+    """Print the command that a script runs next to standard error, on one line so that it can be copied."""
     stderr.print(f"\n$ {command}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a command-line app; an error of ours, or of a file, becomes one line on standard error and exit code 1.
+    """Run a command-line app.
 
-    So does a package that one of the extras brings. Ctrl-C ends it with 130, SIGTERM with 143, after what was half done is
-    cleared away. What the terminal cannot show is written as an escape.
+    A `CampError`, an OSError, or the absence of a package that an extra installs becomes one line on standard error and
+    exit code 1. Ctrl-C ends the app with exit code 130 and SIGTERM with 143, after unfinished output is removed.
+    Characters that the terminal cannot show are written as escapes.
     """
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
@@ -59,7 +60,7 @@ def run_app(app: typer.Typer) -> None:
 
 
 def visible(text: str) -> str:
-    """Text that steers no terminal: control characters, but for the ends of lines, are written as escapes."""
+    """Text that is safe for a terminal: control characters other than line ends are written as escapes."""
     return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
 
 
@@ -68,7 +69,7 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 
 def as_flags(message: str) -> str:
-    """A message as the command line shows it: `batch_size`, a parameter in backticks, becomes --batch-size."""
+    """A message for the command line: a parameter in backticks, such as `batch_size`, becomes --batch-size."""
     return PARAMETER.sub(lambda match: f"--{match[1].replace('_', '-')}", message)
 
 

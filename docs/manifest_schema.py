@@ -17,7 +17,7 @@ from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.manifest import (
     ACTIVATIONS,
     FITS,
-    MOST_PIXELS,
+    MAX_PIXELS,
     OPTIONAL_GRAPHS,
     PRECISION_FOLDERS,
     REQUIRED_GRAPHS,
@@ -47,8 +47,8 @@ RULES: dict[tuple[type, str], dict[str, Any]] = {
     (LoweredGraphs, "graphs"): {"propertyNames": {"enum": list(GRAPHS)}},
     (FileEntry, "bytes"): {"minimum": 0},
     (FileEntry, "sha256"): {"pattern": "^[0-9a-f]{64}$"},
-    (PixelSpec, "height"): {"minimum": 1, "maximum": MOST_PIXELS},
-    (PixelSpec, "width"): {"minimum": 1, "maximum": MOST_PIXELS},
+    (PixelSpec, "height"): {"minimum": 1, "maximum": MAX_PIXELS},
+    (PixelSpec, "width"): {"minimum": 1, "maximum": MAX_PIXELS},
     (PixelSpec, "fit"): {"enum": list(FITS)},
 }
 OPTIONAL = ("fit", "checks", "sizes", "made_with", "training", "parity")  # a reader has a default for these

@@ -1,10 +1,10 @@
-"""Import a checkpoint of the released research code, so that `export/to_onnx.py` takes it as one of our own.
+"""Import a checkpoint of the released research code, so that `camp export` accepts it.
 
-    python export/import_checkpoint.py RELEASED.pth.tar --vocab VOCAB --output runs/imported
-    python export/to_onnx.py --checkpoint runs/imported/best.ckpt --output bundle/
+    camp import RELEASED.pth.tar --vocab VOCAB --output runs/imported
+    camp export --checkpoint runs/imported/best.ckpt --output bundle/
 
-All four scorers are known: cross_attention, cross_attention_new, gate_fusion, gate_fusion_new. Nothing in the files is
-executed. Without --data the parity gate of the export runs on random examples.
+All four scorers are supported: cross_attention, cross_attention_new, gate_fusion, gate_fusion_new. Nothing in the files
+is executed. Without --data, the parity gate of the export runs on random examples.
 """
 
 from __future__ import annotations
@@ -25,12 +25,23 @@ REGIONS = 36
 
 
 def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | None = None) -> Path:
-    """Write ``output``/best.ckpt, and return its path.
+    """Convert a released checkpoint, and write it as ``output``/best.ckpt.
 
-    data: a folder of precomputed features, whose dev or test split gives the examples the export is checked on.
-    Raises BundleError for a broken or foreign checkpoint, vocabulary or data set, InputError if ``output`` is in use.
+    Args:
+        checkpoint: a checkpoint of the released code.
+        vocab: its vocabulary, pickled or JSON.
+        output: the folder to write into; new or empty.
+        data: a folder of precomputed features. Its dev or test split provides the examples for the checks of the
+            export; without it, they are random.
+
+    Returns:
+        The path of best.ckpt.
+
+    Raises:
+        BundleError: the checkpoint, vocabulary or data set is broken or of another kind, or they do not fit together.
+        InputError: ``output`` is not empty.
     """
-    import torch  # here: --help need not wait for it
+    import torch  # imported here so that --help does not wait for it
 
     from camp_sdk.export.network.checkpoint import KEY, Origin
     from camp_sdk.export.released.files import read_checkpoint, read_vocabulary
@@ -57,7 +68,15 @@ def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | 
 
 
 def real_examples(data: Path, width: int) -> tuple[NDArray[np.float32], list[str]]:
-    """Features [24, R, D] of a data set's dev (or test) split, and captions of theirs. Raises BundleError."""
+    """Up to 24 images of a data set's dev (or test) split, as features [I, R, D], and their captions.
+
+    Args:
+        data: a folder of precomputed features.
+        width: D.
+
+    Raises:
+        BundleError: the data set is broken, holds pictures, or has features of another width.
+    """
     from camp_sdk.data import load_split
 
     names = [name for name in ("dev", "test") if (data / f"{name}_ims.npy").is_file()]
@@ -74,7 +93,14 @@ def real_examples(data: Path, width: int) -> tuple[NDArray[np.float32], list[str
 
 
 def random_examples(words: dict[str, int], width: int) -> tuple[NDArray[np.float32], list[str]]:
-    """Features [24, 36, D], positive as detectors' are, and captions of 3 to 20 of the vocabulary's words; seeded."""
+    """Random features [24, 36, D] and captions of 3 to 20 words, the same at each call.
+
+    The features are positive, as those of detectors are.
+
+    Args:
+        words: the vocabulary.
+        width: D.
+    """
     from camp_sdk.export.network.vocabulary import SPECIALS
 
     rng, plain = np.random.default_rng(0), sorted(words.keys() - SPECIALS)
@@ -86,7 +112,7 @@ def command(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the released code (.pth.tar).")],
     vocab: Annotated[Path, typer.Option(help="Its vocabulary: the pickle, or JSON with the same keys.")],
     output: Annotated[Path, typer.Option(help="Folder to write best.ckpt into.")],
-    data: Annotated[Path | None, typer.Option(help="Precomputed features, for the examples of the export.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Precomputed features that the export is checked on.")] = None,
 ) -> None:
     """Import a checkpoint of the released research code."""
     path = import_checkpoint(checkpoint, vocab, output, data)

@@ -1,15 +1,16 @@
 """Draw a picture data set in which the binding of words matters.
 
-    python export/scenes.py --output data/scenes --train 5000 --dev 100 --test 300 --seed 0
+    camp scenes --output data/scenes --train 5000 --dev 100 --test 300 --seed 0
 
-A scene holds 3 to 5 objects (8 colours x 6 shapes x 2 sizes) in different cells of a jittered 3 x 3 grid. Scenes come in
-twins, one after the other: in the second the objects have exchanged their sizes, colours or shapes, or, every other time,
-their places. Twins have the same words in another binding, so that a model which only knows which words occur cannot tell
-them apart. Five captions name two objects each, joined by "and" or by where they lie. None is true of the picture's twin,
-and no sentence is written for two pictures of a split while another is to be had.
+A scene holds 3 to 5 objects (8 colours x 6 shapes x 2 sizes) in different cells of a jittered 3 x 3 grid. Scenes come
+in pairs of twins, one after the other. In the second twin, the objects have exchanged their sizes, colours or shapes
+or, in every other pair, their places. Twins have the same words in a different binding, so a model that only detects
+which words occur cannot distinguish them. Each scene has five captions. A caption names two objects, joined by "and" or
+by their relative position, and is never true of the twin. Two pictures of a split share a sentence only if a scene has
+too few unused ones.
 
 The folder follows the ImageFolder convention: ``{split}/metadata.jsonl`` with ``file_name`` and ``captions``, and the
-drawn ``objects`` for whoever wants the ground truth. The same arguments give the same bytes.
+drawn ``objects`` as ground truth. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -48,14 +49,22 @@ CANVAS = 96
 SUPERSAMPLING = 4
 BACKGROUND = (246, 244, 238)
 SIZE, COLOUR, SHAPE, SPOT = range(4)
-TURNS = (SIZE, SPOT, COLOUR, SPOT, SHAPE, SPOT)  # what twins have exchanged; relations are the hardest to learn
+TURNS = (SIZE, SPOT, COLOUR, SPOT, SHAPE, SPOT)  # what twins exchange; relations are the hardest to learn
 
-Spot = tuple[int, float, float]  # a cell of the grid; how far right and down of its middle, -1 to 1 of the free room
+Spot = tuple[int, float, float]  # grid cell; offset right and down from its centre, -1 to 1
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One drawn object; x and y are its centre in pixels of a 96 x 96 canvas, y growing downwards."""
+    """One drawn object.
+
+    Args:
+        size: a key of `SIZES`.
+        colour: a key of `COLOURS`.
+        shape: one of `SHAPES`.
+        x: the centre in pixels from the left of a 96 x 96 canvas.
+        y: the centre in pixels from the top.
+    """
 
     size: str
     colour: str
@@ -72,7 +81,7 @@ class SceneObject:
         return self.size, self.colour, self.shape
 
 
-Scene = tuple[list[SceneObject], list[str]]  # what is drawn, and the captions it may be given
+Scene = tuple[list[SceneObject], list[str]]  # the objects, and the captions to choose from
 
 
 def _polygon(angles_degrees: list[float], radii: list[float]) -> list[tuple[float, float]]:
@@ -104,7 +113,12 @@ def _draw(canvas: ImageDraw.ImageDraw, item: SceneObject, scale: float) -> None:
 
 
 def draw_scene(objects: list[SceneObject], size: int = CANVAS) -> Image.Image:
-    """The picture of a scene: RGB, size x size pixels, anti-aliased by drawing it four times as large."""
+    """Draw a scene as an RGB picture, anti-aliased by drawing it four times as large.
+
+    Args:
+        objects: the objects of the scene.
+        size: the width and height of the picture in pixels.
+    """
     large = size * SUPERSAMPLING
     picture = Image.new("RGB", (large, large), BACKGROUND)
     canvas = ImageDraw.Draw(picture)
@@ -121,7 +135,7 @@ def _placed(size: str, colour: str, shape: str, spot: Spot) -> SceneObject:
 
 
 def _columns(rng: random.Random) -> list[list[Any]]:
-    """The sizes, colours, shapes and spots of 3 to 5 objects, no two of which look the same."""
+    """The sizes, colours, shapes and spots of 3 to 5 objects that all look different."""
     looks = rng.sample(list(itertools.product(SIZES, COLOURS, SHAPES)), rng.randint(3, 5))
     cells = rng.sample(range(GRID * GRID), len(looks))
     spots = [(cell, rng.uniform(-1, 1), rng.uniform(-1, 1)) for cell in cells]
@@ -129,7 +143,7 @@ def _columns(rng: random.Random) -> list[list[Any]]:
 
 
 def relation(first: SceneObject, second: SceneObject) -> str:
-    """Where the first object lies, seen from the second, along the axis on which they are further apart."""
+    """The position of the first object relative to the second, along the axis on which they are further apart."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dy) > abs(dx):
         return "above" if dy < 0 else "below"
@@ -137,7 +151,7 @@ def relation(first: SceneObject, second: SceneObject) -> str:
 
 
 def true_captions(objects: list[SceneObject]) -> list[str]:
-    """Every caption of the grammar that is true of a scene: each ordered pair, by "and" and by its relation."""
+    """Every caption of the grammar that is true of a scene: each ordered pair, with "and" and with its relation."""
     return [
         f"{a.phrase} {word} {b.phrase}"
         for a, b in itertools.permutations(objects, 2)
@@ -146,12 +160,12 @@ def true_captions(objects: list[SceneObject]) -> list[str]:
 
 
 def _twins(rng: random.Random, exchanged: int) -> tuple[Scene, Scene]:
-    """A scene, and the same one after its objects have exchanged one column: sizes, colours, shapes or spots.
+    """A scene and its twin, in which the objects have exchanged one column: sizes, colours, shapes or spots.
 
     Large objects have less room in their cells, so an exchange of sizes moves them a little. Each scene comes with the
-    captions that are true of it and not of the other.
+    captions that are true of it and not of its twin.
     """
-    while True:  # some scenes stay what they are, or nearly, whatever is exchanged: draw again
+    while True:  # an exchange changes some scenes too little, or not at all: draw again
         columns = _columns(rng)
         one = [_placed(*column) for column in zip(*columns, strict=True)]
         rng.shuffle(columns[exchanged])
@@ -164,14 +178,16 @@ def _twins(rng: random.Random, exchanged: int) -> tuple[Scene, Scene]:
 
 
 def scenes(count: int, rng: random.Random) -> Iterator[Scene]:
-    """``count`` scenes, every second one the twin of the one before it."""
+    """Draw ``count`` scenes; every second one is the twin of the one before it."""
     couples = (_twins(rng, exchanged) for exchanged in itertools.cycle(TURNS))
     return itertools.islice(itertools.chain.from_iterable(couples), count)
 
 
 def _choose_captions(rng: random.Random, own: list[str], written: set[str]) -> list[str]:
-    """Five captions nobody has written in this split yet, while the scene has so many: the same sentence for two
-    pictures would have two right answers."""
+    """Five captions that are new in this split, if the scene has enough of them.
+
+    A sentence of two pictures has two right answers.
+    """
     fresh = [caption for caption in own if caption not in written]
     return rng.sample(fresh if len(fresh) >= CAPTIONS else own, CAPTIONS)
 
@@ -192,9 +208,16 @@ def write_split(folder: Path, count: int, seed: str, size: int) -> None:
 
 
 def write_scenes(output: Path, counts: dict[str, int], seed: int = 0, size: int = CANVAS) -> None:
-    """Write a data set of drawn scenes: one folder a split, the whole of it or nothing.
+    """Write a data set of drawn scenes, with one folder per split. If it fails, nothing is written.
 
-    Raises InputError if ``output`` exists, or a split has no pictures.
+    Args:
+        output: the folder to create.
+        counts: the number of pictures of each split.
+        seed: another seed gives another data set.
+        size: the width and height of the pictures in pixels.
+
+    Raises:
+        InputError: ``output`` exists and is not empty, or a split has no pictures.
     """
     if output.exists() and not is_empty(output):
         raise InputError(f"{output} exists: name a new folder, or remove it first")
@@ -207,8 +230,14 @@ def write_scenes(output: Path, counts: dict[str, int], seed: int = 0, size: int 
 
 
 def oracle_recalls(folder: Path) -> tuple[float, float]:
-    """R@1 in percent, text to image and image to text, of somebody who sees the drawn objects of a split and guesses
-    among equals: a caption may be true of several pictures, so no model that is right can be expected to do better."""
+    """The expected R@1 of a perfect model on a split, in percent: text to image, and image to text.
+
+    A caption may be true of several pictures. A perfect model knows the drawn objects and guesses among the pictures,
+    or captions, that fit equally well.
+
+    Args:
+        folder: the folder of the split.
+    """
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     true = [set(true_captions([SceneObject(**item) for item in row["objects"]])) for row in rows]
     to_image = [1 / sum(caption in scene for scene in true) for row in rows for caption in row["captions"]]
@@ -220,9 +249,9 @@ def oracle_recalls(folder: Path) -> tuple[float, float]:
 def command(
     output: Annotated[Path, typer.Option(help="Folder to create.")],
     train: Annotated[int, typer.Option(help="Pictures to train on.")] = 5000,
-    dev: Annotated[int, typer.Option(help="Pictures to choose the best epoch by.")] = 100,
+    dev: Annotated[int, typer.Option(help="Pictures that select the best epoch.")] = 100,
     test: Annotated[int, typer.Option(help="Held-out pictures.")] = 300,
-    seed: Annotated[int, typer.Option(help="Another seed, another data set.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed gives another data set.")] = 0,
     size: Annotated[int, typer.Option(help="Width and height in pixels.", min=48, max=1024)] = CANVAS,
 ) -> None:
     """Draw a picture data set in which the binding of words matters."""

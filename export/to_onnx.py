@@ -1,8 +1,8 @@
-"""Export a checkpoint as a bundle: ONNX graphs, tokenizer, manifest, golden examples; checked against PyTorch, or not made.
+"""Export a checkpoint as a bundle: ONNX graphs, tokenizer, manifest and golden examples.
 
-    python export/to_onnx.py --checkpoint runs/paper/best.ckpt --output bundle/ --precision fp16
+    camp export --checkpoint runs/paper/best.ckpt --output bundle/ --precision fp16
 
-An older bundle of that name is replaced when the new one is whole.
+The bundle is checked against PyTorch, and written only if it passes. It then replaces an older bundle of the same name.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from camp_sdk.terminal import run_command, stderr
 
 
 class Lower(Enum):
-    """Precisions a bundle may hold beside float32, by their folders."""
+    """Precisions that a bundle may hold besides float32, by their folders."""
 
     FP16 = PRECISION_FOLDERS["float16"]
     BF16 = PRECISION_FOLDERS["bfloat16"]
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint written by export/train.py.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint written by camp train or camp import.")],
     output: Annotated[Path, typer.Option(help="Bundle folder to write; an older bundle there is replaced.")],
     precision: Annotated[
         list[Lower] | None,
@@ -35,7 +35,7 @@ def command(
     ] = None,
 ) -> None:
     """Export a checkpoint as a bundle, and check its scores against PyTorch."""
-    from camp_sdk.export.bundling.writer import export_bundle  # here: --help need not wait for torch
+    from camp_sdk.export.bundling.writer import export_bundle  # here, so that --help does not wait for torch
 
     names = {folder: name for name, folder in PRECISION_FOLDERS.items()}
     export_bundle(checkpoint, output, [names[wanted.value] for wanted in dict.fromkeys(precision or ())])

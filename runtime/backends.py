@@ -1,4 +1,4 @@
-"""Which engine runs a graph: the backends by name, the one that is best here, and opening a graph on it."""
+"""Choose and open the engine that runs a graph: the backends by name, and the best one on this machine."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from camp_sdk.runtime.tensorrt.library import open_library
 from camp_sdk.runtime.tensorrt.plans import LIBRARIES, graph_of, read_records, was_built, was_built_here
 from camp_sdk.runtime.threads import physical_cores
 
-# Of the scorer on a processor. Two of one core each scored 4 to 7% more pairs a second than one of two cores with OpenVINO, 12%
-# more with ONNX Runtime, and at times half as many again: neither waits for the other after every product, nor for what it
-# made. More streams mean more intermediates at once.
+# Streams of the scorer on a processor. Two streams of one core each scored more pairs per second than one stream of two
+# cores: 4 to 7% more with OpenVINO, 12% and at times 50% more with ONNX Runtime. The cores of one stream wait for each
+# other after every product and read each other's results; two streams do not. More streams hold more intermediates.
 STREAMS = 2
 LOG = logging.getLogger("camp_sdk")
 DEVICES = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}
 BACKENDS = (*DEVICES, "openvino", *LIBRARIES)
 PRECISIONS = ("float32", "float16", "bfloat16")
-# Whether ONNX Runtime's TensorRT keeps the float32 parts of a float16 graph in float32 is not known, so it is not offered.
+# ONNX Runtime's TensorRT is not listed: whether it keeps the float32 parts of a float16 graph in float32 is unknown.
 SCORES_IN = {
     "float16": ("onnxruntime", "onnxruntime-cuda", *LIBRARIES),
     "bfloat16": ("openvino",),
@@ -38,12 +38,26 @@ SCORES_IN = {
 def choose_backend(
     bundle: Bundle, backend: str = "auto", precision: str = "float32", without: Container[str] = ()
 ) -> str:
-    """The backend ``"auto"`` stands for on this machine: TensorRT (or TensorRT-RTX) where this user built an engine of
-    the scorer that fits, then ONNX Runtime's CUDA where it really opens a graph, otherwise OpenVINO where it is installed and
-    the processor an x86, for which it was measured to be the faster one, otherwise ONNX Runtime on the CPU.
+    """Resolve ``"auto"`` to the best backend of this machine; check any other backend and return it unchanged.
 
-    without: backends that auto does not take. Any other known name is returned as it is. Raises BackendError for an unknown
-    one, one that is not installed, or a precision it does not have; BundleError for a precision that the bundle does not have.
+    ``"auto"`` tries, in this order: TensorRT or TensorRT-RTX, if this user built an engine of the scorer that fits;
+    ONNX Runtime's CUDA, if it can open a graph; OpenVINO, in float32, if it is installed and the processor is an x86,
+    where it was measured to be faster; ONNX Runtime on the CPU. In bfloat16 it is always OpenVINO, the only backend
+    with this precision.
+
+    Args:
+        bundle: the bundle to score with.
+        backend: "auto", or the name of a backend.
+        precision: "float32", "float16" or "bfloat16".
+        without: backends that "auto" skips.
+
+    Returns:
+        The name of the backend.
+
+    Raises:
+        BackendError: the backend is unknown, is not installed, has no engine that fits, or does not score in this
+            precision; or the precision is unknown.
+        BundleError: the bundle has no graphs in this precision.
     """
     _check_precision(bundle, precision)
     if backend == "auto":
@@ -76,7 +90,11 @@ def _check_backend(backend: str, precision: str) -> None:
 
 
 def library_version(backend: str) -> str:
-    """The version of a backend's library. Raises BackendError if it is not installed or cannot be loaded."""
+    """The version of a backend's library.
+
+    Raises:
+        BackendError: the library is not installed or cannot be loaded.
+    """
     if backend == "openvino":
         return str(import_openvino().__version__)
     if backend in LIBRARIES:
@@ -93,13 +111,13 @@ def _best_backend(bundle: Bundle, precision: str, without: Container[str]) -> st
         try:
             _, record = plan_here(bundle, "scorer", precision, backend)
         except BackendError as error:
-            LOG.warning("auto does not take %s: %s", backend, error)
+            LOG.warning("auto skips %s: %s", backend, error)
             continue
         if was_built_here(record):
             return backend
         LOG.warning(
-            "auto does not take %s: the engine came with the bundle, and an engine is a program; ask for it by name if you "
-            "trust where it comes from, or build your own with: camp build --force",
+            "auto skips %s: the engine came with the bundle, and an engine is a program; choose the backend by name if "
+            "you trust the source of the bundle, or build your own engine with: camp build --force",
             backend,
         )
     if "onnxruntime-cuda" not in without and _cuda_works(bundle):
@@ -109,7 +127,7 @@ def _best_backend(bundle: Bundle, precision: str, without: Container[str]) -> st
 
 
 def _cuda_works(bundle: Bundle) -> bool:
-    # ONNX Runtime lists the provider wherever its GPU build is installed, and falls back in silence without a GPU.
+    # A trial, because ONNX Runtime lists the provider wherever its GPU build is installed, even without a GPU.
     try:
         import_onnxruntime("cuda")
         open_engine(bundle, "image", "onnxruntime-cuda").close()
@@ -126,14 +144,22 @@ def open_engine(
     precision: str = "float32",
     cuda_graphs: bool = False,
 ) -> Engine:
-    """Open one graph of a bundle ("image", "text", "scorer", "explainer" or "vision") on a backend.
+    """Open one graph of a bundle on a backend.
 
-    On TensorRT, a graph other than the scorer of which no engine was built is run by ONNX Runtime on the processor, and with
-    onnxruntime-cuda a text graph in float32 is.
-    cuda_graphs: as of `TensorRtEngine`; the other backends have none.
+    Two cases run on the CPU with ONNX Runtime instead: with TensorRT, a graph other than the scorer for which no
+    engine was built; and with onnxruntime-cuda, a float32 text graph.
 
-    Raises BundleError if the bundle has no such graph, or one that is not what the manifest says, BackendError if the
-    backend is not there.
+    Args:
+        bundle: the bundle that holds the graph.
+        graph: "image", "text", "scorer", "explainer" or "vision".
+        backend: "auto", or the name of a backend.
+        threads: the number of threads that compute on the CPU; None uses every core.
+        precision: "float32", "float16" or "bfloat16".
+        cuda_graphs: record and replay runs as CUDA graphs, as in `TensorRtEngine`; other backends ignore it.
+
+    Raises:
+        BundleError: the bundle has no such graph or precision, or the graph does not match the manifest.
+        BackendError: the backend or the precision is unknown, or the backend cannot be used here.
     """
     _check_precision(bundle, precision)
     spec, own = graph_of(bundle, graph, precision)
@@ -141,10 +167,10 @@ def open_engine(
         backend = choose_backend(bundle, backend, precision)
     _check_backend(backend, precision)
     if backend in LIBRARIES and graph != "scorer" and not was_built(bundle, graph, precision, backend):
-        backend = "onnxruntime"  # a graph that nobody built an engine of: camp build may be told to leave it
+        backend = "onnxruntime"  # no engine was built: camp build can be limited to some graphs
         _check_backend(backend, precision)
     if (backend, graph, own) == ("onnxruntime-cuda", "text", "float32"):
-        # cuDNN may run its GRU in TF32, and ONNX Runtime has no option against that: logits would be off by 6e-4.
+        # cuDNN may run the GRU in TF32, and ONNX Runtime has no option to prevent it: logits would be off by 6e-4.
         backend = "onnxruntime"
     alone = graph != "scorer" or backend not in ("onnxruntime", "openvino")
     streams = 1 if alone else min(STREAMS, threads or physical_cores())

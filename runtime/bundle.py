@@ -1,4 +1,4 @@
-"""A bundle on disk: a folder that is the whole deliverable of a trained model, and the contract its graphs keep.
+"""A bundle on disk: a folder that holds a trained model, ready for deployment, and the contract of its graphs.
 
 Opening a bundle runs no code, unpickles nothing and follows no path out of its folder.
 """
@@ -15,9 +15,13 @@ from camp_sdk.runtime.manifest import EXPORT_AGAIN, MANIFEST_FILE, FileEntry, re
 
 
 class Bundle:
-    """A bundle on disk, checked: schema version, contract, and size and SHA-256 of every file it lists.
+    """A bundle on disk, checked when opened: schema version, contract, and size and SHA-256 of every listed file.
 
-    Raises BundleError naming the file, what was found, what was expected and what to do.
+    Args:
+        folder: the bundle's folder.
+
+    Raises:
+        BundleError: a check failed; the message names the file, what was found, what was expected and what to do.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -28,7 +32,7 @@ class Bundle:
         self.manifest = read_manifest(manifest_file)
         for name, entry in self.manifest.files.items():
             self._check_file(name, entry)
-        # Galleries remember which model made them: the graphs and the tokenizer, by content.
+        # Galleries record the model that made them by this hash of the graphs and the tokenizer.
         listed = json.dumps(sorted((name, entry.sha256) for name, entry in self.manifest.files.items()))
         self.fingerprint = hashlib.sha256(listed.encode()).hexdigest()
 
@@ -36,7 +40,14 @@ class Bundle:
         return f"Bundle({str(self.folder)!r}, variant={self.manifest.variant!r})"
 
     def path(self, name: str) -> Path:
-        """The path of a file the manifest lists; anything else is a BundleError."""
+        """The path of a file of the bundle.
+
+        Args:
+            name: the file's path relative to the bundle.
+
+        Raises:
+            BundleError: the manifest does not list the file.
+        """
         if name not in self.manifest.files:
             raise BundleError(f"{self.folder}: {name!r} is not listed in manifest.json; {EXPORT_AGAIN}")
         return self.folder / name

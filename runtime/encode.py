@@ -1,8 +1,9 @@
-"""Encode each side once: texts in batches of similar length, features batch by batch."""
+"""Encode texts and images separately, each once: texts in batches of similar length, features batch by batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +18,37 @@ ENCODE_TEXTS = 64
 
 
 def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts:
-    """Run the text graph in batches of similar length; the result is in the order given."""
+    """Run the text graph in batches of texts of similar length.
+
+    Args:
+        engine: the engine of the text graph.
+        bundle: the bundle that holds the graph.
+        tokens: the texts.
+
+    Returns:
+        The encoded texts, in the order of ``tokens``.
+    """
     specs = bundle.manifest.text_tensors
     per_word = frozenset(spec.name for spec in specs if words_axis(spec))
-    rows: dict[str, list[NDArray[np.generic]]] = {spec.name: [None] * len(tokens.lengths) for spec in specs}  # type: ignore[list-item]  # every slot is filled below
+    rows: dict[str, list[Any]] = {spec.name: [None] * len(tokens.lengths) for spec in specs}  # all filled below
     for batch in batches(np.argsort(tokens.lengths, kind="stable"), ENCODE_TEXTS):
         lengths = tokens.lengths[batch]
         out = engine.run({"tokens": tokens.ids[batch, : lengths.max()], "lengths": lengths})
         for name, slots in rows.items():
             for index, length, row in zip(batch, lengths, out[name], strict=True):
                 slots[index] = row[:length] if name in per_word else row[None]
-    # Kept as the float32 graphs make them, whichever made them: any retriever of the bundle can score them.
+    # Stored in the dtypes of the float32 graph, whichever graph made them: any retriever of the bundle can score them.
     tensors = {spec.name: np.concatenate(rows[spec.name]).astype(spec.dtype, copy=False) for spec in specs}
     return EncodedTexts(tensors, tokens.lengths, per_word)
 
 
 class FeatureEncoder:
-    """Runs the image graph over batches of features and collects what it makes.
+    """Runs the image graph on batches of features and collects its outputs.
 
     Args:
-        engine: of the image graph.
-        total: how many images there will be at most, so that room is made once; None if that is not known.
-        keep: what to keep of a batch's tensors, narrower ones for example.
+        engine: the engine of the image graph.
+        total: the maximum number of images, so that memory is allocated once; None if it is not known.
+        keep: converts the tensors of a batch to those that are kept, for example to fewer bits.
     """
 
     def __init__(self, engine: Engine, total: int | None, keep: Callable[[Arrays], Arrays]) -> None:
@@ -48,7 +58,11 @@ class FeatureEncoder:
         self._done = 0
 
     def add(self, features: NDArray[np.float32]) -> None:
-        """Encode the next images, features [b, R, D]."""
+        """Encode the next images.
+
+        Args:
+            features: region features [b, R, D], float32.
+        """
         out = self._keep(self._engine.run({"features": features}))
         for name, array in out.items():
             if self._total is None:
@@ -60,7 +74,7 @@ class FeatureEncoder:
         self._done += len(features)
 
     def encoded(self) -> EncodedImages:
-        """Every image added, in order. The encoder is not used again."""
+        """All images added so far, in order. Call it once, after the last `add`."""
         if self._whole:
             return EncodedImages({name: array[: self._done] for name, array in self._whole.items()})
         return EncodedImages({name: np.concatenate(arrays) for name, arrays in self._parts.items()})

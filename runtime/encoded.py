@@ -1,4 +1,4 @@
-"""Encoded images and texts: the tensors the one-sided graphs made, kept as the scorer will want them."""
+"""Encoded images and texts: the outputs of the image and text graphs, stored in the form that the scorer reads."""
 
 from __future__ import annotations
 
@@ -20,12 +20,23 @@ GALLERY_PRECISIONS = ("float32", "float16", "int8")
 
 
 def narrow(tensors: Arrays, precision: str) -> Arrays:
-    """Image tensors in fewer bits; `widen` undoes it, but for the rounding.
+    """Convert image tensors to fewer bits; `widen` reverses it up to rounding.
 
-    float16: name.float16. int8: name.int8 [I, R, d], and name.scale [I, 1, d] with one float32 number for each column of an
-    image, whose largest value becomes 127. (The largest of 36 regions stands out less than the largest of a region's 1,024
-    numbers: steps are smaller than with a scale for each region. A tensor [I, d] has that, [I, 1].) Vectors for a shortlist
-    (name.global) stay as they are. Raises InputError for values that float16 cannot hold.
+    "float16" stores name.float16. "int8" stores name.int8 [I, R, d] and name.scale [I, 1, d], one float32 scale for
+    each column of an image, chosen so that the column's largest absolute value becomes 127. A scale per column gives
+    smaller steps than a scale per region, because the largest of 36 regions stands out less than the largest of a
+    region's 1,024 numbers. A tensor [I, d] has one scale per image, [I, 1]. Vectors for a shortlist (name.global) are
+    not converted.
+
+    Args:
+        tensors: image tensors by name.
+        precision: "float32", "float16" or "int8".
+
+    Returns:
+        The converted tensors by their new names.
+
+    Raises:
+        InputError: float16 cannot represent a value.
     """
     if precision == "float32":
         return {name: array.astype(np.float32, copy=False) for name, array in tensors.items()}
@@ -48,7 +59,12 @@ def narrow(tensors: Arrays, precision: str) -> Arrays:
 
 
 def narrow_specs(specs: Iterable[TensorSpec], precision: str) -> list[TensorSpec]:
-    """What `narrow` makes of image tensors as a contract has them."""
+    """The tensors that `narrow` returns for the image tensors of a contract.
+
+    Args:
+        specs: the image tensors.
+        precision: "float32", "float16" or "int8".
+    """
     narrowed = []
     for spec in specs:
         if precision == "float32" or spec.name.endswith(GLOBAL_SUFFIX):
@@ -64,12 +80,17 @@ def narrow_specs(specs: Iterable[TensorSpec], precision: str) -> list[TensorSpec
 
 
 def widen(tensors: Arrays) -> Arrays:
-    """Float32 image tensors of narrowed ones; others as they are."""
+    """Convert narrowed image tensors back to float32; others are returned unchanged.
+
+    Args:
+        tensors: image tensors by name, as `narrow` returned them.
+    """
     widened: Arrays = {}
     for name, array in tensors.items():
         if name.endswith(".float16"):
-            # numpy's own cast takes three times as long. Exponent and fraction go where float32 has them, copies of the sign
-            # go, and a power of two makes up for the other bias of the exponent: exact for every finite number.
+            # numpy's own cast takes three times as long. The shift moves exponent and fraction to their place in
+            # float32, the mask clears the copies of the sign bit, and the power of two corrects the exponent's bias.
+            # The result is exact for every finite number.
             bits = array.view(np.int16).astype(np.int32)
             bits <<= 13
             bits &= ~0x70000000
@@ -86,13 +107,18 @@ def widen(tensors: Arrays) -> Arrays:
 
 
 def _one_scale(axes: int) -> int:
-    """The axis whose numbers share a scale: the regions of [I, R, d], the columns of [I, d]."""
+    """The axis along which values share a scale: the regions of [I, R, d], the columns of [I, d]."""
     return max(1, axes - 2)
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: arrays have no equality of their own
 class EncodedImages:
-    """Image tensors by name, each [I, ...] (R is the same for all); may be memory-mapped, or narrowed (`narrow`)."""
+    """Encoded images.
+
+    Args:
+        tensors: image tensors by name, each [I, ...], with the same number of regions R for all images. They may be
+            memory-mapped, or converted by `narrow`.
+    """
 
     tensors: Arrays
 
@@ -100,38 +126,41 @@ class EncodedImages:
         return len(next(iter(self.tensors.values())))
 
     def take(self, indices: Indices) -> Arrays:
-        """The tensors of some images; a slice copies nothing."""
+        """The tensors of the chosen images; a slice copies nothing."""
         return {name: array[indices] for name, array in self.tensors.items()}
 
     def select(self, indices: Indices) -> EncodedImages:
-        """A part of these images, as encoded images."""
+        """The chosen images, as `EncodedImages`."""
         return EncodedImages(self.take(indices))
 
     @cached_property
     def halves(self) -> EncodedImages:
-        """Images narrowed to float16, under the names that a graph of that precision reads them by.
+        """Images converted to float16, under the names by which a float16 graph reads them.
 
-        Always the same object: engines know by it what they hold already.
+        The property always returns the same object, by which engines recognise images that they hold already.
         """
         return EncodedImages({name.removesuffix(".float16"): array for name, array in self.tensors.items()})
 
     @property
     def narrowed(self) -> bool:
-        """Whether engines read them only widened."""
+        """Whether the tensors must be widened before an engine reads them."""
         return any(name.endswith((".float16", ".int8")) for name in self.tensors)
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of the largest tensor of one image in float32: what a pair costs on this side, about."""
+        """Bytes of one image's largest tensor in float32, the approximate cost of the image's side of a pair."""
         return max(FLOAT32_BYTES * int(array[0].size) for array in self.tensors.values())
 
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """Text tensors by name and the number of words of each text, lengths [T].
+    """Encoded texts.
 
-    A tensor with an axis N in the contract is kept without padding, the words of all texts in a row: [sum of lengths, ...];
-    the others are [T, ...].
+    Args:
+        tensors: text tensors by name. A tensor with an axis N in the contract is stored without padding, with the
+            words of all texts one after another, [sum of lengths, ...]; the others are [T, ...].
+        lengths: the number of words of each text, [T], int64, both markers counted.
+        per_word: the names of the tensors with an axis N.
     """
 
     tensors: Arrays
@@ -142,7 +171,7 @@ class EncodedTexts:
         return len(self.lengths)
 
     def take(self, indices: Indices) -> Arrays:
-        """The tensors of some texts, padded with zeros (masks with false) to the longest of them."""
+        """The tensors of the chosen texts, padded with zeros (masks with false) to the longest of them."""
         chosen = np.arange(len(self))[indices]
         lengths = self.lengths[chosen]
         starts = (np.cumsum(self.lengths) - self.lengths)[chosen]
@@ -152,7 +181,7 @@ class EncodedTexts:
         }
 
     def select(self, indices: Indices) -> EncodedTexts:
-        """A part of these texts, as encoded texts."""
+        """The chosen texts, as `EncodedTexts`."""
         chosen = np.arange(len(self))[indices]
         starts = (np.cumsum(self.lengths) - self.lengths)[chosen]
         rows = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, self.lengths[chosen], strict=True)])
@@ -161,14 +190,18 @@ class EncodedTexts:
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of the largest tensor of the longest text: what a pair costs on this side, about."""
+        """Bytes of the longest text's largest tensor in float32, the approximate cost of the text's side of a pair."""
         longest = int(self.lengths.max())
         sizes = [(FLOAT32_BYTES * int(array[0].size), name in self.per_word) for name, array in self.tensors.items()]
         return max(size * (longest if per_word else 1) for size, per_word in sizes)
 
 
 def joined(parts: Sequence[EncodedImages | EncodedTexts]) -> EncodedImages | EncodedTexts:
-    """The items of several of one kind, of the same tensors, in one."""
+    """Concatenate encoded images, or encoded texts.
+
+    Args:
+        parts: one or more objects of one kind, with tensors of the same names.
+    """
     tensors = {name: np.concatenate([part.tensors[name] for part in parts]) for name in parts[0].tensors}
     texts = [part for part in parts if isinstance(part, EncodedTexts)]
     if texts:
@@ -184,5 +217,5 @@ def _padded(array: NDArray[Any], starts: NDArray[np.int64], lengths: NDArray[np.
 
 
 def words_axis(spec: TensorSpec) -> bool:
-    """Whether a text tensor has one entry a word: [T, N, ...] rather than [T, ...]."""
+    """Whether a text tensor has one entry per word: [T, N, ...] rather than [T, ...]."""
     return len(spec.shape) > 1 and spec.shape[1] == "N"

@@ -1,4 +1,7 @@
-"""Write aside, then rename: nothing half-written is ever left under its final name. Read mapped, and let go."""
+"""Files on disk: atomic writes, hashes, memory-mapped reads and the cache folder.
+
+Outputs are written to a temporary folder and then renamed, so that an incomplete file never has its final name.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,12 @@ def _remove(path: Path) -> None:
 
 
 def holds_only(folder: Path, names: Iterable[str]) -> bool:
-    """Whether a folder holds none but the named files (paths relative to it): what may be replaced without a loss."""
+    """Whether a folder holds no files except the named ones, so that replacing it loses nothing else.
+
+    Args:
+        folder: the folder.
+        names: paths relative to the folder.
+    """
     found = (
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
     )
@@ -35,26 +43,26 @@ def holds_only(folder: Path, names: Iterable[str]) -> bool:
 
 def _replace(fresh: Path, target: Path, old: Path) -> None:
     if not target.is_dir() or not fresh.is_dir():
-        fresh.replace(target)  # a file does not replace a folder: that is an IsADirectoryError
+        fresh.replace(target)  # raises IsADirectoryError where a file would replace a folder
         return
     if _exchange(fresh, target):
         return
     try:
-        target.rename(old)  # a folder cannot be renamed over a full one
+        target.rename(old)  # a folder cannot be renamed to the path of a folder that is not empty
         fresh.replace(target)
-    except BaseException:  # an interrupt between the two renames must not lose the old one
+    except BaseException:  # an interrupt between the two renames must not lose the old folder
         if old.exists() and not target.exists():
             old.rename(target)
         raise
 
 
 def is_empty(path: Path) -> bool:
-    """Whether a path is a folder with nothing in it, which an output may replace."""
+    """Whether a path is an empty folder, which an output may replace."""
     return path.is_dir() and not any(path.iterdir())
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change their names in one step, so that neither is ever missing; False where the system cannot."""
+    """Swap the names of two paths in one step, so that neither is ever missing; False where the system cannot do it."""
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None, use_errno=True), "renameat2"):
         return False
     here, exchange = ctypes.c_int(-100), ctypes.c_uint(2)  # AT_FDCWD, RENAME_EXCHANGE
@@ -62,16 +70,25 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def followed(target: Path) -> Path:
-    """Where a link leads that the user named as an output; any other path as it is. Not for paths inside a bundle."""
+    """The target of a link that the user named as an output; any other path is returned unchanged.
+
+    Not for paths inside a bundle, where links must not be followed.
+    """
     return target.resolve() if target.is_symlink() else target
 
 
 @contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
-    """Yield a path in a new folder beside ``target``; rename it to ``target`` on success, drop it on any exception.
+    """Yield a path in a new folder beside ``target``; rename it to ``target`` on success, delete it on any exception.
 
-    The caller creates a file or a folder at the path it is given. What stood at ``target`` before is replaced, in one step
-    where the system can exchange two folders (Linux). Raises OSError, naming the target, where it cannot be written.
+    The caller creates a file or a folder at the yielded path. An existing file or folder at ``target`` is replaced, in
+    one step where the system can exchange two folders (Linux).
+
+    Args:
+        target: the final path.
+
+    Raises:
+        OSError: the target cannot be written; the error names it.
     """
     target = target.absolute()
     if target.name in ("", ".."):
@@ -83,7 +100,7 @@ def write_aside(target: Path) -> Iterator[Path]:
         fresh = aside / target.name
         yield fresh
         _replace(fresh, target, aside / "replaced")
-    except OSError as error:  # it names nothing, or what nobody asked for
+    except OSError as error:  # it may name no path, or the temporary one: the user knows only the target
         if error.errno is None:
             raise OSError(f"{target} cannot be written: {error}") from None
         named = None if error.filename is None else Path(str(error.filename))
@@ -96,7 +113,14 @@ def write_aside(target: Path) -> Iterator[Path]:
 
 
 def check_writable(target: Path) -> None:
-    """Raise OSError, naming the target, if nothing can be written there: before long work, not after it."""
+    """Check that a target can be written, before long work rather than after it.
+
+    Args:
+        target: the final path.
+
+    Raises:
+        OSError: nothing can be written there; the error names the target.
+    """
     folder = target.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -107,11 +131,16 @@ def check_writable(target: Path) -> None:
 
 
 def forget_pages(array: Any) -> None:
-    """Tell the system that what was read of a memory-mapped array need not stay: a walk over a file of 9 GB would
-    otherwise count as 9 GB of this process. What is read again comes from the system's cache. Other arrays are left alone.
+    """Release the pages of a memory-mapped array that have been read; does nothing for other arrays.
+
+    Otherwise reading through a file of 9 GB would count as 9 GB of this process. Pages that are read again come from
+    the system's cache.
+
+    Args:
+        array: an array, or any other object.
     """
     mapped: Any = getattr(array, "_mmap", None)
-    # Only of read-only maps: of a copy-on-write map this would drop the changes.
+    # Only for read-only maps: in a copy-on-write map, this would discard the changes.
     if isinstance(array, np.memmap) and array.mode == "r" and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -126,9 +155,10 @@ def sha256_of(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """The user's own folder for what can be made again: not in a bundle, which may come from anywhere.
+    """The user's folder for files that can be regenerated; not in a bundle, which may come from anywhere.
 
-    Raises OSError for a user without a home.
+    Raises:
+        OSError: the user has no home folder.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camp-sdk"

@@ -1,6 +1,7 @@
-"""golden.npz of a bundle: a few real inputs and PyTorch's outputs. Read as what it may be, a file from anywhere.
+"""golden.npz of a bundle: a few real inputs and PyTorch's outputs for them.
 
-Axis letters as in bundle.py.
+The file may come from anywhere, so the size of each array is checked before it is unpacked. Axis letters are those of
+manifest.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.manifest import EXPORT_AGAIN, Manifest
 
 GOLDEN_FILE = "golden.npz"
-BYTES_LIMIT = 128 << 20  # of one array; eight pictures of 1024 x 1024 have 101 million
+BYTES_LIMIT = 128 << 20  # for one array; eight pictures of 1024 x 1024 take 101 million bytes
 AXIS_LIMITS = {"I": 64, "T": 64, "N": 1024, "R": 1024}
 DTYPES = {"tokens": "int64", "lengths": "int64", "features": "float32", "logits": "float32", "pixels": "float32"}
 Arrays = dict[str, NDArray[Any]]
@@ -27,8 +28,15 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs, tokens [T, N], lengths [T], features [I, R, D] and, of a bundle of pictures, pixels [I, 3, H, W]; and the
-    logits [I, T] that PyTorch gave for them."""
+    """Example inputs and PyTorch's logits for them.
+
+    Args:
+        tokens: word indices [T, N], int64.
+        lengths: the number of words of each text [T], int64, both markers counted.
+        features: region features [I, R, D], float32.
+        logits: PyTorch's logits [I, T], float32.
+        pixels: normalised pictures [I, 3, H, W], float32; None if the bundle has no vision graph.
+    """
 
     tokens: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -38,22 +46,29 @@ class Golden:
 
 
 def read_golden(bundle: Bundle) -> Golden:
-    """The golden examples of a bundle. Raises BundleError if it has none, or such as cannot be golden examples: objects,
-    too many bytes, other shapes than the contract's, values that are no numbers."""
+    """Read the golden examples of a bundle.
+
+    Args:
+        bundle: the bundle.
+
+    Raises:
+        BundleError: the bundle has no golden examples, or they are invalid: pickled objects, too many bytes, shapes
+            that differ from the contract, or values that are not finite.
+    """
     path = bundle.path(GOLDEN_FILE)
     wanted = [name for name in DTYPES if name != "pixels" or "vision" in bundle.manifest.graphs]
     try:
         with zipfile.ZipFile(path) as archive:
             arrays = {name: _read_array(archive, name) for name in wanted}
         _check(arrays, bundle.manifest)
-    except Exception as error:  # what unpacks it has a dozen types, some of which derive from Exception alone
+    except Exception as error:  # unpacking raises a dozen types, some of which derive only from Exception
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise BundleError(f"{path} is not what was exported ({reason}); {EXPORT_AGAIN}") from None
     return Golden(**arrays)
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One array, its size checked before a byte of it is unpacked."""
+    """Read one array, whose size is checked before any of it is unpacked."""
     with archive.open(f"{name}.npy") as file:
         version = npy.read_magic(file)
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
@@ -82,4 +97,4 @@ def _check(arrays: Arrays, manifest: Manifest) -> None:
     if arrays["lengths"].min() < 1 or arrays["lengths"].max() > words or arrays["tokens"].min() < 0:
         raise ValueError(f"lengths from 1 to {words} and words from 0 on were expected")
     if not all(np.isfinite(arrays[name]).all() for name in arrays):
-        raise ValueError("it holds values that are no finite numbers")
+        raise ValueError("it holds values that are not finite numbers")

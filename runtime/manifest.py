@@ -19,13 +19,13 @@ MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 SCHEMA_VERSION = 1
 BYTES_LIMIT = 16 << 20
-MOST_PIXELS = 1024  # each way, of what a vision graph reads
+MAX_PIXELS = 1024  # the largest height and width of a vision graph's input
 ACTIVATIONS = ("sigmoid", "none")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
 OPTIONAL_GRAPHS = ("explainer", "vision")
 FITS = ("stretch", "letterbox", "crop")
 GLOBAL_SUFFIX = ".global"
-PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16"}  # of the graphs that have their precision written into them
+PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16"}  # folders of the graphs in lower precisions
 EXPORT_AGAIN = "export the bundle again, or copy it again from where it was made"
 
 
@@ -34,9 +34,9 @@ class TensorSpec:
     """One tensor of a graph.
 
     Args:
-        name: the name that encoders and scorer share.
+        name: the tensor's name, which is the same in the encoders and the scorer.
         dtype: numpy's name of the type.
-        shape: a size, or the letter of an axis of any size.
+        shape: for each axis its size, or a letter if the size varies.
     """
 
     name: str
@@ -46,20 +46,31 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What a file of the bundle must be: its size in bytes and its SHA-256 in hexadecimal."""
+    """The expected content of a file of the bundle.
+
+    Args:
+        bytes: size of the file.
+        sha256: SHA-256 of the file, in hexadecimal.
+    """
 
     bytes: int
     sha256: str
 
     @classmethod
     def of(cls, path: Path) -> FileEntry:
-        """The entry of a file as it is now."""
+        """The entry for the current content of a file."""
         return cls(path.stat().st_size, sha256_of(path))
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX graph: its file, relative to the bundle, and its tensors in order."""
+    """One ONNX graph.
+
+    Args:
+        file: the graph's path relative to the bundle.
+        inputs: the graph's inputs, in order.
+        outputs: the graph's outputs, in order.
+    """
 
     file: str
     inputs: tuple[TensorSpec, ...]
@@ -67,7 +78,14 @@ class GraphSpec:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> GraphSpec:
-        """The graph that a manifest's entry describes."""
+        """The graph that a manifest's entry describes.
+
+        Args:
+            raw: the entry, as `as_dict` returns it.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: the entry is invalid.
+        """
         return cls(_inside(raw["file"]), _tensors(raw["inputs"]), _tensors(raw["outputs"]))
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,7 +100,12 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class LoweredGraphs:
-    """The graphs that a lower precision puts in place of the float32 ones, and the figures of its gate."""
+    """The graphs of a lower precision, which replace the float32 ones.
+
+    Args:
+        graphs: the graphs by name; those missing here are used in float32.
+        checks: figures of the export's precision gate.
+    """
 
     graphs: dict[str, GraphSpec]
     checks: tuple[dict[str, Any], ...] = ()
@@ -95,16 +118,17 @@ class LoweredGraphs:
 
 @dataclass(frozen=True)
 class PixelSpec:
-    """What the `vision` graph expects: RGB scaled to 0..1, fitted to a size, minus mean, divided by std.
+    """The input of the `vision` graph: RGB scaled to 0..1, fitted to a size, minus mean, divided by std.
 
     Args:
         height: in pixels.
         width: in pixels.
-        mean: of each channel.
-        std: the deviation of each channel.
+        mean: the mean of each channel.
+        std: the standard deviation of each channel.
         grid: rows and columns of the regions.
-        fit: "stretch" (each side scaled on its own; the meaning of a manifest without the key), "letterbox" (the whole
-            picture scaled to fit, centred, margins white) or "crop" (scaled to cover, the middle cut out).
+        fit: "stretch" (height and width are scaled independently; the default if the key is missing), "letterbox" (the
+            whole picture is scaled to fit and centred on white) or "crop" (the picture is scaled to cover the size, and
+            its middle is used).
     """
 
     height: int
@@ -116,38 +140,45 @@ class PixelSpec:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> PixelSpec:
-        """A PixelSpec from plain values; KeyError, TypeError or ValueError if they cannot be one."""
+        """A PixelSpec from plain values.
+
+        Args:
+            raw: the values by name, as `as_dict` returns them.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values are not a valid PixelSpec.
+        """
         (r, g, b), (r_std, g_std, b_std) = ([float(v) for v in raw[key]] for key in ("mean", "std"))
         mean, std = (r, g, b), (r_std, g_std, b_std)
         rows, columns = (int(v) for v in raw["grid"])
         height, width = int(raw["height"]), int(raw["width"])
         finite = all(math.isfinite(value) for value in mean + std)
-        if not (finite and all(std) and 0 < height <= MOST_PIXELS and 0 < width <= MOST_PIXELS):
+        if not (finite and all(std) and 0 < height <= MAX_PIXELS and 0 < width <= MAX_PIXELS):
             raise ValueError(f"pixels {raw}")
         if (fit := raw.get("fit", "stretch")) not in FITS:
             raise ValueError(f"fit {fit!r}, expected one of {FITS}")
         return cls(height, width, mean, std, (rows, columns), fit)
 
     def as_dict(self) -> dict[str, Any]:
-        """The manifest's entry; tuples as lists, as JSON and checkpoints have them."""
+        """The manifest's entry, with lists for tuples, as in JSON and checkpoints."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says.
+    """The content of manifest.json. Fields "for people" are not used by the runtime.
 
     Args:
         variant: the network's name, for people.
-        activation: what turns logits into scores, "sigmoid" or "none".
+        activation: the function that turns logits into scores, "sigmoid" or "none".
         graphs: the float32 graphs by name.
-        max_words: of the tokenizer, both markers counted.
-        files: every other file of the bundle.
-        pixels: what the vision graph expects; None without one.
-        precisions: lower precisions, "float16" or "bfloat16", and their graphs.
+        max_words: the most words of a text, as the tokenizer truncates it; markers are not counted.
+        files: every file of the bundle except the manifest, by path relative to the bundle.
+        pixels: the input of the vision graph; None without one.
+        precisions: the graphs of lower precisions, by "float16" or "bfloat16".
         sizes: the network's configuration, for people.
         made_with: versions of the packages that made the bundle, for people.
-        training: how the network was trained and what it scored, for people.
+        training: how the network was trained and the scores it reached, for people.
         parity: figures of the export's comparison with PyTorch, for people.
     """
 
@@ -164,7 +195,14 @@ class Manifest:
     parity: tuple[dict[str, Any], ...] = ()
 
     def graphs_in(self, precision: str) -> dict[str, GraphSpec]:
-        """Every graph as a precision has it: its own where it has one, float32 otherwise. BundleError if it has none."""
+        """All graphs of a precision: its own versions where there are any, and the float32 ones otherwise.
+
+        Args:
+            precision: "float32", "float16" or "bfloat16".
+
+        Raises:
+            BundleError: the bundle has no graphs in this precision.
+        """
         if precision != "float32" and precision not in self.precisions:
             option = PRECISION_FOLDERS.get(precision, precision)
             raise BundleError(
@@ -174,12 +212,12 @@ class Manifest:
 
     @property
     def image_tensors(self) -> tuple[TensorSpec, ...]:
-        """Everything kept of an encoded image: what the scorer reads, and `image.global`."""
+        """The tensors stored for an encoded image: those that the scorer reads, and `image.global`."""
         return self.graphs["image"].outputs
 
     @property
     def text_tensors(self) -> tuple[TensorSpec, ...]:
-        """Everything kept of an encoded text: what the scorer reads, and `text.global`."""
+        """The tensors stored for an encoded text: those that the scorer reads, and `text.global`."""
         return self.graphs["text"].outputs
 
     @property
@@ -189,10 +227,14 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Manifest:
-        """The manifest of a JSON document of this schema version, its contract checked.
+        """The manifest of a JSON document of this schema version, with its contract checked.
+
+        Args:
+            raw: the document, as `as_dict` returns it.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError: the document breaks the contract.
+            KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError: the document breaks the
+                contract.
         """
         graphs = _graphs(raw["graphs"])
         entries = raw["files"].items()
@@ -230,10 +272,13 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest in a file.
+    """Read a manifest from a file.
+
+    Args:
+        path: the path of manifest.json.
 
     Raises:
-        BundleError: the file is missing, too large, no manifest, of another schema version, or breaks the contract.
+        BundleError: the file is missing, too large, not a manifest, of another schema version, or breaks the contract.
     """
     if not path.is_file():
         raise BundleError(f"{path} not found: expected a bundle folder made by camp export")
@@ -257,7 +302,12 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a manifest into a bundle's folder, with the size and hash of every file that the folder holds now."""
+    """Write a manifest into a bundle's folder, with the size and hash of every file in the folder.
+
+    Args:
+        folder: the bundle's folder, which already holds all other files.
+        manifest: the manifest; its ``files`` are ignored.
+    """
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: FileEntry.of(folder / name) for name in found if name != MANIFEST_FILE}
     text = json.dumps(replace(manifest, files=files).as_dict(), indent=2, sort_keys=True)
@@ -295,7 +345,7 @@ def _graphs(raw: Mapping[str, Any]) -> dict[str, GraphSpec]:
 
 
 def _precisions(raw: Any) -> dict[str, LoweredGraphs]:
-    if raw == ["float32"]:  # what bundles of before there was a second precision say
+    if raw == ["float32"]:  # the form in bundles made before lower precisions existed
         return {}
     if unknown := raw.keys() - PRECISION_FOLDERS.keys():
         raise ValueError(f"precisions {sorted(unknown)}, expected {sorted(PRECISION_FOLDERS)}")

@@ -1,4 +1,4 @@
-"""Galleries in device memory: uploaded once and scored block by block, or a part at a time where they do not fit."""
+"""Galleries in device memory: a gallery is uploaded once and scored block by block, or in parts if it does not fit."""
 
 from __future__ import annotations
 
@@ -9,18 +9,29 @@ from camp_sdk.runtime.encoded import EncodedImages
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.errors import InputError
 
-UPLOADING = threading.Lock()  # threads that rank the same images upload them once
+UPLOADING = threading.Lock()  # so that threads that rank the same images upload them only once
 
 
 def resident_parts(
     engine: Engine, images: EncodedImages, names: Sequence[str], memory_budget_bytes: int | None = None
 ) -> Iterator[tuple[int, EncodedImages]]:
-    """The images where the engine wants them, from the first to the last: (index of the first, images) at a time.
+    """Place images where the engine reads them fastest, and yield them in order, in one or more parts.
 
-    On an engine without device memory that is all of them, as they are. Otherwise their tensors ``names`` are uploaded, as
-    many images at a time as fit half of the budget, or the engine's own room: what fits as a whole stays there as long as
-    these images and the engine live, a part only until the next one is asked for. Raises InputError if not even one image
-    fits.
+    An engine without device memory gets all images at once, unchanged. Otherwise the images are uploaded, as many at a
+    time as fit in half of the budget, or in the engine's free memory. If all of them fit, they stay in device memory as
+    long as these images and the engine exist. Otherwise a part stays only until the next one is requested.
+
+    Args:
+        engine: the scorer's engine.
+        images: the images to score.
+        names: the tensors to upload.
+        memory_budget_bytes: the most memory a call may use; None for no limit but the engine's.
+
+    Yields:
+        The index of the first image of a part, and the part.
+
+    Raises:
+        InputError: not even one image fits.
     """
     if engine.room_bytes() is None:
         yield 0, images
@@ -31,7 +42,7 @@ def resident_parts(
         whole = engine.residents.get(images)
         room = _room(engine, memory_budget_bytes)
         if whole is None and room < len(images) * image_bytes and engine.residents:
-            engine.residents.clear()  # older galleries make room; whoever scores one now keeps it until that is done
+            engine.residents.clear()  # frees older galleries; a thread that is scoring one keeps it until it is done
             room = _room(engine, memory_budget_bytes)
         count = room // image_bytes
         if whole is None and count >= len(images):
@@ -46,12 +57,12 @@ def resident_parts(
         try:
             yield start, EncodedImages(dict(part))
         finally:
-            for array in part.values():  # before the next part is uploaded, whoever still has this one
+            for array in part.values():  # freed before the next upload, even if the caller still refers to the part
                 array.close()
 
 
 def _room(engine: Engine, memory_budget_bytes: int | None) -> int:
-    """Bytes that may still be taken: half of the budget for all galleries together, of what the device has left."""
+    """Bytes that may still be used: the rest of half the budget, which all galleries share, within the free memory."""
     free = engine.room_bytes() or 0
     if memory_budget_bytes is None:
         return free

@@ -1,6 +1,6 @@
-"""Score the cross product in blocks: I images against T texts at a time.
+"""Score pairs of images and texts in blocks: I images against T texts at a time.
 
-Nothing here knows what the tensors mean: names, dtypes and shapes come from the bundle's contract.
+The code does not depend on what the tensors mean: names, dtypes and shapes come from the bundle's contract.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ NEAREST_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class PairScorer:
-    """What scores pairs: the scorer's engine, the tensors it reads, and bounds.
+    """Scores pairs with the scorer's engine.
 
-    memory_budget_bytes: what a call may hold beside the encoded images and texts themselves; None is no bound but the block's.
+    Args:
+        engine: the scorer's engine.
+        inputs: the tensors that the scorer reads.
+        memory_budget_bytes: the most memory a call may use beside the encoded images and texts; None for no limit but
+            the size of a block.
     """
 
     engine: Engine
@@ -41,22 +45,41 @@ class PairScorer:
     memory_budget_bytes: int | None = None
 
     def run(self, images: Mapping[str, Any], text: Mapping[str, Any]) -> Logits:
-        """Logits [i, t] of a block; image tensors as `widen` gives them."""
+        """Score a block of i images and t texts.
+
+        Args:
+            images: image tensors by name, as returned by `widen`.
+            text: text tensors by name.
+
+        Returns:
+            Logits [i, t], float32.
+        """
         return self.engine.run(feeds_of(self.inputs, {**images, **text}))["logits"]
 
     def run_each(
-        self, meetings: Iterable[tuple[Key, Mapping[str, Any], Mapping[str, Any]]], at_once: int
+        self, blocks: Iterable[tuple[Key, Mapping[str, Any], Mapping[str, Any]]], at_once: int
     ) -> Iterator[tuple[Key, Logits]]:
-        """`run` of every (key, images, text), in order, each with its key; ``at_once`` of them are on their way."""
+        """Score blocks, several at a time, and yield the results in order.
+
+        Args:
+            blocks: (key, image tensors, text tensors) of each block.
+            at_once: the number of blocks in progress.
+
+        Yields:
+            (key, logits [i, t]) of each block.
+        """
         callers = min(self.engine.callers, at_once)
         if callers == 1:
-            yield from ((key, self.run(images, text)) for key, images, text in meetings)
+            yield from ((key, self.run(images, text)) for key, images, text in blocks)
             return
-        with closing(map_ahead(lambda m: (m[0], self.run(m[1], m[2])), meetings, callers, at_once - 1)) as found:
+        with closing(map_ahead(lambda b: (b[0], self.run(b[1], b[2])), blocks, callers, at_once - 1)) as found:
             yield from found
 
     def parts(self, images: EncodedImages) -> Iterator[tuple[int, EncodedImages]]:
-        """Images where the engine wants them, a part at a time (`resident_parts`); narrowed ones stay and are widened."""
+        """Place images where the engine reads them fastest, in one or more parts (`resident_parts`).
+
+        Narrowed images stay on the host, because they are widened block by block.
+        """
         if images.narrowed:
             return iter([(0, images)])
         names = [spec.name for spec in self.inputs]
@@ -64,7 +87,12 @@ class PairScorer:
 
 
 def feeds_of(specs: Iterable[TensorSpec], tensors: Mapping[str, Any]) -> Arrays:
-    """The tensors a graph reads, in the precision it reads them in. What an engine holds already is."""
+    """The tensors that a graph reads, converted to the dtypes that it reads; tensors an engine holds already have them.
+
+    Args:
+        specs: the graph's inputs.
+        tensors: the tensors by name; others are ignored.
+    """
     found = {spec.name: (tensors[spec.name], spec.dtype) for spec in specs}
     return {name: array if array.dtype == dtype else array.astype(dtype) for name, (array, dtype) in found.items()}
 
@@ -72,10 +100,19 @@ def feeds_of(specs: Iterable[TensorSpec], tensors: Mapping[str, Any]) -> Arrays:
 def iter_logits(
     scorer: PairScorer, images: EncodedImages, texts: EncodedTexts
 ) -> Iterator[tuple[slice, Indices, Logits]]:
-    """Score all images against all texts, block by block: (image slice, text indices, logits [i, t]) at a time.
+    """Score all images against all texts, block by block.
 
-    Texts are taken in order of length, so that little of a block is padding, a group at a time: each group meets all images
-    from the first to the last. Working memory depends on the blocks, not on how many images or texts there are.
+    Texts are sorted by length, so that blocks contain little padding, and scored in groups: each group is scored
+    against all images, from the first to the last. Working memory depends on the size of the blocks, not on the number
+    of images or texts.
+
+    Args:
+        scorer: the scorer.
+        images: the images to score.
+        texts: the texts to score.
+
+    Yields:
+        (image slice, text indices, logits [i, t]) of each block.
     """
     engine = scorer.engine
     blocks = plan_blocks(images, texts, engine, scorer.memory_budget_bytes)
@@ -84,19 +121,22 @@ def iter_logits(
         parts = [slice(k, min(k + blocks.images, len(there))) for k in range(0, len(there), blocks.images)]
         for group in batches(order, blocks.group):
             ready = [(chosen, engine.hold(texts.take(chosen))) for chosen in batches(group, blocks.texts)]
-            for (part, chosen), logits in scorer.run_each(_meetings(scorer, there, parts, ready), blocks.at_once):
+            for (part, chosen), logits in scorer.run_each(_blocks(scorer, there, parts, ready), blocks.at_once):
                 yield slice(first + part.start, first + part.stop), chosen, logits
                 if scorer.memory_budget_bytes is not None:
                     for array in images.tensors.values():
                         forget_pages(array)
 
 
-def _meetings(
+def _blocks(
     scorer: PairScorer, images: EncodedImages, parts: list[slice], ready: list[tuple[Indices, Mapping[str, Any]]]
 ) -> Iterator[tuple[tuple[slice, Indices], Mapping[str, Any], Mapping[str, Any]]]:
-    """Every part of the images with every batch of a group's texts, in the order that costs least: which, and tensors."""
+    """Combine every part of the images with every batch of a group's texts, in the cheapest order.
+
+    Yields ((image slice, text indices), image tensors, text tensors).
+    """
     if not images.narrowed:
-        for chosen, text_tensors in ready:  # block after block of one shape: engines prepare anew for another
+        for chosen, text_tensors in ready:  # blocks of one shape in a row: engines prepare for each change of shape
             for part in parts:
                 yield (part, chosen), images.take(part), text_tensors
         return
@@ -112,7 +152,17 @@ def logit_matrix(
     texts: EncodedTexts,
     on_block: Callable[[int], None] = lambda pairs: None,
 ) -> Logits:
-    """Logits [I, T] of all images against all texts; ``on_block`` hears how many pairs each block scored."""
+    """Score all images against all texts.
+
+    Args:
+        scorer: the scorer.
+        images: the images to score.
+        texts: the texts to score.
+        on_block: receives the number of pairs scored in each block.
+
+    Returns:
+        Logits [I, T], float32.
+    """
     logits = np.empty((len(images), len(texts)), np.float32)
     for part, chosen, block in iter_logits(scorer, images, texts):
         logits[part, chosen] = block
@@ -127,25 +177,33 @@ def best_images(
     top_k: int,
     on_block: Callable[[int], None] = lambda pairs: None,
 ) -> tuple[Indices, Logits]:
-    """The ``top_k`` best images of each text, best first: indices and logits, [T, top_k]; equal logits in gallery order.
-    ``on_block`` hears how many pairs each block scored.
+    """Find the best images of each text.
 
-    No more than the best so far and a part of the gallery's logits are held at a time, whatever the gallery's size.
+    Only the best images so far and a part of the gallery's logits are in memory at a time, whatever the gallery's size.
+
+    Args:
+        scorer: the scorer.
+        images: the images to score.
+        texts: the texts to score.
+        top_k: the number of images to return for each text; fewer if there are fewer images.
+        on_block: receives the number of pairs scored in each block.
+
+    Returns:
+        Image indices and logits, each [T, top_k], best first; equal logits are in gallery order.
     """
     top_k = min(top_k, len(images))
     found, logits = np.empty((len(texts), top_k), np.intp), np.empty((len(texts), top_k), np.float32)
-    held: dict[
-        int, list[tuple[Indices, Logits]]
-    ] = {}  # of each text of the group: its best so far, and what came since
+    # For each text of the group: its best images so far, and the logits of later blocks.
+    held: dict[int, list[tuple[Indices, Logits]]] = {}
     for part, chosen, block in iter_logits(scorer, images, texts):
         numbers = np.arange(part.start, part.stop)
         for text, column in zip(chosen.tolist(), block.T, strict=True):
-            mine = held.setdefault(text, [])
-            mine.append((numbers, column))
+            parts = held.setdefault(text, [])
+            parts.append((numbers, column))
             if part.stop == len(images):
                 found[text], logits[text] = _best_of(held.pop(text), top_k)
-            elif len(mine) * len(numbers) > MERGE_IMAGES:
-                held[text] = [_best_of(mine, top_k)]
+            elif len(parts) * len(numbers) > MERGE_IMAGES:
+                held[text] = [_best_of(parts, top_k)]
         on_block(block.size)
     return found, logits
 
@@ -156,8 +214,17 @@ def _best_of(parts: list[tuple[Indices, Logits]], top_k: int) -> tuple[Indices, 
 
 
 def best(numbers: Indices, logits: Logits, top_k: int) -> tuple[Indices, Logits]:
-    """The ``top_k`` largest logits, best first, and their numbers; what came first stands first among equals."""
-    if top_k < len(logits):  # sorting them all would take ten times as long as finding the last to keep
+    """Select the largest logits.
+
+    Args:
+        numbers: the number of each logit's image, [M].
+        logits: the logits, [M].
+        top_k: how many to select.
+
+    Returns:
+        The selected numbers and logits, largest logit first; equal logits stay in their order.
+    """
+    if top_k < len(logits):  # sorting all of them would take ten times as long as finding the smallest one to keep
         last = np.partition(-logits, top_k - 1)[top_k - 1]
         kept = ~(-logits > last)
         numbers, logits = numbers[kept], logits[kept]
@@ -166,10 +233,17 @@ def best(numbers: Indices, logits: Logits, top_k: int) -> tuple[Indices, Logits]
 
 
 def nearest(queries: Logits, items: Logits, count: int, memory_budget_bytes: int | None = None) -> Indices:
-    """The ``count`` items whose vectors have the largest dot products with each query's, [Q, count], in the items' order.
+    """Find the items whose vectors have the largest dot products with each query's vector.
 
-    queries [Q, d], items [M, d]; products are made for so many queries at a time as fit the budget, and for one at least:
-    16 bytes an item.
+    Args:
+        queries: query vectors [Q, d].
+        items: item vectors [M, d].
+        count: the number of items to find for each query.
+        memory_budget_bytes: limits the number of queries computed at a time; each takes 16 bytes per item. At least one
+            query is computed at a time. None, or a larger budget, counts as 64 MiB.
+
+    Returns:
+        Item indices [Q, count], in the order of the items.
     """
     at_once = min(memory_budget_bytes or NEAREST_BYTES, NEAREST_BYTES) // (16 * len(items))
     rows = [
@@ -186,29 +260,47 @@ def pair_logits(
     pairs: Indices,
     on_block: Callable[[int], None] = lambda pairs: None,
 ) -> Logits:
-    """Logits [P] of chosen pairs, rows (image index, text index) of ``pairs`` [P, 2]; each text meets its images at once.
-    ``on_block`` hears how many pairs each block scored."""
+    """Score chosen pairs; each text is scored against all its images together.
+
+    Args:
+        scorer: the scorer.
+        images: the images that the pairs refer to.
+        texts: the texts that the pairs refer to.
+        pairs: rows (image index, text index), [P, 2].
+        on_block: receives the number of pairs scored in each block.
+
+    Returns:
+        Logits [P], float32.
+    """
     logits = np.empty(len(pairs), np.float32)
     longest = texts.select([int(texts.lengths.argmax())])
     blocks = plan_blocks(images, longest, scorer.engine, scorer.memory_budget_bytes)
-    for where, block in scorer.run_each(_chosen_meetings(scorer, images, texts, pairs, blocks.images), blocks.at_once):
+    for where, block in scorer.run_each(_chosen_blocks(scorer, images, texts, pairs, blocks.images), blocks.at_once):
         logits[where] = block[:, 0]
         on_block(block.size)
     return logits
 
 
-def _chosen_meetings(
-    scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, pairs: Indices, most_images: int
+def _chosen_blocks(
+    scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, pairs: Indices, max_images: int
 ) -> Iterator[tuple[Indices, Mapping[str, Any], Mapping[str, Any]]]:
     for text in np.unique(pairs[:, 1]):
         text_tensors = texts.take([int(text)])
         chosen = np.flatnonzero(pairs[:, 1] == text)
-        for where in batches(chosen, min(most_images, -(-len(chosen) // scorer.engine.streams))):
+        for where in batches(chosen, min(max_images, -(-len(chosen) // scorer.engine.streams))):
             yield where, widen(images.take(pairs[where, 0])), text_tensors
 
 
 def activate(logits: Logits, activation: str) -> Logits:
-    """Scores from logits, in float32: sigmoid (0..1), or the logits themselves; higher means a better match."""
+    """Turn logits into scores; a higher score means a better match.
+
+    Args:
+        logits: the logits, float32, of any shape.
+        activation: "sigmoid", or "none" for the logits themselves.
+
+    Returns:
+        Scores, float32, of the same shape; 0..1 for "sigmoid".
+    """
     if activation == "none":
         return logits
     with np.errstate(over="ignore"):  # exp overflows to infinity where the score is 0 to the last bit

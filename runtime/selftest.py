@@ -1,7 +1,7 @@
-"""The golden self-test: a bundle's own examples through its graphs, on one backend, beside what PyTorch made of them.
+"""The golden self-test: run a bundle's own examples on one backend, and compare the results with PyTorch's.
 
-What was built on or for a machine can be wrong there alone. So a backend that uses the GPU is tested before its first use,
-and the result is remembered in the user's cache folder until anything changes that it depends on.
+Software that is built on or for one machine can give wrong results on that machine only. So a backend that uses the GPU
+is tested before its first use. The result is kept in the user's cache folder until something it depends on changes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from camp_sdk.runtime.scoring import Logits, PairScorer
 from camp_sdk.runtime.tensorrt.plans import LIBRARIES, read_records
 from camp_sdk.runtime.tokenizer import Tokens
 
-# Both are what the export demanded of the same inputs (its parity and precision gates): sums in float32 come in
-# another order here, and halves are rounded elsewhere, but no engine may be further away than the graphs it is made of.
+# The limits that the export applies to the same inputs (its parity and precision gates). An engine adds float32 numbers
+# in another order and rounds float16 numbers in other places, but must not differ more than the graph it is made from.
 MAX_LOGIT_ERROR = 1e-4
 MAX_SCORE_ERROR = 5e-3
-# ONNX Runtime offers no option to keep its TensorRT from computing float32 in TF32, with ten bits of the fraction.
-ROUNDED = "onnxruntime-tensorrt"
+# ONNX Runtime has no option to prevent its TensorRT from computing float32 in TF32, with ten bits of the fraction.
+TF32_BACKEND = "onnxruntime-tensorrt"
 ON_PROCESSOR = ("onnxruntime", "openvino")
 FORMAT = 1
 LOG = logging.getLogger("camp_sdk")
@@ -45,9 +45,14 @@ RESULT_BYTES_LIMIT = 1 << 16
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Largest differences from PyTorch's logits, and from its scores (after the activation); NaN where there is a NaN.
+    """The result of a self-test.
 
-    skipped: why it could not be run, empty if it was; the figures are then 0.
+    Args:
+        backend: the backend that was tested.
+        precision: the precision that was tested.
+        max_logit_error: the largest difference from PyTorch's logits; NaN if any logit is NaN.
+        max_score_error: the largest difference from PyTorch's scores, after the activation; NaN if any score is NaN.
+        skipped: the reason why the test could not be run, with both differences 0; empty if it was run.
     """
 
     backend: str
@@ -58,15 +63,15 @@ class SelfTest:
 
     @property
     def passed(self) -> bool:
-        """Whether the differences are within the limits. NaN fails: a comparison with it is never true."""
-        if self.precision == "float32" and self.backend != ROUNDED:
+        """Whether the differences are within the limits. NaN fails, because no comparison with NaN is true."""
+        if self.precision == "float32" and self.backend != TF32_BACKEND:
             return self.max_logit_error <= MAX_LOGIT_ERROR
         return self.max_score_error <= MAX_SCORE_ERROR
 
     @property
     def figures(self) -> str:
-        """What was found, and the limit, in words."""
-        if self.precision == "float32" and self.backend != ROUNDED:
+        """The difference that counts, and its limit, in words."""
+        if self.precision == "float32" and self.backend != TF32_BACKEND:
             return f"logits differ by {self.max_logit_error:.1e}, at most {MAX_LOGIT_ERROR:g} is allowed"
         return f"scores differ by {self.max_score_error:.1e}, at most {MAX_SCORE_ERROR:g} is allowed"
 
@@ -74,8 +79,17 @@ class SelfTest:
 def self_test(bundle: Bundle, backend: str, precision: str) -> SelfTest:
     """Run the golden examples on a backend, as a retriever would.
 
-    Skipped for a bundle without examples, or engines that were not built for such. Raises BackendError if a graph cannot be
-    opened or run; BundleError for a broken golden.npz or graph.
+    The test is skipped if the bundle has no examples, or if the engines were built for fewer words or regions than the
+    examples have.
+
+    Args:
+        bundle: the bundle to test.
+        backend: the name of a backend.
+        precision: "float32", "float16" or "bfloat16".
+
+    Raises:
+        BackendError: a graph cannot be opened or run.
+        BundleError: golden.npz or a graph is broken.
     """
     if GOLDEN_FILE not in bundle.manifest.files:
         return SelfTest(backend, precision, skipped=f"the bundle has no {GOLDEN_FILE}")
@@ -88,7 +102,7 @@ def self_test(bundle: Bundle, backend: str, precision: str) -> SelfTest:
         }
         try:
             logits = _golden_logits(bundle, engines, precision, golden)
-        except InputError as error:  # of engines that were built for fewer words or regions
+        except InputError as error:  # the engines were built for fewer words or regions
             return SelfTest(backend, precision, skipped=str(error))
     return _compared(SelfTest(backend, precision), golden.logits, logits, bundle.manifest.activation)
 
@@ -114,10 +128,22 @@ def _compared(test: SelfTest, expected: Logits, found: Logits, activation: str) 
 
 
 def choose_tested_backend(bundle: Bundle, backend: str = "auto", precision: str = "float32") -> str:
-    """What `choose_backend` chooses, tested on this machine if it uses the GPU: auto takes the next one for one that fails.
+    """Choose a backend as `choose_backend` does, and test it on this machine if it uses the GPU.
 
-    Raises what `choose_backend` and `self_test` raise, and BackendError with the figures if a backend asked for by name
-    fails the self-test.
+    If a backend fails its test, "auto" continues with the next one.
+
+    Args:
+        bundle: the bundle to score with.
+        backend: "auto", or the name of a backend.
+        precision: "float32", "float16" or "bfloat16".
+
+    Returns:
+        The name of the backend.
+
+    Raises:
+        BackendError: as in `choose_backend` and `self_test`; or a backend requested by name failed the self-test, with
+            the figures in the message.
+        BundleError: as in `choose_backend` and `self_test`.
     """
     failed: set[str] = set()
     while True:
@@ -127,33 +153,51 @@ def choose_tested_backend(bundle: Bundle, backend: str = "auto", precision: str 
         except BackendError as error:
             if backend != "auto":
                 raise
-            LOG.warning("auto does not take %s: %s", chosen, error)
+            LOG.warning("auto skips %s: %s", chosen, error)
             failed.add(chosen)
         else:
             return chosen
 
 
 def _require_passed(bundle: Bundle, backend: str, precision: str) -> None:
-    if backend in ON_PROCESSOR:  # what is tested with the bundle at its export; opening one takes a second at most
+    if backend in ON_PROCESSOR:  # tested at the export; a test would slow down opening, which takes a second at most
         return
     key = result_key(bundle, backend, precision)
     test = recall(key) or run_and_remember(bundle, backend, precision)
     if not test.passed:
         raise BackendError(
             f"{backend} failed the self-test of {bundle.folder} in {precision}: {test.figures}; "
-            f"camp doctor tells more, and tests it again"
+            f"run camp doctor for details and to test it again"
         )
 
 
 def run_and_remember(bundle: Bundle, backend: str, precision: str) -> SelfTest:
-    """Run the self-test, whatever is remembered, and remember its result. Raises as `self_test` does."""
+    """Run the self-test even if a result is stored, and store the new result.
+
+    Args:
+        bundle: the bundle to test.
+        backend: the name of a backend.
+        precision: "float32", "float16" or "bfloat16".
+
+    Raises:
+        BackendError: a graph cannot be opened or run.
+        BundleError: golden.npz or a graph is broken.
+    """
     test = self_test(bundle, backend, precision)
     remember(result_key(bundle, backend, precision), test)
     return test
 
 
 def result_key(bundle: Bundle, backend: str, precision: str) -> str:
-    """What names a result: 32 hexadecimal digits of a hash over all it depends on, the engines on disk included."""
+    """The name under which a result is stored: 32 hexadecimal digits of a hash of everything the result depends on.
+
+    The engines on disk are included.
+
+    Args:
+        bundle: the bundle to test.
+        backend: the name of a backend.
+        precision: "float32", "float16" or "bfloat16".
+    """
     gpu: cuda.Gpu | None = None
     with contextlib.suppress(BackendError):
         gpu = cuda.gpu()
@@ -170,13 +214,13 @@ def _result_path(key: str) -> Path:
 
 
 def remember(key: str, test: SelfTest) -> None:
-    """Keep a result. A folder that cannot be written to is no error: the next process tests again."""
+    """Store a result. A failure to write is ignored: the next process tests again."""
     with contextlib.suppress(OSError), write_aside(_result_path(key)) as aside:
         aside.write_text(json.dumps(asdict(test)) + "\n", encoding="utf-8")
 
 
 def recall(key: str) -> SelfTest | None:
-    """A result that was kept, None if there is none that can be read."""
+    """Read a stored result; None if there is none, or it cannot be read."""
     try:
         with _result_path(key).open("rb") as file:
             raw = json.loads(file.read(RESULT_BYTES_LIMIT))

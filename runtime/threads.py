@@ -1,5 +1,4 @@
-"""Work that runs ahead of who needs its results, in threads: pictures are decoded while the network runs, blocks of pairs
-are scored side by side."""
+"""Compute results in threads ahead of their use: decode pictures while the network runs, score pairs in parallel."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ Result = TypeVar("Result")
 
 
 def available_cores() -> int:
-    """The processor's cores that this process may use."""
+    """The number of logical cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def physical_cores() -> int:
-    """`available_cores`, and what shares one core's arithmetic counted once where the system tells (Linux)."""
+    """The number of physical cores that this process may use, or `available_cores` if the system does not report it."""
     if not hasattr(os, "sched_getaffinity"):
         return available_cores()
     files = [CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list" for cpu in os.sched_getaffinity(0)]
@@ -34,10 +33,20 @@ def map_ahead(
     ahead: int,
     alone: Callable[[Item], bool] = lambda item: False,
 ) -> Generator[Result, None, None]:
-    """``function`` of every item, in order, computed in threads; at most ``ahead`` items beyond the one that is asked for.
+    """Apply a function to items in threads, and yield the results in order.
 
-    Items are taken in the caller's thread; one that is ``alone`` is finished before the next is taken. Close the generator
-    if it may not be read to its end: what has not begun is then cancelled, and no thread is left.
+    Items are read in the caller's thread. Close the generator if it may not be read to its end: calls that have not
+    begun are then cancelled, and no thread is left running.
+
+    Args:
+        function: the function to apply.
+        items: its arguments.
+        threads: the number of threads.
+        ahead: the most items that are computed ahead of the one whose result is yielded next.
+        alone: whether an item must be finished before the next one is read.
+
+    Yields:
+        The result of each item.
     """
     from concurrent.futures import Future, ThreadPoolExecutor, wait
 

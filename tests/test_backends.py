@@ -108,7 +108,7 @@ def test_auto_does_not_take_engines_that_came_with_a_bundle(
     install_plans(monkeypatch, tmp_path, "scorer", by_others=True)
     monkeypatch.setattr(backends, "_cuda_works", lambda bundle: False)
     assert choose_backend(Bundle(feature_bundle)) in ("openvino", "onnxruntime")
-    assert "auto does not take tensorrt: the engine came with the bundle" in caplog.text
+    assert "auto skips tensorrt: the engine came with the bundle" in caplog.text
     assert choose_backend(Bundle(feature_bundle), "tensorrt") == "tensorrt"
 
 

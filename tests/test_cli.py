@@ -197,21 +197,21 @@ def test_several_queries_are_answered_each(
 @pytest.mark.parametrize("given", [[], ["--images", "x", "--gallery", "y"]])
 def test_rank_takes_images_or_a_gallery(camp: Camp, picture_bundle: Path, given: list[str]) -> None:
     result = camp("rank", picture_bundle, "--query", QUERY, *given)
-    assert (result.code, result.err) == (1, "error: give --images or --gallery, one of the two\n")
+    assert (result.code, result.err) == (1, "error: give either --images or --gallery\n")
 
 
 def test_a_shortlist_shorter_than_the_answer_is_refused_first(camp: Camp, picture_bundle: Path, scenes: Path) -> None:
     result = camp("rank", picture_bundle, "--images", scenes / "test", "--query", QUERY, "--shortlist", 2)
     assert (result.code, result.err) == (
         1,
-        "error: shortlist is 2: expected a whole number, at least top_k = 5, or None\n",
+        "error: --shortlist is 2: expected a whole number, at least --top-k = 5, or None\n",
     )
 
 
 def test_a_shortlist_without_global_vectors_is_refused_first(
     camp: Camp, released_bundle: Callable[[str], Path], precomputed: Path
 ) -> None:
-    bundle, reason = released_bundle("gate_fusion"), "error: this bundle has no global vectors to make a shortlist with"
+    bundle, reason = released_bundle("gate_fusion"), "error: --shortlist: this bundle has no global vectors to make one with"
     camp("--version")  # what the export of the bundle printed is read with it
     images = ["--images", precomputed / "test_ims.npy", "--query", QUERY]
     assert camp("rank", bundle, *images, "--shortlist", 9).err.startswith(reason)
@@ -492,7 +492,7 @@ def test_a_protocol_of_folds_is_the_mean_over_them(
     ("options", "message"),
     [
         (["--protocol", "flickr30k"], "flickr30k is measured on 1000 images with 5 captions each"),
-        (["--protocol", "imagenet"], "protocol 'imagenet': expected one of flickr30k, coco-5k, coco-1k"),
+        (["--protocol", "imagenet"], "--protocol 'imagenet': expected one of flickr30k, coco-5k, coco-1k"),
         (["--protocol", "coco-1k", "--folds", 5], "--folds 5: coco-1k has its own folds"),
     ],
 )
@@ -594,7 +594,7 @@ def test_pictures_for_a_model_of_features(camp: Camp, feature_bundle: Path, scen
 def test_folds_that_do_not_divide(camp: Camp, feature_bundle: Path, precomputed: Path) -> None:
     result = camp("eval", feature_bundle, "--data", precomputed, "--folds", 3, "--json")
     assert (result.code, result.out) == (1, "")
-    assert result.err.splitlines()[-1] == "error: 10 images do not divide into 3 equal folds"
+    assert result.err.splitlines()[-1] == "error: --folds is 3: 10 images do not divide into that many equal parts"
 
 
 def test_an_altered_bundle(camp: Camp, bundle_copy: Path, precomputed: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_line_with_wrong_keys_is_named(tmp_path: Path, line: object) -> None:
 @pytest.mark.parametrize("name", ["../a.png", "../../a.png", "/etc/passwd", "sub/../../a.png"])
 def test_a_file_name_that_leaves_the_folder(tmp_path: Path, name: str) -> None:
     line = json.dumps({"file_name": name, "captions": ["x"]})
-    with pytest.raises(BundleError, match=r"metadata\.jsonl:2.*leaves the folder"):
+    with pytest.raises(BundleError, match=r"metadata\.jsonl:2.*is outside the folder"):
         load_split(write_pictures(tmp_path, GOOD, line), "test")
 
 
@@ -162,7 +162,7 @@ def test_a_link_that_leaves_the_folder(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path, json.dumps({"file_name": "link.png", "captions": ["x"]}))
     (folder / "outside.png").write_bytes(b"")
     (folder / "test/link.png").symlink_to(folder / "outside.png")
-    with pytest.raises(BundleError, match=r"metadata\.jsonl:1.*leaves the folder"):
+    with pytest.raises(BundleError, match=r"metadata\.jsonl:1.*is outside the folder"):
         load_split(folder, "test")
 
 

@@ -90,7 +90,7 @@ def test_the_gpu_and_its_driver_are_told(camp: Camp, monkeypatch: pytest.MonkeyP
 def test_without_a_gpu_its_backends_are_nothing_to_mend(camp: Camp, monkeypatch: pytest.MonkeyPatch) -> None:
     fake, _ = install(monkeypatch)
     needy = "onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, tensorrt-rtx"
-    note = f"Without an NVIDIA GPU there is nothing to mend in {needy}."
+    note = f"These backends need an NVIDIA GPU, and this machine has none: {needy}."
     assert note not in " ".join(camp("doctor").out.split())
     fake.driver = False
     assert note in " ".join(camp("doctor").out.split())

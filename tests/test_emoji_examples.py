@@ -159,7 +159,8 @@ def test_counts_and_unseen_words_are_those_of_the_data(searched: Path) -> None:
         "pictures": 6, "concepts": 2, "families": 2, "captions": 12, "styles": 3
     }  # fmt: skip
     assert results["unseen"] == {"words": 5, "unseen": 2, "names_with_unseen": 2}  # elk and fox; not b, thing, red
-    assert "Of the 5 different words of the test captions, 2 (40%) occur" in page_of(searched)
+    text = " ".join(page_of(searched).split())
+    assert "Of the 5 different words of the test captions, 2 (40%) occur" in text
 
 
 def test_the_scenes_page_shows_what_its_results_hold(composed: Path) -> None:
@@ -231,7 +232,7 @@ def test_nothing_finished_is_repeated(
 
 def test_another_recipe_needs_another_folder(search: ModuleType, searched: Path) -> None:
     recipe = results_of(searched)["recipe"] | {"dropout": 0.5}
-    with pytest.raises(InputError, match=r"--dropout was 0.0, is 0.5"):
+    with pytest.raises(InputError, match=r"`dropout` was 0.0, is 0.5"):
         search.report(searched.with_name("data"), searched, recipe)
 
 

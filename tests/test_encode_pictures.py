@@ -312,7 +312,7 @@ def test_a_skipped_picture_is_named_with_its_reason(
     with caplog.at_level(logging.WARNING, "camp_sdk"):
         gallery = picture_retriever.encode_images(images, skip_broken=True, max_megapixels=0.001)
     unknown = "cannot be read as a picture: it is in no format that Pillow knows"
-    size = "has 50 x 40 pixels: at most 0.001 megapixels are decoded; encode_images and camp rank take max_megapixels"
+    size = "has 50 x 40 pixels: at most 0.001 megapixels are decoded; raise the limit with `max_megapixels`"
     assert gallery.skipped == (
         Skipped(1, str(tmp_path / "broken.png"), unknown),
         Skipped(3, "image 3", size),
@@ -340,7 +340,7 @@ def test_names_stay_with_what_is_kept(
 
 
 def test_all_skipped(picture_retriever: Retriever) -> None:
-    with pytest.raises(InputError, match="none of 40 pictures can be read; image 0, the first: cannot be read"):
+    with pytest.raises(InputError, match="none of the 40 pictures can be read; the first, image 0: cannot be read"):
         picture_retriever.encode_images([b"broken"] * 40, skip_broken=True)
 
 

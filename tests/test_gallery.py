@@ -458,10 +458,10 @@ def test_what_cannot_be_joined(
     for parts, message in (
         ([], "join takes a list of at least one gallery"),
         ([images, features], "join takes a list of at least one gallery"),
-        ([images, texts], "gallery 1 is of kind text, the first of image"),
-        ([images, images, narrow], "gallery 2 is of precision int8, the first of float32"),
-        ([texts, other], "gallery 1 is of bundle [0-9a-f]{12}, the first of "),
-        ([images, fewer], r"gallery 1 has image.V of \(3, 16\) an item, the first of \(5, 16\)"),
+        ([images, texts], "gallery 1 has the kind text, the first has image"),
+        ([images, images, narrow], "gallery 2 has the precision int8, the first has float32"),
+        ([texts, other], "gallery 1 has the bundle [0-9a-f]{12}, the first has "),
+        ([images, fewer], r"gallery 1 has image.V \(3, 16\) per item, the first has \(5, 16\)"),
     ):
         with pytest.raises(InputError, match=message):
             Gallery.join(parts)

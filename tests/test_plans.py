@@ -113,7 +113,7 @@ def test_the_regions_of_pictures_are_those_of_the_grid(picture_bundle: Path) -> 
         (8, 3, 96, 96),
         (8, 3, 96, 96),
     )
-    with pytest.raises(InputError, match="max_regions is 4: a picture of this bundle has 36 regions"):
+    with pytest.raises(InputError, match="max_regions is 4: every picture of this bundle has 36 regions"):
         profile_of(manifest.graphs["image"], manifest, Limits(max_regions=4))
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from images.make_architecture import FILE, architecture
+from images.make_ranking import QUERY
 
 import camp_sdk
+from examples.demo import FREE_QUERY
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,11 +37,35 @@ def help_of(program: tuple[str, ...]) -> str:
     return subprocess.run([*program, "--help"], capture_output=True, text=True, check=True, env=environment).stdout
 
 
-def test_the_first_block_is_the_whole_product() -> None:
-    kind, block = BLOCKS[0]
-    assert kind == "python"
-    assert 'Retriever("bundle/")' in block
-    assert "retriever.rank(" in block
+FIRST_LINES = next(block for kind, block in BLOCKS if kind == "python")
+
+
+def test_the_first_lines_run_as_they_stand(
+    picture_bundle: Path,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a small bundle and a few pictures, where `make demo` leaves its own."""
+    assert len(FIRST_LINES.splitlines()) <= 10
+    shutil.copytree(picture_bundle, tmp_path / "build/demo/bundle")
+    shutil.copytree(scenes, tmp_path / "build/demo/data")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(FIRST_LINES, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["1", "2", "3", "4", "5"]
+
+
+def test_the_first_lines_use_what_make_demo_leaves() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "examples.demo --output build/demo" in makefile
+    assert FREE_QUERY in FIRST_LINES
+    assert QUERY == FREE_QUERY  # of the picture beside it
+
+
+def test_the_architecture_is_as_its_script_draws_it() -> None:
+    assert FILE.read_text(encoding="utf-8") == architecture()
 
 
 def test_python_blocks_parse_and_use_real_methods() -> None:

@@ -352,7 +352,7 @@ def test_top_k(feature_retriever: Retriever, gallery: Gallery, top_k: int, count
 
 @pytest.mark.parametrize("top_k", [0, -1, 2.5, "5", None, True])
 def test_a_top_k_that_is_no_count(feature_retriever: Retriever, gallery: Gallery, top_k: Any) -> None:
-    with pytest.raises(InputError, match=f"top_k is {top_k!r}: expected a whole number, 1 or more"):
+    with pytest.raises(InputError, match=f"`top_k` is {top_k!r}: expected a whole number, 1 or more"):
         feature_retriever.rank(QUERY, gallery, top_k)
 
 
@@ -436,7 +436,7 @@ def test_features_too_large_for_float32(feature_retriever: Retriever, features: 
 @pytest.mark.parametrize("index", [1, 31, 32, 39])
 def test_another_number_of_regions(feature_retriever: Retriever, index: int) -> None:
     images = [np.zeros((6 if k == index else 5, FEATURE_WIDTH), np.float32) for k in range(40)]
-    with pytest.raises(InputError, match=f"image {index} has 6 regions, those before it 5"):
+    with pytest.raises(InputError, match=f"image {index} has 6 regions, those before it have 5"):
         feature_retriever.encode_images(images)
 
 
@@ -498,7 +498,7 @@ def test_pictures_for_a_model_of_features(feature_retriever: Retriever, drawn: l
 def test_features_and_pictures_mixed(picture_retriever: Retriever, drawn: list[Path], index: int) -> None:
     images: list[Any] = [np.zeros((36, FEATURE_WIDTH), np.float32) for _ in range(40)]
     images[index:] = [drawn[0]] * (40 - index)
-    with pytest.raises(InputError, match="encode them apart"):
+    with pytest.raises(InputError, match="encode them separately"):
         picture_retriever.encode_images(images)
 
 

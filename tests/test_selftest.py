@@ -131,7 +131,7 @@ def test_values_that_are_no_numbers_are_refused(bundle_copy: Path) -> None:
     with np.load(bundle_copy / "golden.npz") as file:
         logits = file["logits"]
     logits[1, 1] = np.nan
-    with pytest.raises(BundleError, match="no finite numbers"):
+    with pytest.raises(BundleError, match="not finite numbers"):
         read_golden(with_golden(bundle_copy, logits=logits))
 
 

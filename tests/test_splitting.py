@@ -75,9 +75,7 @@ def test_what_fits_is_run_as_it_is(feature_bundle: Path) -> None:
 def test_words_and_regions_cannot_be_split(feature_bundle: Path, words: int, regions: int, option: str) -> None:
     spec = Bundle(feature_bundle).manifest.graphs["scorer"]
     feeds = feeds_of(spec, {"I": 2, "T": 2, "N": words, "R": regions})
-    with pytest.raises(
-        InputError, match=f"the engine was built for 1 to 7; build it again by camp build, with {option}"
-    ):
+    with pytest.raises(InputError, match=f"the engine was built for 1 to 7; rebuild it with camp build {option}"):
         run_in_parts(lambda given: {}, feeds, spec, dict.fromkeys("ITNR", Range(1, 7)))
 
 

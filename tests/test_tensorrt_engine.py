@@ -256,7 +256,7 @@ def test_a_plan_that_is_none(setup: Setup, tmp_path: Path) -> None:
     (tmp_path / "broken.plan").write_bytes(b"broken")
     with pytest.raises(
         BackendError,
-        match=r"cannot load .*broken\.plan: Magic tag does not match; build it again by camp build, with --force",
+        match=r"cannot load .*broken\.plan: Magic tag does not match; rebuild it with camp build --force",
     ):
         TensorRtEngine(tmp_path / "broken.plan", "tensorrt")
 
@@ -373,7 +373,7 @@ def test_a_gpu_that_tensorrt_rtx_is_not_made_for(setup: Setup, rtx: FakeTensorRt
     with pytest.raises(BackendError, match=found + " backend"):
         TensorRtEngine(setup.plan, "tensorrt-rtx")
     rtx.faults = 1
-    with pytest.raises(BackendError, match=r"VERSION_MISMATCH: .*; build it again by camp build"):
+    with pytest.raises(BackendError, match=r"VERSION_MISMATCH: .*; rebuild it with camp build"):
         TensorRtEngine(setup.plan, "tensorrt-rtx")
 
 

@@ -1,4 +1,4 @@
-"""The `camp` command: a list of its commands. Results go to standard output, progress to standard error."""
+"""The `camp` command and the list of its subcommands. Results go to standard output, progress to standard error."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ COMMANDS = {
     "build": build_command,
     "doctor": doctor_command,
 }
-# Modules of camp_sdk.export, each with a function `command`. Nothing imports them: they are found by name, when asked for.
+# Modules of camp_sdk.export, each with a function `command`. They are imported by name, only when they are needed, because
+# the SDK does not depend on the packages for training.
 TRAINING_COMMANDS = {"scenes": "scenes", "train": "train", "import": "import_checkpoint", "export": "to_onnx"}
 
 
 class _Commands(TyperGroup):
-    """All commands; those that train and export are imported when they are run or listed."""
+    """All commands; those for training and export are imported when they are run or listed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *TRAINING_COMMANDS]

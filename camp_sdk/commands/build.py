@@ -1,4 +1,4 @@
-"""The command `camp build`: engines of a bundle's graphs, written into the bundle."""
+"""The command `camp build`: builds engines for a bundle's graphs and writes them into the bundle."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine, built_eng
 from camp_sdk.runtime.tensorrt.library import here_of
 from camp_sdk.runtime.tensorrt.plans import PlanRecord
 
-BUILT_IN = ("float16", "float32")
+PRECISIONS = ("float16", "float32")
 STEPS = 100  # of a progress bar
 
 
 def build_command(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder made by export/to_onnx.py.")],
-    backend: Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (needs no GPU).")] = "tensorrt",
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder written by camp export.")],
+    backend: Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (builds without a GPU).")] = "tensorrt",
     precision: Annotated[
-        str | None, typer.Option(help="float16 (if the bundle has it, unless told otherwise), or float32.")
+        str | None, typer.Option(help="float16 or float32. Default: float16 if the bundle has it.")
     ] = None,
-    graph: Annotated[list[str] | None, typer.Option(help="Only this graph; may be repeated.")] = None,
-    max_images: Annotated[int, typer.Option(help="Most images in one call.", min=1)] = Limits.max_images,
-    max_texts: Annotated[int, typer.Option(help="Most texts in one call.", min=1)] = Limits.max_texts,
-    max_words: Annotated[int | None, typer.Option(help="Words of the longest text, with both markers.", min=1)] = None,
-    max_regions: Annotated[int | None, typer.Option(help="Regions of an image, at most.", min=1)] = None,
-    workspace_bytes: Annotated[int | None, typer.Option(help="Scratch memory of a layer, at most.", min=1)] = None,
-    force: Annotated[bool, typer.Option(help="Build again what is already built.")] = False,
+    graph: Annotated[list[str] | None, typer.Option(help="Build only this graph; may be repeated.")] = None,
+    max_images: Annotated[int, typer.Option(help="Largest number of images in a call.", min=1)] = Limits.max_images,
+    max_texts: Annotated[int, typer.Option(help="Largest number of texts in a call.", min=1)] = Limits.max_texts,
+    max_words: Annotated[
+        int | None, typer.Option(help="Largest number of words in a text, both markers included.", min=1)
+    ] = None,
+    max_regions: Annotated[int | None, typer.Option(help="Largest number of regions in an image.", min=1)] = None,
+    workspace_bytes: Annotated[
+        int | None, typer.Option(help="Largest scratch memory of a layer, in bytes.", min=1)
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Rebuild engines that are already built.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
-    """Build TensorRT engines of a bundle's graphs, into the bundle."""
+    """Build TensorRT engines for a bundle's graphs, inside the bundle."""
     limits = Limits(max_images, max_texts, max_words, max_regions, workspace_bytes)
     orders = _orders(Bundle(bundle), backend, precision, graph, limits)
     answers = []
@@ -52,7 +56,7 @@ def build_command(
         typer.echo(json.dumps({"engines": answers}, indent=2))
     elif any(answer["precision"] == "float16" for answer in answers):
         typer.echo(
-            'they are used where float16 is asked for: camp rank ... --precision float16, or precision="float16"'
+            'float16 engines need that precision in use: camp rank ... --precision float16, or precision="float16"'
         )
 
 
@@ -60,25 +64,25 @@ def _orders(
     bundle: Bundle, backend: str, precision: str | None, graphs: list[str] | None, limits: Limits
 ) -> list[EngineOrder]:
     precision = precision or ("float16" if "float16" in bundle.manifest.precisions else "float32")
-    if precision not in BUILT_IN:
-        raise InputError(f"--precision {precision}: engines are built in {' or '.join(BUILT_IN)}")
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {precision}: engines are built in {' or '.join(PRECISIONS)}")
     here = here_of(backend)
     names = dict.fromkeys(graphs or bundle.manifest.graphs)
     orders = [EngineOrder(bundle, name, precision, here, limits) for name in names]
     for order in orders:
-        check_writable(order.folder)  # as a wrong name or limit, before the first build, which may take minutes
+        check_writable(order.folder)  # fails before the first build, which may take minutes, like a wrong name or limit
     return orders
 
 
 def _build(order: EngineOrder) -> PlanRecord:
     with progress_bar(f"building {order.graph}", STEPS) as advance:
-        told = 0
+        shown = 0
 
         def on_progress(share: float) -> None:
-            nonlocal told
+            nonlocal shown
             reached = int(share * STEPS)
-            advance(reached - told)
-            told = reached
+            advance(reached - shown)
+            shown = reached
 
         record = build_engine(order, on_progress)
         on_progress(1.0)
@@ -92,5 +96,5 @@ def _line(record: PlanRecord, is_new: bool) -> str:
 
 
 def _as_dict(order: EngineOrder, record: PlanRecord, is_new: bool) -> dict[str, Any]:
-    told = {"folder": str(order.folder), "built": is_new, "command": trtexec_command(order)}
-    return json.loads(record.as_json()) | asdict(order.limits) | told  # type: ignore[no-any-return]  # JSON of a dict
+    fields = {"folder": str(order.folder), "built": is_new, "command": trtexec_command(order)}
+    return json.loads(record.as_json()) | asdict(order.limits) | fields  # type: ignore[no-any-return]  # JSON of a dict

@@ -1,4 +1,4 @@
-"""The command `camp doctor`: what works on this machine, and what does not and why."""
+"""The command `camp doctor`: what works on this machine, and why the rest does not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from camp_sdk.terminal import progress
 
 def doctor_command(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Also check this bundle: its engines, and its self-test.")
+        Path | None, typer.Argument(help="Also check this bundle: its engines and its self-tests.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show which backends work on this machine and, for a bundle, which of them score right."""
+    """Show which backends work on this machine and whether they score a bundle correctly."""
     found = diagnose(bundle, lambda pairs: progress(pairs, "running the self-test"))
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
@@ -38,7 +38,7 @@ def _print(found: Diagnosis, console: Console) -> None:
     _print_problems(console, ((state.backend, state.problem) for state in found.backends))
     if found.gpu is None:
         needy = ", ".join(state.backend for state in found.backends if state.backend not in ON_PROCESSOR)
-        console.print(f"Without an NVIDIA GPU there is nothing to mend in {needy}.")
+        console.print(f"These backends need an NVIDIA GPU, and this machine has none: {needy}.")
     if found.bundle is not None:
         _print_bundle(found.bundle, console)
     elif not found.healthy:
@@ -59,13 +59,13 @@ def _gpu_line(found: Diagnosis) -> str:
 def _backends_table(states: tuple[BackendState, ...]) -> Table:
     table = Table("backend", "version", "opens")
     for state in states:
-        version = (state.version or "-").split("-")[0] or "-"  # OpenVINO's goes on with its commit
+        version = (state.version or "-").split("-")[0] or "-"  # OpenVINO appends its commit to the version
         table.add_row(state.backend, _shown(version), _yes_or_no(not state.problem))
     return table
 
 
 def _print_problems(console: Console, problems: Iterable[tuple[str, str]]) -> None:
-    """A line for each problem, with everything that has it: below the table, for they are long."""
+    """Print one line for each problem, with the names of everything that has it; too long for the table."""
     names: dict[str, list[str]] = {}
     for name, problem in problems:
         if problem:
@@ -119,7 +119,7 @@ def _auto_line(choice: Choice) -> Text:
     if choice.problem:
         return _shown(f"auto in {choice.precision}: {choice.backend}, which is broken: {choice.problem}", "red")
     order = ", ".join([*choice.passed_over, choice.backend])
-    why = f", the first to take here of {order}" if choice.passed_over else ""
+    why = f", the first that works of {order}" if choice.passed_over else ""
     return Text(f"auto in {choice.precision}: {choice.backend}{why}")
 
 
@@ -128,5 +128,5 @@ def _yes_or_no(value: bool) -> Text:
 
 
 def _shown(text: str, style: str = "") -> Text:
-    """Text, not markup, and no control characters: a bundle's files may hold anything."""
+    """Text that is safe to print: a bundle's files may hold markup or control characters."""
     return Text("".join(letter if letter.isprintable() else "?" for letter in text), style=style)

@@ -1,4 +1,4 @@
-"""The command `camp eval`: recall of a bundle on a split, of the network and of its global vectors."""
+"""The command `camp eval`: the recall of a bundle's network, and of its global vectors, on a split."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ SHORTLISTS = (10, 20, 50, 100, 200, 500, 1000)
 def eval_command(
     bundle: BundleArgument,
     data: Annotated[Path, typer.Option(help="Data set: a folder of pictures or of precomputed features.")],
-    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Split to measure: train, dev or test.")] = "test",
     protocol: Annotated[
-        str | None, typer.Option(help="flickr30k, coco-5k or coco-1k: checks that the data fit.")
+        str | None, typer.Option(help="flickr30k, coco-5k or coco-1k: sets the folds and checks the data.")
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Average over this many equal parts of the images.", min=1)] = None,
     shortlist: Annotated[
-        int, typer.Option(help="Also show what shortlists of 10 and more candidates lose, up to this many.", min=0)
+        int, typer.Option(help="Also measure shortlists of 10 to this many candidates.", min=0)
     ] = 0,
-    output: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure recall on a split: network and global vectors, both directions."""
+    """Measure recall on a split, in both directions."""
     loaded = load_split(data, split)
     if protocol and folds:
-        raise InputError(f"--folds {folds}: {protocol} has its own folds, give one of the two")
+        raise InputError(f"--folds {folds}: {protocol} has its own folds, leave out one of the two")
     if output and output.is_dir():
         raise InputError(f"--output {output} is a folder: name a file")
     if output:
@@ -66,7 +66,7 @@ def eval_command(
 
 
 def evaluation_table(result: Evaluation, title: str) -> Table:
-    """The figures of an evaluation as a terminal table: two rows for the network, two for the global vectors."""
+    """The metrics of an evaluation as a table: two rows for the network, two for the global vectors."""
     table = Table(
         "", "", *(Column(name, justify="right") for name in ("R@1", "R@5", "R@10", "median", "rsum")), title=Text(title)
     )
@@ -78,7 +78,7 @@ def evaluation_table(result: Evaluation, title: str) -> Table:
 
 
 def shortlist_table(result: Evaluation) -> Table:
-    """What scoring only the nearest by global vector loses: recalls minus those of scoring everything."""
+    """Recalls with shortlists as a table, each with its difference from the recall without a shortlist."""
     heads = [f"{side} {recall}" for side in ("t2i", "i2t") for recall in ("R@1", "R@5", "R@10")]
     table = Table("candidates", *(Column(head, justify="right") for head in heads), title="recall with a shortlist")
     whole = [

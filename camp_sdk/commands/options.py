@@ -10,17 +10,18 @@ import typer
 from camp_sdk.runtime.backends import BACKENDS
 
 IMAGES_HELP = (
-    "Folder of pictures (not of its subfolders), or float32 features [I, R, D], a .npy file; equal fives count once."
+    "Folder of pictures (without subfolders), or .npy file of float32 features [I, R, D]; rows repeated five times count "
+    "once."
 )
 
-BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder made by export/to_onnx.py.")]
-BackendOption = Annotated[str, typer.Option(help=f"auto, {', '.join(BACKENDS)}.")]
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder written by camp export.")]
+BackendOption = Annotated[str, typer.Option(help=f"Inference engine: auto, {', '.join(BACKENDS)}.")]
 PrecisionOption = Annotated[
-    str, typer.Option(help="float32, float16 (GPUs) or bfloat16 (openvino): faster, scores differ a little.")
+    str, typer.Option(help="float32; faster, with slightly different scores: float16 (GPUs), bfloat16 (openvino).")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SkipBrokenOption = Annotated[
     bool,
-    typer.Option("--skip-broken", help="Leave out pictures that cannot be read; they are named on standard error."),
+    typer.Option("--skip-broken", help="Skip pictures that cannot be read, with a warning on standard error."),
 ]
-MegapixelsOption = Annotated[float, typer.Option(help="Do not decode pictures of more.")]
+MegapixelsOption = Annotated[float, typer.Option(help="Largest picture to decode, in megapixels.")]

@@ -1,4 +1,4 @@
-"""The command `camp rank`: the pictures of a folder or a gallery, ranked by one or more texts."""
+"""The command `camp rank`: ranks the pictures of a folder or a gallery by one or more texts."""
 
 from __future__ import annotations
 
@@ -32,22 +32,24 @@ from camp_sdk.terminal import visible
 
 def rank_command(
     bundle: BundleArgument,
-    query: Annotated[list[str], typer.Option(help="What to look for, in words; may be repeated.")],
+    query: Annotated[list[str], typer.Option(help="Text to search for; may be repeated.")],
     images: Annotated[Path | None, typer.Option(help=IMAGES_HELP)] = None,
-    gallery: Annotated[Path | None, typer.Option(help="Gallery made by camp encode, instead of --images.")] = None,
-    top_k: Annotated[int, typer.Option(help="How many answers.", min=1)] = 5,
-    shortlist: Annotated[int | None, typer.Option(help="Score only so many, the nearest by global vector.")] = None,
+    gallery: Annotated[Path | None, typer.Option(help="Gallery written by camp encode, instead of --images.")] = None,
+    top_k: Annotated[int, typer.Option(help="Number of results per query.", min=1)] = 5,
+    shortlist: Annotated[
+        int | None, typer.Option(help="Score only this many images per query, the nearest by global vector.")
+    ] = None,
     skip_broken: SkipBrokenOption = False,
     max_megapixels: MegapixelsOption = MAX_MEGAPIXELS,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Rank the pictures of a folder or a gallery, or the rows of a file of features, by a text."""
+    """Rank pictures, or the rows of a file of features, by text."""
     if (images is None) == (gallery is None):
-        raise InputError("give --images or --gallery, one of the two")
+        raise InputError("give either --images or --gallery")
     with Retriever(bundle, backend, precision) as retriever:
-        retriever.check_queries(query)  # before the pictures: they may take minutes
+        retriever.check_queries(query)  # before encoding pictures, which may take minutes
         retriever.check_counts(top_k, shortlist)
         if gallery is not None:
             corpus = retriever.open_gallery(gallery)

@@ -9,9 +9,9 @@ captions describe the relative position of such a pair from the view of either p
 are further apart. No caption is therefore true of the twin, although the twin's captions have the same words: a model
 that only knows what is in a scene cannot distinguish the two.
 
-Two things share one scene of a split and its twin, and no other scene of that split, so no caption is true of another
-picture. Train, dev and test show the things of those splits, which share no family. ``seen`` shows the things of train
-in pairs that train does not have: it measures binding alone, without the recognition of new things.
+Any two things appear together in only one scene of a split and its twin, so no caption is true of another picture.
+Train, dev and test show the things of those splits, which share no family. ``seen`` shows the things of train in pairs
+that train does not have: it measures binding alone, without the recognition of new things.
 
 ``{split}/metadata.jsonl`` has, besides ``file_name`` and ``captions``, the ``objects``: concept, style, centre and
 width. The same arguments give the same bytes with the same version of Pillow.
@@ -43,7 +43,7 @@ SMALLEST, LARGEST = 128, {2: 180, 3: 156, 4: 144}  # width of an object in pixel
 CLEAR = 32  # pixels by which the two distances of a described pair differ at least, so that the axis is clear
 LIGHT = (228, 250)  # range of red, green and blue of the background
 TRIES = 20_000
-SOURCES = {"train": "train", "dev": "dev", "test": "test", "seen": "train"}  # the source of a split's things
+SOURCES = {"train": "train", "dev": "dev", "test": "test", "seen": "train"}  # where the things of each split come from
 
 NAME = re.compile(r"[a-z]+( [a-z]+){0,2}")
 GROUPS = (

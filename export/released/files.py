@@ -28,7 +28,7 @@ from camp_sdk.runtime.errors import BundleError
 
 States = dict[str, dict[str, Tensor]]
 
-PARTS = {"image": "image_encoder", "text": "text_encoder", "scorer": "scorer"}  # released name, in order: name in `Camp`
+PARTS = {"image": "image_encoder", "text": "text_encoder", "scorer": "scorer"}  # released name: name in `Camp`
 VOCABULARY_BYTES_LIMIT = 64 << 20
 # With any other value of these options, the network is none of the four that are supported.
 FIXED_OPTIONS = {

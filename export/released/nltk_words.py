@@ -1,14 +1,14 @@
 r"""NLTK's `word_tokenize` as a `tokenizer.json` that needs no NLTK.
 
 The released checkpoints were trained on `word_tokenize(str(caption).lower())`. In NLTK, the Punkt model for English
-splits the text into sentences. A word tokenizer then applies rule after rule to insert spaces around separate words, and
-splits at white space. Here, each rule is a normaliser that inserts spaces or marks at places given by a regular
+splits the text into sentences. A word tokenizer then applies rule after rule to insert spaces around separate words,
+and splits at white space. Here, each rule is a normaliser that inserts spaces or marks at places given by a regular
 expression, in NLTK's order. Every other character keeps its offset. docs/tokenisation.md lists the differences.
 
 A place is a regular expression that matches zero characters. Two characters that Unicode reserves for internal use mark
-places for later rules: CUT stands between two sentences, where NLTK has the ends of strings, and STOP stands after a word
-that ends a sentence. Non-ASCII characters are written as \uXXXX, because the library's `repr` panics when it truncates a
-pattern inside one.
+places for later rules: CUT stands between two sentences, where NLTK has the ends of strings, and STOP stands after a
+word that ends a sentence. Non-ASCII characters are written as \uXXXX, because the library's `repr` panics when it
+truncates a pattern inside one.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def nltk_tokenizer(vocabulary: Mapping[str, int]) -> Tokenizer:
     found = {word: vocabulary.get(word) for word in SPECIALS}
     if list(found.values()) != [0, 1, 2, 3]:
         raise InputError(
-            f"the vocabulary has {found}: expected the indices 0 to 3; pass the vocabulary that the checkpoint came with"
+            f"the vocabulary has {found}: expected the indices 0 to 3; pass the vocabulary of the checkpoint"
         )
     rules = (lower_case, sentences, opening_quotes, punctuation, closing_quotes, contractions)
     normaliser = normalizers.Sequence([step for rule in rules for step in rule()])
@@ -110,7 +110,7 @@ def stops() -> str:
 
 
 def cuts() -> str:
-    """The places after the last `.`, `?` or `!` in a run of non-spaces, and after the closing quotes and brackets there.
+    """The places after the last `.`, `?` or `!` in a run of non-spaces and the closing quotes and brackets there.
 
     Punkt decides once for each run: it cuts if a word ends a sentence in the run so far, or inside the next run. A mark
     that is the first character of its run gets its own decision.
@@ -125,7 +125,7 @@ def cuts() -> str:
 
 
 def opening_quotes() -> list[Normalizer]:
-    """Insert spaces around opening quotes and after an apostrophe before a word; straight quotes become two backticks."""
+    """Insert spaces around opening quotes and after an apostrophe before a word. Straight quotes become backticks."""
     clitic = rf"(?:re|ve|ll|m|t|s|d|n)(?!{LETTER})"
     return [
         insert_space(*around(r"\u00ab\u201c\u2018\u201e"), "(?<!`)(?=`)", "(?<=`)(?!`)"),
@@ -137,7 +137,10 @@ def opening_quotes() -> list[Normalizer]:
 
 
 def punctuation() -> list[Normalizer]:
-    """Insert spaces around the last period of a sentence, commas and colons not before digits, and other punctuation."""
+    """Insert spaces around the last period of a sentence, around commas and colons, and around other punctuation.
+
+    Commas and colons before a digit stay as they are.
+    """
     odd = rf"(?<=(?:\A|[^:,])(?:[:,][:,]){MANY}"  # NLTK's rule consumes two characters, so it skips every other mark
     not_digit = rf"(?=[^\d{CUT}])"
     return [

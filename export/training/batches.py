@@ -48,7 +48,7 @@ class CaptionDataset(Dataset[tuple[int, int]]):
     Args:
         split: captions, and the image of each.
         store: the images, uint8 pictures [I, S, S, 3] or float32 features [I, R, D], memory-mapped.
-        tokenizer: of the captions.
+        tokenizer: encodes the captions.
         pixels: how to normalise pictures; None for features.
     """
 
@@ -125,7 +125,7 @@ class NeighbourSampler(DistributedSampler[tuple[int, int]]):
     Args:
         data: the captions.
         neighbours: images per group.
-        seed: of the order.
+        seed: the seed of the order.
         device: index of this device.
         devices: number of devices.
     """
@@ -140,9 +140,8 @@ class NeighbourSampler(DistributedSampler[tuple[int, int]]):
         captions = shuffled[np.argsort(self.owner[shuffled], kind="stable")]  # by image, in random order inside one
         owner = self.owner[captions]
         counts = np.bincount(owner)
-        turn = np.arange(len(owner)) - np.searchsorted(
-            owner, owner
-        )  # 0 for the first caption of its image, 1 for the second, ...
+        # 0 for the first caption of its image, 1 for the second, and so on.
+        turn = np.arange(len(owner)) - np.searchsorted(owner, owner)
         # Spread over the epoch; otherwise the last batches would hold only the images with most captions.
         turn = turn * counts.max() // counts[owner]
         group = owner // self.neighbours

@@ -46,7 +46,7 @@ def margin_ranking(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor, ma
         matching: [B], cosines of matching pairs.
         wrong_text: cosines of each image with a wrong text, one or more per pair, in the order of the pairs.
         wrong_image: cosines of each text with a wrong image, likewise.
-        margin: by which a matching pair should lead.
+        margin: how much higher the cosine of a matching pair should be.
     """
 
     def violation(wrong: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def margin_ranking(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor, ma
 
 def score_pairs(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
     """Logits [P] of aligned pairs: image tensors [P, ...] and text tensors [P, ...], row by row."""
-    single = torch.vmap(scorer)  # the cross product of one image and one text, P times
+    single = torch.vmap(scorer)  # one image against one text, P times
     return single(  # type: ignore[no-any-return]  # vmap is untyped
         {name: tensor.unsqueeze(1) for name, tensor in image.items()},
         {name: tensor.unsqueeze(1) for name, tensor in text.items()},
@@ -81,9 +81,8 @@ def score_blocks(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
     images = [_take(image, slice(k, k + BLOCK_IMAGES)) for k in range(0, len(image["image.V"]), BLOCK_IMAGES)]
     score = cast("Callable[[Tensors, Tensors], Tensor]", scorer)
     if torch.is_grad_enabled():
-        score = partial(
-            checkpoint, scorer, use_reentrant=False, preserve_rng_state=False
-        )  # a scorer draws no random numbers
+        # No random state to preserve: a scorer draws no random numbers.
+        score = partial(checkpoint, scorer, use_reentrant=False, preserve_rng_state=False)
     rows = [torch.cat([score(some, words) for words in texts], 1) for some in images]
     return torch.cat(rows)[:, order.argsort()]
 
@@ -93,8 +92,8 @@ def choose_negatives(logits: Tensor, candidates: int, count: int = 1) -> Tensor:
 
     Args:
         logits: [B, C]; pairs that match hold -inf, and are not chosen.
-        candidates: how many of the highest to choose among. Equal to ``count`` it selects the hardest negatives; equal
-            to C it selects any.
+        candidates: how many of the highest to choose among. If it equals ``count``, the hardest negatives are chosen;
+            if it equals C, any negatives.
         count: columns per row. If a row has fewer negatives, every row gets that number. A row of matches alone gets
             some of its matches.
 
@@ -154,12 +153,25 @@ def pair_loss(
 
 
 def contrastive_loss(image: Tensor, text: Tensor, matches: Tensor, log_scale: Tensor) -> Tensor:
-    """`softmax_loss` of the scaled dot products of unit vectors [B, d]."""
+    """`softmax_loss` of the scaled dot products of the global vectors.
+
+    Args:
+        image: unit vectors [B, d].
+        text: unit vectors [B, d].
+        matches: [B, B], true where an image (row) and a text (column) belong together.
+        log_scale: the logarithm of the scale, which is limited to 100.
+    """
     return softmax_loss(log_scale.exp().clamp(max=100) * _full(image) @ _full(text).T, matches)
 
 
 def softmax_loss(logits: Tensor, matches: Tensor) -> Tensor:
-    """InfoNCE of logits [B, B] over the batch, in both directions; other matching pairs do not count."""
+    """InfoNCE over the batch, in both directions.
+
+    Args:
+        logits: [B, B]; the pairs on the diagonal are the positives.
+        matches: [B, B] bool, true where an image (row) and a text (column) belong together. Matching pairs off the
+            diagonal are left out.
+    """
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = _full(logits).masked_fill(matches & ~own, -math.inf)
     target = torch.arange(len(logits), device=logits.device)
@@ -167,10 +179,10 @@ def softmax_loss(logits: Tensor, matches: Tensor) -> Tensor:
 
 
 def drift_loss(logits: Tensor) -> Tensor:
-    """Mean square of the amount by which logits [I, T] exceed `DRIFT`.
+    """Mean square of the amount by which the absolute values of logits [I, T] exceed `DRIFT`.
 
-    The other losses clamp logits, so those of very different pairs drift away, to where float32's rounding is larger
-    than the difference that the export allows.
+    The other losses clamp logits, so they do not limit them. Without this loss, the logits of very different pairs
+    drift so far that float32's rounding exceeds the difference that the export allows.
     """
     return (_full(logits).abs() - DRIFT).clamp(min=0).square().mean()
 

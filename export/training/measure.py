@@ -26,7 +26,17 @@ TEXTS_AT_ONCE = 64
 def measure_checkpoint(
     checkpoint: Path, data: Path, split: str, on_progress: Callable[[int], None] = lambda pairs: None
 ) -> tuple[Metrics, Metrics | None]:
-    """`measure_network` of a checkpoint on a split on disk, with the checkpoint's preprocessing. Raises BundleError."""
+    """Apply `measure_network` to a checkpoint and a split on disk, with the preprocessing of the checkpoint.
+
+    Args:
+        checkpoint: a checkpoint of training or of the import.
+        data: the folder of the data set.
+        split: the name of the split.
+        on_progress: receives the number of pairs just scored.
+
+    Raises:
+        BundleError: the checkpoint or the split is broken.
+    """
     model, origin = load_checkpoint(checkpoint)
     loaded = load_split(data, split)
     with tempfile.TemporaryDirectory(prefix="camp-") as cache:

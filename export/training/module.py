@@ -77,7 +77,10 @@ class CampTraining(lightning.LightningModule):
         return self.data.train.loader(config.batch_size, sampler, config.workers)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the random numbers of a step by step and device, so that a resumed run draws the same ones."""
+        """Seed the random numbers of a step by step and device, so that a resumed run draws the same ones.
+
+        Seeding by epoch would not suffice, because a resumed run draws additional numbers.
+        """
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step + 7_919_000_003 * self.global_rank)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -90,7 +93,7 @@ class CampTraining(lightning.LightningModule):
         log_line(self.trainer, f"{epoch}: step {batch_idx + 1} of {self.trainer.num_training_batches}")
 
     def training_step(self, batch: Batch) -> Tensor:
-        """One step: hardest-negative loss, softmax loss on all pairs, and contrastive loss on the global vectors."""
+        """One step: hardest-negative loss and, where weighted, softmax loss on all pairs and contrastive loss."""
         image = self.model.encode_images(self.model.region_features(batch.images))
         text = self.model.encode_texts(forget_words(batch.tokens, self.config.unknown_words), batch.lengths)
         v, t = image.pop("image.global", None), text.pop("text.global", None)
@@ -122,8 +125,9 @@ class CampTraining(lightning.LightningModule):
     def _candidates(self, batch_size: int) -> int:
         """The number of hardest negatives to choose among: the whole batch at first, one after `warm_part` of the run.
 
-        Training with only the hardest from the first step does not converge: while scores are noise, the hardest
-        negative is a random one.
+        If several negatives are chosen for a pair, `choose_negatives` uses at least as many candidates. Training with
+        only the hardest from the first step does not converge: while scores are noise, the hardest negative is a random
+        one.
         """
         steps = self.config.warm_part * float(self.trainer.estimated_stepping_batches)
         left = max(0.0, 1 - self.global_step / steps) if steps else 0.0
@@ -164,9 +168,13 @@ class CampTraining(lightning.LightningModule):
 
 
 def forget_words(tokens: Tensor, part: float) -> Tensor:
-    """Replace a random part of the words of tokens [T, N] by `<unk>`, so that the network learns to meet unknown words.
+    """Replace a random part of the words by `<unk>`, so that the network is trained on unknown words.
 
-    Markers and padding stay. ``part`` is 0..1.
+    The words are drawn again at each step. Markers and padding stay.
+
+    Args:
+        tokens: [T, N] int64.
+        part: the part of the words to replace, 0..1.
     """
     if not part:
         return tokens

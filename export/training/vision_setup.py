@@ -16,7 +16,7 @@ from camp_sdk.export.network.model import Camp
 from camp_sdk.export.training.config import EFFICIENTNET, SMALL, Channels, TrainConfig
 from camp_sdk.pictures import read_picture
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.manifest import MOST_PIXELS, PixelSpec
+from camp_sdk.runtime.manifest import MAX_PIXELS, PixelSpec
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of most pretrained networks
 LITE = (127 / 255,) * 3, (128 / 255,) * 3  # of EfficientNet-Lite
@@ -105,5 +105,5 @@ def _pixels(config: TrainConfig, height: int, width: int, made_with: tuple[Chann
 
 
 def _check_size(height: int, width: int) -> None:
-    if not (0 < height <= MOST_PIXELS and 0 < width <= MOST_PIXELS):
-        raise InputError(f"`vision` of {height} x {width} pixels: expected 1 to {MOST_PIXELS} each way")
+    if not (0 < height <= MAX_PIXELS and 0 < width <= MAX_PIXELS):
+        raise InputError(f"`vision` of {height} x {width} pixels: expected 1 to {MAX_PIXELS} each way")

@@ -1,4 +1,4 @@
-"""The face that every inference library has here: ``run(feeds) -> outputs``, ``close()``, and a context manager."""
+"""The interface shared by all inference libraries: ``run(feeds) -> outputs``, ``close()``, and a context manager."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.manifest import EXPORT_AGAIN, GraphSpec
 
 Arrays = dict[str, NDArray[Any]]
-Interface = dict[str, tuple[str, tuple[Any, ...]]]  # dtype and shape by name; an axis of any size is no number
+Interface = dict[str, tuple[str, tuple[Any, ...]]]  # dtype and shape by name; an axis of variable size is not an int
 
 
 class Engine(ABC):
-    """What every backend offers: named numpy arrays in, named numpy arrays out; a context manager that closes it.
+    """Base class of all engines: named numpy arrays in, named numpy arrays out; a context manager that closes it.
 
-    blocks: how many images and texts it likes to score in one call; None is what fits a processor's caches.
-    block_bytes: where `blocks` is None, how large the float32 vectors of a call's pairs may be. Intermediates are a few arrays
-    as large: smaller ones stay nearer to the processor, larger ones read the weights less often.
-    streams: how many runs of one caller it computes side by side; a single run then takes a part of the cores only.
-    callers: how many threads should call `run` to keep the streams busy.
-    residents: of an engine with device memory, what it holds there of images, by the images on the host; forgotten when
-    those are, or when it is closed.
+    Attributes:
+        blocks: the number of images and of texts that the engine scores best in one call; None for what fits a
+            processor's caches, by `block_bytes`.
+        block_bytes: where `blocks` is None, the maximum size of the float32 vectors of one call's pairs. Intermediates
+            are a few arrays of that size: smaller ones stay in caches closer to the processor, larger ones need fewer
+            reads of the weights.
+        streams: the number of runs that the engine computes in parallel; a single run then uses only some of the cores.
+        callers: the number of threads that should call `run` to keep all streams busy.
+        residents: for engines with device memory, the images held there, keyed by the images on the host. An entry
+            lasts until its images are garbage-collected or the engine is closed.
     """
 
     blocks: tuple[int, int] | None = None
@@ -36,26 +39,37 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
-        """Run the graph once: every input by name, every output by name. Inputs are arrays, or what `hold` gave of them."""
+        """Run the graph once.
+
+        Args:
+            feeds: every input by name, as arrays or as returned by `hold`.
+
+        Returns:
+            Every output by name.
+        """
 
     def hold(self, tensors: Arrays) -> Mapping[str, Any]:
-        """Inputs of this graph where the engine wants them, for many runs: in device memory if it has its own.
+        """Place inputs where the engine reads them fastest, for use in many runs: in device memory if it has its own.
 
-        Each can be sliced along axis 0 without a copy, and fed to `run`. Other tensors are returned as they came.
+        Args:
+            tensors: arrays by name; those that are not inputs of this graph are returned unchanged.
+
+        Returns:
+            The tensors by name. Each can be sliced along axis 0 without a copy, and passed to `run`.
         """
         return tensors
 
     def room_bytes(self) -> int | None:
-        """Bytes of device memory that `hold` may take; None if it takes none."""
+        """Bytes of device memory that `hold` may use; None if it uses none."""
         return None
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the engine holds; it cannot run again."""
+        """Free the engine's resources. It cannot run again."""
 
     @abstractmethod
     def interface(self) -> tuple[Interface, Interface]:
-        """Inputs and outputs as the graph's file declares them."""
+        """The inputs and the outputs that the graph's file declares."""
 
     def __enter__(self) -> Engine:
         return self
@@ -65,7 +79,15 @@ class Engine(ABC):
 
 
 def check_contract(engine: Engine, graph: GraphSpec) -> None:
-    """Raise BundleError unless a file's inputs and outputs are those the manifest lists: names, dtypes, fixed sizes."""
+    """Check that a file's inputs and outputs match the manifest in names, dtypes and fixed sizes.
+
+    Args:
+        engine: the engine that opened the file.
+        graph: the manifest's entry of the graph.
+
+    Raises:
+        BundleError: they do not match.
+    """
     for kind, specs, found in zip(("input", "output"), (graph.inputs, graph.outputs), engine.interface(), strict=True):
         expected: Interface = {spec.name: (spec.dtype, spec.shape) for spec in specs}
         if found.keys() != expected.keys() or not all(_fits(expected[name], found[name]) for name in expected):
@@ -73,7 +95,7 @@ def check_contract(engine: Engine, graph: GraphSpec) -> None:
 
 
 def _fits(expected: tuple[str, tuple[Any, ...]], found: tuple[str, tuple[Any, ...]]) -> bool:
-    """Whether dtype, number of axes and fixed sizes are the same; an axis of any size has no number on either side."""
+    """Whether dtype, number of axes and fixed sizes match; an axis of variable size is an int on neither side."""
     (dtype, shape), (found_dtype, found_shape) = expected, found
     if dtype != found_dtype or len(shape) != len(found_shape):
         return False

@@ -1,7 +1,6 @@
-"""The little of CUDA that the engines need: what device there is, its memory, staging on the host, streams, and what
-is recorded from them.
+"""The part of CUDA that the engines need: the device, its memory, staging memory on the host, streams and CUDA graphs.
 
-Everything goes through cuda-bindings, whose functions return (error, values...). Device 0 is the one used.
+All calls go through cuda-bindings, whose functions return (error, values...). Device 0 is always used.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from numpy.typing import NDArray
 
 from camp_sdk.runtime.errors import BackendError, MissingExtraError
 
-ALIGNMENT_BYTES = 256  # of an address that a tensor is set to: IExecutionContext::setTensorAddress demands it
-STAGING_BYTES = 16 << 20  # an upload passes through so much page-locked memory at a time
+ALIGNMENT_BYTES = 256  # IExecutionContext::setTensorAddress requires it of every address
+STAGING_BYTES = 16 << 20  # uploads are copied in parts of this size through page-locked memory
 HELD_PERCENT = 60
 MEMORY_FILE = Path("/proc/meminfo")
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
@@ -33,7 +32,15 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Gpu:
-    """The device in use. Versions of CUDA are "13.0": the newest the driver serves, and that of the runtime library."""
+    """The device in use.
+
+    Args:
+        name: the product name.
+        compute_capability: for example "8.7".
+        driver_version: the newest CUDA version that the driver supports, for example "13.0".
+        runtime_version: the version of the CUDA runtime library, for example "13.0".
+        total_bytes: the size of the device's memory.
+    """
 
     name: str
     compute_capability: str
@@ -43,7 +50,11 @@ class Gpu:
 
 
 def import_cuda() -> Any:
-    """The module `cuda.bindings.runtime`. Raises MissingExtraError if it is not installed."""
+    """The module `cuda.bindings.runtime`.
+
+    Raises:
+        MissingExtraError: cuda-bindings is not installed.
+    """
     try:
         from cuda.bindings import runtime
     except ImportError:
@@ -52,9 +63,18 @@ def import_cuda() -> Any:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Call a function of the CUDA runtime: its value, or a tuple of its values.
+    """Call a function of the CUDA runtime.
 
-    Raises BackendError that names the function and says what CUDA says of the error.
+    Args:
+        name: the function's name.
+        *arguments: its arguments.
+
+    Returns:
+        The function's value, or a tuple of its values.
+
+    Raises:
+        BackendError: the function failed; the message contains its name and CUDA's description of the error.
+        MissingExtraError: cuda-bindings is not installed.
     """
     runtime = import_cuda()
     try:
@@ -68,7 +88,12 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def gpu() -> Gpu:
-    """The device in use. Raises BackendError, one line, where there is no driver or no device."""
+    """The device in use.
+
+    Raises:
+        BackendError: there is no driver or no device; the message is one line.
+        MissingExtraError: cuda-bindings is not installed.
+    """
     try:
         count = call("cudaGetDeviceCount")
         if count == 0:
@@ -89,7 +114,10 @@ def gpu() -> Gpu:
 
 
 def driver_release() -> str | None:
-    """The release of NVIDIA's driver, as in "580.65.06", if Linux tells it; it needs neither CUDA nor a GPU that works."""
+    """The release of NVIDIA's driver, for example "580.65.06"; None where Linux does not report one.
+
+    This needs neither CUDA nor a working GPU.
+    """
     try:
         with DRIVER_FILE.open(encoding="utf-8", errors="replace") as file:
             found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", file.read(1000))
@@ -103,9 +131,12 @@ def _version(number: int) -> str:
 
 
 def room_bytes(reserved: int = 0) -> int:
-    """Bytes of device memory that may be held: a part of what is free beside ``reserved``, for engines need some to work in.
+    """Bytes of device memory that galleries may use: a part of the free memory, because engines need the rest.
 
-    Where the GPU shares the host's memory (Jetson), what the system keeps of files there is free, too.
+    Where the GPU shares the host's memory (Jetson), the system's file cache counts as free.
+
+    Args:
+        reserved: bytes to subtract from the free memory first.
     """
     free, _ = call("cudaMemGetInfo")
     if call("cudaDeviceGetAttribute", import_cuda().cudaDeviceAttr.cudaDevAttrIntegrated, 0):
@@ -114,7 +145,7 @@ def room_bytes(reserved: int = 0) -> int:
 
 
 def _available_bytes() -> int:
-    """What Linux could give a process without swapping, 0 if it does not tell."""
+    """The memory that Linux could give a process without swapping; 0 if it does not report it."""
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMORY_FILE.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -123,9 +154,14 @@ def _available_bytes() -> int:
 
 
 class Memory:
-    """Some bytes of device memory, or of page-locked memory of the host; freed by `close`, or when it is collected.
+    """A block of device memory, or of page-locked host memory; freed by `close`, or when it is garbage-collected.
 
-    Raises BackendError, saying how many bytes were asked for, if there are not as many.
+    Args:
+        nbytes: the size of the block.
+        on_host: whether it is page-locked host memory.
+
+    Raises:
+        BackendError: there is not enough memory; the message contains the number of bytes asked for.
     """
 
     def __init__(self, nbytes: int, on_host: bool = False) -> None:
@@ -138,29 +174,39 @@ class Memory:
             ) from None
         self.nbytes = nbytes
         self._free = weakref.finalize(self, _free_silently, free, self._address)
-        self._free.atexit = False  # a process that ends gives everything back, and CUDA may be gone by then
+        self._free.atexit = False  # an ending process frees everything, and CUDA may be unloaded by then
 
     @property
     def address(self) -> int:
-        """Where it begins. Raises BackendError once it is freed."""
+        """The address of the block.
+
+        Raises:
+            BackendError: the block was freed.
+        """
         if not self._free.alive:
             raise BackendError("this device memory was freed: its engine was closed")
         return self._address
 
     def close(self) -> None:
-        """Free it; whatever is a view of it can no longer be used."""
+        """Free the block; views of it can no longer be used."""
         self._free()
 
 
 def _free_silently(name: str, address: Any) -> None:
-    # A collector has nobody to tell, and after an error of the device every later call returns it.
+    # The result is ignored: the garbage collector has no caller to raise to, and after a device error every call fails.
     getattr(import_cuda(), name)(address)
 
 
 class DeviceArray:
     """An array in device memory; ``array[start:stop]`` is a view of a part along axis 0, without a copy.
 
-    The memory is freed when `close` is called on any of its views, or when the last view is collected.
+    The memory is freed when `close` is called on any of its views, or when the last view is garbage-collected.
+
+    Args:
+        memory: the block that contains the array.
+        shape: the array's shape.
+        dtype: the type of its elements.
+        offset: where the array begins in the block, in bytes.
     """
 
     def __init__(self, memory: Memory, shape: Shape, dtype: np.dtype[Any], offset: int = 0) -> None:
@@ -178,7 +224,7 @@ class DeviceArray:
         return DeviceArray(self._memory, (max(0, stop - start), *self.shape[1:]), self.dtype, offset)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """Download it: what `np.asarray` calls."""
+        """Copy the array to the host. `np.asarray` calls this."""
         out = np.empty(self.shape, self.dtype)
         with Stream() as stream:
             stream.copy(out.ctypes.data, self.address, self.nbytes, "cudaMemcpyDeviceToHost")
@@ -187,78 +233,104 @@ class DeviceArray:
 
     @property
     def address(self) -> int:
-        """Where its first element is. Raises BackendError once the memory is freed."""
+        """The address of the first element.
+
+        Raises:
+            BackendError: the memory was freed.
+        """
         return self._memory.address + self._offset
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements."""
+        """The size of the elements in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def close(self) -> None:
-        """Free the memory, for every view of it."""
+        """Free the memory of this array and of all other views of it."""
         self._memory.close()
 
 
 class Buffer:
-    """Memory that grows on demand and is used again and again: on the device, or page-locked on the host."""
+    """Reusable memory that grows on demand: on the device, or page-locked on the host."""
 
     def __init__(self, on_host: bool = False) -> None:
         self._on_host = on_host
         self._memory: Memory | None = None
 
     def grown_to(self, nbytes: int) -> int:
-        """The address of at least so many bytes; growing loses what was in it."""
+        """Return the address of at least ``nbytes`` bytes. Growing discards the content."""
         if self._memory is None or self._memory.nbytes < nbytes:
             self.close()
             self._memory = Memory(nbytes, self._on_host)
         return self._memory.address
 
     def viewed(self, shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """A numpy array over the first bytes of a buffer of the host; grows it first."""
+        """A numpy array over the first bytes of a host buffer, which grows first if it is too small.
+
+        Args:
+            shape: the array's shape.
+            dtype: the type of its elements.
+        """
         nbytes = math.prod(shape) * dtype.itemsize
         raw = (ctypes.c_uint8 * nbytes).from_address(self.grown_to(nbytes))
         return np.frombuffer(memoryview(raw), dtype, count=math.prod(shape)).reshape(shape)
 
     def close(self) -> None:
-        """Free it; the next `grown_to` allocates again."""
+        """Free the memory; the next `grown_to` allocates again."""
         if self._memory is not None:
             self._memory.close()
             self._memory = None
 
 
 class Stream:
-    """A stream: copies and kernels put into it run in order. Not to be shared by threads."""
+    """A CUDA stream: copies and kernels that are enqueued in it run in order. Threads must not share one."""
 
     def __init__(self) -> None:
-        # Without this flag it would wait for whatever the process puts into the default stream.
+        # Without this flag, the stream would wait for all work that the process enqueues in the default stream.
         stream = call("cudaStreamCreateWithFlags", import_cuda().cudaStreamNonBlocking)
         self.handle = int(stream)
         self._destroy = weakref.finalize(self, _free_silently, "cudaStreamDestroy", stream)
         self._destroy.atexit = False
 
     def copy(self, target: int, source: int, nbytes: int, kind: str) -> None:
-        """Copy bytes between addresses, when its turn comes; ``kind`` is a name of cudaMemcpyKind."""
+        """Enqueue a copy.
+
+        Args:
+            target: the address to copy to.
+            source: the address to copy from.
+            nbytes: how many bytes to copy.
+            kind: a name in cudaMemcpyKind, for example "cudaMemcpyHostToDevice".
+        """
         if nbytes:
             call("cudaMemcpyAsync", target, source, nbytes, getattr(import_cuda().cudaMemcpyKind, kind), self.handle)
 
     def synchronize(self) -> None:
-        """Wait until everything in it is done. Raises BackendError if something in it failed."""
+        """Wait until all work in the stream is done.
+
+        Raises:
+            BackendError: some of the work failed.
+        """
         call("cudaStreamSynchronize", self.handle)
 
     def record(self, work: Callable[[], None]) -> Recording:
-        """What ``work`` puts into this stream, recorded as a CUDA graph instead of being done.
+        """Record what ``work`` enqueues in this stream as a CUDA graph, without executing it.
 
-        Raises BackendError if it does what cannot be recorded, and whatever ``work`` raises; the stream is then as before.
+        After an error, the stream is in the same state as before. Exceptions that ``work`` raises are passed on.
+
+        Args:
+            work: enqueues copies and kernels in this stream.
+
+        Raises:
+            BackendError: ``work`` contains an operation that cannot be recorded.
         """
-        # Of other threads nothing is asked: they may allocate meanwhile.
+        # Thread-local mode restricts only this thread: others may allocate memory during the recording.
         call(
             "cudaStreamBeginCapture", self.handle, import_cuda().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         )
         try:
             work()
         except BaseException:
-            with contextlib.suppress(BackendError):  # a capture that failed has no graph
+            with contextlib.suppress(BackendError):  # a failed capture has no graph to destroy
                 call("cudaGraphDestroy", call("cudaStreamEndCapture", self.handle))
             raise
         graph = call("cudaStreamEndCapture", self.handle)
@@ -268,7 +340,7 @@ class Stream:
             call("cudaGraphDestroy", graph)
 
     def close(self) -> None:
-        """Give it back."""
+        """Destroy the stream."""
         self._destroy()
 
     def __enter__(self) -> Stream:
@@ -279,7 +351,7 @@ class Stream:
 
 
 class Recording:
-    """Work that was recorded from a stream; each `replay` puts all of it into that stream by one launch."""
+    """Work recorded from a stream as a CUDA graph; each `replay` enqueues all of it in that stream with one launch."""
 
     def __init__(self, executable: Any, stream: Stream) -> None:
         self._executable, self._stream = executable, stream
@@ -287,17 +359,19 @@ class Recording:
         self._destroy.atexit = False
 
     def replay(self) -> None:
-        """Do it again, when its turn comes, with the shapes and addresses it was recorded with."""
+        """Enqueue the work again, with the shapes and addresses it was recorded with."""
         call("cudaGraphLaunch", self._executable, self._stream.handle)
 
     def close(self) -> None:
-        """Give it back."""
+        """Destroy the recording."""
         self._destroy()
 
 
 class Uploader:
-    """Puts arrays into device memory, through page-locked memory that it keeps: to make that takes longer than a few texts
-    take to upload. Threads take turns."""
+    """Copies arrays to device memory through page-locked memory; threads take turns.
+
+    The page-locked memory is kept between uploads, because allocating it takes longer than uploading a few texts.
+    """
 
     def __init__(self) -> None:
         self._staging = Buffer(on_host=True)
@@ -307,9 +381,17 @@ class Uploader:
     def upload(
         self, tensors: Mapping[str, NDArray[Any]], dtypes: Mapping[str, np.dtype[Any]]
     ) -> dict[str, DeviceArray]:
-        """Those arrays that have a dtype given, in device memory and in that dtype. Memory-mapped ones are read part by part.
+        """Copy arrays to device memory; memory-mapped ones are read part by part.
 
-        They share one allocation: closing one frees them all.
+        Args:
+            tensors: arrays by name.
+            dtypes: the dtype on the device, by name; only arrays with an entry are copied.
+
+        Returns:
+            The arrays in device memory by name. They share one allocation: closing one of them frees them all.
+
+        Raises:
+            BackendError: there is not enough memory.
         """
         chosen = {name: (tensors[name], dtype) for name, dtype in dtypes.items() if name in tensors}
         offsets = _offsets([array.size * dtype.itemsize for array, dtype in chosen.values()])
@@ -325,7 +407,7 @@ class Uploader:
         return uploaded
 
     def close(self) -> None:
-        """Free what it keeps; it can go on all the same."""
+        """Free the page-locked memory; the next `upload` allocates it again."""
         with self._turn:
             self._staging.close()
             if self._stream is not None:
@@ -334,7 +416,7 @@ class Uploader:
 
 
 def _offsets(sizes: Iterable[int]) -> list[int]:
-    """Where arrays of so many bytes begin in one allocation, and its size."""
+    """The offsets at which arrays of these sizes in bytes begin in one allocation; the last one is its total size."""
     return list(itertools.accumulate((-(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for size in sizes), initial=0))
 
 
@@ -346,4 +428,4 @@ def _copy(array: NDArray[Any], target: DeviceArray, stream: Stream, staging: Buf
         staged = staging.viewed(part.shape, target.dtype)
         np.copyto(staged, part, casting="same_kind")
         stream.copy(target.address + start * row_bytes, staged.ctypes.data, staged.nbytes, "cudaMemcpyHostToDevice")
-        stream.synchronize()  # the next part is written where this one is read
+        stream.synchronize()  # the next part overwrites the staging memory this copy reads

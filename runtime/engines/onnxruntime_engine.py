@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU, and by its CUDA and TensorRT providers."""
+"""ONNX Runtime, on the CPU or with its CUDA or TensorRT provider."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError
 from camp_sdk.runtime.files import cache_folder
 from camp_sdk.runtime.threads import physical_cores
 
-# ONNX Runtime's names of the types a contract may hold.
+# ONNX Runtime's names of the dtypes that a bundle's contract allows.
 ONNX_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -32,19 +32,28 @@ ONNX_TYPES = {
     "tensor(bool)": "bool",
 }
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-CUDA_OPTIONS: dict[str, Any] = {"use_tf32": 0}  # on by default, it keeps ten bits of a float32's fraction
-# Intermediates of so many pairs are a few gigabytes at d = 1024 and R = 36 at most.
+CUDA_OPTIONS: dict[str, Any] = {"use_tf32": 0}  # on by default; TF32 keeps only ten bits of a float32's fraction
+# Images and texts in one call. Their pairs' intermediates take at most a few gigabytes at d = 1024 and R = 36.
 GPU_BLOCKS = (64, 16)
 
 
 class OnnxRuntimeEngine(Engine):
-    """ONNX Runtime on one graph file. ``device`` is "cpu", "cuda" or "tensorrt"; ``threads`` None takes every core.
+    """ONNX Runtime on one graph file. Threads may share an engine.
 
-    streams: how many runs share these threads, each in the thread that calls for it and with the help of the others' pool:
-    more pairs a second, and a longer wait for a single run. spin: whether idle threads of that pool wait for the next run by
-    spinning, which is for a graph that runs again at once: elsewhere they take the cores from the other graphs. options: of
-    the provider. Sessions are thread-safe. Raises BackendError if the provider asked for is not the one really in use, naming
-    the library that failed to load, or a run fails.
+    Args:
+        path: the graph's file.
+        device: "cpu", "cuda" or "tensorrt".
+        threads: the number of threads that compute; None uses every core.
+        spin: whether idle threads of the pool wait for the next run by spinning. This suits a graph that runs again at
+            once; otherwise the spinning threads take cores from other graphs.
+        options: options of the provider.
+        streams: the number of runs that share the threads. Each run computes in its caller's thread and in the common
+            pool: more pairs per second, but each single run takes longer.
+
+    Raises:
+        BackendError: ONNX Runtime does not use the requested provider (the message names the library that failed to
+            load), or a run fails.
+        BundleError: ONNX Runtime cannot open the file.
     """
 
     def __init__(
@@ -61,12 +70,12 @@ class OnnxRuntimeEngine(Engine):
         settings.log_severity_level = 3
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         if streams > 1:
-            threads = (threads or physical_cores()) - (streams - 1)  # it counts a single caller
+            threads = (threads or physical_cores()) - (streams - 1)  # ONNX Runtime's setting counts one caller
         if threads is not None:
             settings.intra_op_num_threads = threads
         providers = [(provider, CUDA_OPTIONS if device == "cuda" else dict(options or {}))]
         if device == "tensorrt":
-            providers.append((PROVIDERS["cuda"], CUDA_OPTIONS))  # runs what TensorRT leaves
+            providers.append((PROVIDERS["cuda"], CUDA_OPTIONS))  # runs the operators that TensorRT does not support
         try:
             self._session: Any = ort.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises its own types, all derived from Exception
@@ -77,7 +86,7 @@ class OnnxRuntimeEngine(Engine):
             reason = _load_error(ort, device) or _device_error()
             raise BackendError(f"{provider} was asked for, but ONNX Runtime uses {used}: {reason}")
         self._path, self._device, self.streams = path, device, streams
-        self.callers = streams  # a third would take a core from one of two
+        self.callers = streams  # a further caller would compete with the others for their cores
         self._inputs = {v.name: np.dtype(ONNX_TYPES.get(v.type, "O")) for v in self._session.get_inputs()}
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.blocks = None if device == "cpu" else GPU_BLOCKS
@@ -87,7 +96,7 @@ class OnnxRuntimeEngine(Engine):
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
         session = self._session
         if session is None:
-            raise BackendError(f"ONNX Runtime cannot run {self._path}: it was closed meanwhile")
+            raise BackendError(f"ONNX Runtime cannot run {self._path}: it was closed")
         try:
             if any(isinstance(array, cuda.DeviceArray) for array in feeds.values()):
                 outputs = self._run_bound(session, feeds)
@@ -111,7 +120,7 @@ class OnnxRuntimeEngine(Engine):
         outputs: Sequence[Any] = binding.copy_outputs_to_cpu()
         return outputs
 
-    _memory = ("cuda", 0)  # what ONNX Runtime calls the memory that `hold` puts tensors into
+    _memory = ("cuda", 0)  # ONNX Runtime's name and number of the device memory that `hold` uses
 
     def hold(self, tensors: Arrays) -> Mapping[str, Any]:
         return tensors if self.room_bytes() is None else tensors | self._uploader.upload(tensors, self._inputs)
@@ -121,7 +130,7 @@ class OnnxRuntimeEngine(Engine):
             return None
         try:
             return cuda.room_bytes()
-        except MissingExtraError:  # without cuda-bindings, ONNX Runtime uploads what each run is fed
+        except MissingExtraError:  # without cuda-bindings, ONNX Runtime uploads the inputs of every run
             return None
 
     def close(self) -> None:
@@ -137,7 +146,18 @@ class OnnxRuntimeEngine(Engine):
 
 
 def import_onnxruntime(device: str) -> tuple[Any, str]:
-    """The library and the name of a device's provider. Raises BackendError if either is not installed."""
+    """Import ONNX Runtime and find the provider of a device.
+
+    Args:
+        device: "cpu", "cuda" or "tensorrt".
+
+    Returns:
+        The module, and the provider's name.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        BackendError: the installed ONNX Runtime does not include the provider.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -145,7 +165,7 @@ def import_onnxruntime(device: str) -> tuple[Any, str]:
     provider = PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():
         raise BackendError(
-            f"ONNX Runtime here has no {provider}; replace this package by the one that has it: "
+            f"ONNX Runtime here has no {provider}; replace this package with the one that has it: "
             f"pip uninstall onnxruntime, then {install_command('gpu')}"
         )
     if device != "cpu":
@@ -155,20 +175,21 @@ def import_onnxruntime(device: str) -> tuple[Any, str]:
 
 @functools.cache
 def _preload(ort: Any) -> None:
-    if hasattr(ort, "preload_dlls"):  # from 1.21 on: CUDA as pip installs it
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+    if hasattr(ort, "preload_dlls"):  # from 1.21 on: finds the CUDA libraries that pip installed
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the libraries it does not find
             ort.preload_dlls()
 
 
 def _load_error(ort: Any, device: str) -> str:
-    """What the system's loader says of a provider's library, the missing one by name; empty if it loads.
+    """The system loader's error for a provider's library, which names the missing library; empty if it loads.
 
-    ONNX Runtime itself says so only in its log on standard error.
+    ONNX Runtime itself reports the error only in its log on standard error.
     """
     pattern = "onnxruntime_providers_{}.dll" if sys.platform == "win32" else "libonnxruntime_providers_{}.so"
     folder = Path(ort.__file__).parent / "capi"
     try:
-        ctypes.CDLL(str(folder / pattern.format("shared")), ctypes.RTLD_GLOBAL)  # the other's symbols come from it
+        # Loaded first and globally: the provider's library needs its symbols.
+        ctypes.CDLL(str(folder / pattern.format("shared")), ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / pattern.format(device)))
     except OSError as error:
         return str(error)
@@ -176,13 +197,21 @@ def _load_error(ort: Any, device: str) -> str:
 
 
 def check_provider(device: str) -> None:
-    """Raise BackendError unless a device's provider is installed, its libraries load, and there is a GPU if it needs one."""
+    """Check that a device's provider can be used.
+
+    Args:
+        device: "cpu", "cuda" or "tensorrt".
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        BackendError: the provider is not installed, its libraries do not load, or it needs a GPU and there is none.
+    """
     ort, provider = import_onnxruntime(device)
     if device == "cpu":
         return
     if reason := _load_error(ort, device):
         raise BackendError(f"{provider} cannot be used: {reason}")
-    with contextlib.suppress(MissingExtraError):  # it works without cuda-bindings, which would tell of the GPU
+    with contextlib.suppress(MissingExtraError):  # the provider works without cuda-bindings; only this check needs them
         cuda.gpu()
 
 
@@ -194,11 +223,15 @@ def _device_error() -> str:
 
 
 def tensorrt_options(graph_sha256: str, profile: Profile) -> dict[str, Any]:
-    """Options of the TensorRT provider: the sizes to build for, and where built engines are kept.
+    """Options of the TensorRT provider: the shapes to build for, and the folder that keeps built engines.
 
-    They are kept in the user's own cache folder, not in the bundle: ONNX Runtime deserialises whatever file bears the right
-    name there, and a bundle may come from anywhere. Each graph has a folder of its own, for that name does not depend on the
-    weights. Precision stands in the graph, so TensorRT is not asked for another.
+    Engines are kept in the user's cache folder, not in the bundle: ONNX Runtime deserialises any file with the right
+    name there, and a bundle may come from anywhere. Each graph has its own folder, because that file name does not
+    depend on the weights. The graph fixes the precision, so TensorRT's precision options are not set.
+
+    Args:
+        graph_sha256: SHA-256 of the graph's file, in hexadecimal.
+        profile: the smallest, expected and largest shape of each input.
     """
     key = hashlib.sha256(json.dumps([graph_sha256, profile], sort_keys=True).encode()).hexdigest()[:16]
     cache = cache_folder() / "onnxruntime-tensorrt" / key

@@ -1,4 +1,4 @@
-"""OpenVINO: the faster engine on x86 processors."""
+"""OpenVINO, the faster engine on x86 processors."""
 
 from __future__ import annotations
 
@@ -15,18 +15,28 @@ from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError
 
 
 class OpenVinoEngine(Engine):
-    """OpenVINO on one graph file, on the CPU; ``threads`` None takes every core. ``streams`` runs share these cores, each
-    with a part of its own: more pairs a second, and a longer wait for a single run.
+    """OpenVINO on one graph file, on the CPU.
 
-    It computes in the precision the graph says: in float32 where that says no other. Threads share the compiled graph, each
-    run has a request of its own. Raises BackendError if a run fails, or would wait for threads that a fork did not copy.
+    It computes in the precision of the graph, float32 unless the graph contains other types. Threads share the compiled
+    graph; each concurrent run has its own inference request.
+
+    Args:
+        path: the graph's file.
+        threads: the number of threads that compute; None uses every core.
+        streams: the number of runs computed in parallel, each on its own part of the threads: more pairs per second,
+            but each single run takes longer.
+
+    Raises:
+        BackendError: a run fails, or is started in a forked process, where it would wait for threads that do not exist.
+        BundleError: OpenVINO cannot open the file.
+        MissingExtraError: OpenVINO is not installed.
     """
 
-    block_bytes = 16 << 20  # it passes over intermediates less often than ONNX Runtime
+    block_bytes = 16 << 20  # twice the default: OpenVINO reads and writes intermediates less often than ONNX Runtime
 
     def __init__(self, path: Path, threads: int | None = None, streams: int = 1) -> None:
         openvino = import_openvino()
-        # Left alone, OpenVINO computes float32 graphs in bfloat16 where it is faster.
+        # By default, OpenVINO computes float32 graphs in bfloat16 where that is faster.
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "NUM_STREAMS": streams}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -36,7 +46,7 @@ class OpenVinoEngine(Engine):
         except Exception as error:  # openvino raises RuntimeError and its own types
             raise BundleError(f"OpenVINO cannot open {path}: {error}") from None
         self._path, self.streams, self._process = path, streams, os.getpid()
-        # Its own threads compute: with a caller more, one that is done finds the next.
+        # OpenVINO computes in its own threads. One extra caller keeps a run ready for the next free stream.
         self.callers = 1 if streams == 1 else streams + 1
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -44,11 +54,11 @@ class OpenVinoEngine(Engine):
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         compiled, idle = self._compiled, self._idle
         if compiled is None:
-            raise BackendError(f"OpenVINO cannot run {self._path}: it was closed meanwhile")
-        if os.getpid() != self._process:  # its threads are not here, and it would wait for them without an end
+            raise BackendError(f"OpenVINO cannot run {self._path}: it was closed")
+        if os.getpid() != self._process:  # a fork does not copy OpenVINO's threads: a run would wait for them forever
             raise BackendError(
-                f"OpenVINO cannot run {self._path}: it was opened in another process, before a fork; make the Retriever anew "
-                "in each process, or take backend onnxruntime"
+                f"OpenVINO cannot run {self._path}: it was opened in another process, before a fork; create a "
+                "Retriever in each process, or use backend onnxruntime"
             )
         try:
             request = idle.get_nowait()
@@ -79,7 +89,11 @@ class OpenVinoEngine(Engine):
 
 
 def import_openvino() -> Any:
-    """The library. Raises MissingExtraError if it is not installed."""
+    """Import OpenVINO.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
     try:
         import openvino
     except ImportError:
@@ -88,6 +102,11 @@ def import_openvino() -> Any:
 
 
 def require_bfloat16() -> None:
-    """Raise BackendError where OpenVINO or the processor does not multiply matrices in bfloat16."""
+    """Check that OpenVINO multiplies matrices in bfloat16 on this processor.
+
+    Raises:
+        BackendError: it does not.
+        MissingExtraError: OpenVINO is not installed.
+    """
     if "BF16" not in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendError("this processor does not compute in bfloat16: use precision float32")

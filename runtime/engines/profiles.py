@@ -1,4 +1,7 @@
-"""The shapes an engine is built for: smallest, expected and largest, of each input of a graph. Axis letters as in bundle.py."""
+"""The shapes an engine is built for: the smallest, expected and largest of each input of a graph.
+
+Axis letters are those of manifest.py.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,31 @@ Profile = dict[str, tuple[Shape, Shape, Shape]]  # smallest, expected and larges
 
 AXIS_LIMIT = (1 << 31) - 1
 BYTES_LIMIT = 1 << 50
-USUAL_REGIONS, MOST_REGIONS = 36, 100
+USUAL_REGIONS, MAX_REGIONS = 36, 100
 USUAL_WORDS = 16
-TEXTS_ALONE = 64
-MARKERS = 2  # a caption's `<start>` and `<end>`, which max_words of a manifest does not count
+TEXT_GRAPH_BATCH = 64  # texts in one call of a graph that reads no images
+MARKERS = 2  # a caption's `<start>` and `<end>`, which the manifest's max_words does not count
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest inputs an engine takes, and the scratch memory its layers may use.
+    """The largest inputs an engine accepts, and the scratch memory its layers may use.
 
-    None is what fits the bundle: its tokenizer's longest caption (``max_words`` counts both markers), the regions of its
-    grid (or 100, for ready features), and the library's own bound of the memory. ``max_images`` bounds pictures, too. A
-    context has room for the largest inputs: of the default ones, 75 MB for each array of a pair's vectors in half precision
-    (d = 1024, 36 regions), of which it holds a few; of 100 regions, 210 MB. More items than that are split. Texts alone,
-    which have no pairs, come 64 at a time.
+    Larger numbers of images and texts are split into several runs. An execution context reserves memory for the largest
+    inputs. At the default limits, each array of a block's pair vectors takes 75 MB in half precision (d = 1024, 36
+    regions), or 210 MB with 100 regions, and a context holds a few such arrays.
+
+    Args:
+        max_images: the most images, or pictures, in one run.
+        max_texts: the most texts in one run; graphs that read no images accept at least 64.
+        max_words: the most words of a text, both markers counted; None for the longest caption of the bundle's
+            tokenizer.
+        max_regions: the most regions of an image; None for the regions of the bundle's grid, or 100 for ready-made
+            features.
+        workspace_bytes: scratch memory of the layers; None for the library's own limit.
+
+    Raises:
+        InputError: a limit is not a positive whole number, or is too large.
     """
 
     max_images: int = 128
@@ -39,21 +52,33 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            most = BYTES_LIMIT if name == "workspace_bytes" else AXIS_LIMIT
-            if value is not None and (type(value) is not int or not 1 <= value <= most):
-                raise InputError(f"{name} is {value!r}: expected a whole number from 1 to {most}")
+            maximum = BYTES_LIMIT if name == "workspace_bytes" else AXIS_LIMIT
+            if value is not None and (type(value) is not int or not 1 <= value <= maximum):
+                raise InputError(f"{name} is {value!r}: expected a whole number from 1 to {maximum}")
 
 
 def profile_of(spec: GraphSpec, manifest: Manifest, limits: Limits) -> Profile:
-    """The shapes an engine of a graph is to take, from the bundle's contract.
+    """The shapes to build an engine for, from the bundle's contract.
 
-    Every axis with a letter goes from 1 to its limit, but the regions of a grid, of which there is one number; sizes stay.
-    Raises InputError for limits that do not fit the bundle, BundleError for an axis of an unknown letter or size.
+    Every axis with a letter ranges from 1 to its limit, except the regions of a grid, whose number is fixed. Axes of
+    fixed size keep it.
+
+    Args:
+        spec: the graph.
+        manifest: the bundle's manifest.
+        limits: the largest inputs the engine accepts.
+
+    Returns:
+        The smallest, expected and largest shape of each input, by name.
+
+    Raises:
+        InputError: the limits do not fit the bundle.
+        BundleError: the manifest has an axis of unknown letter or impossible size.
     """
     axes = _axes(manifest, limits)
     if not any("I" in tensor.shape for tensor in spec.inputs):
-        most = max(TEXTS_ALONE, limits.max_texts)
-        axes["T"] = (1, most, most)
+        max_texts = max(TEXT_GRAPH_BATCH, limits.max_texts)
+        axes["T"] = (1, max_texts, max_texts)
     profile = {}
     for tensor in spec.inputs:
         ranges = [_range(size, axes, tensor) for size in tensor.shape]
@@ -63,8 +88,14 @@ def profile_of(spec: GraphSpec, manifest: Manifest, limits: Limits) -> Profile:
 
 
 def fits_contract(profile: Profile, spec: GraphSpec) -> bool:
-    """Whether a profile is one that `profile_of` could have made of a graph: its inputs and axes, sizes that are fixed or
-    begin at one."""
+    """Whether `profile_of` could have made a profile for a graph.
+
+    The profile must have the graph's inputs and axes, and each axis must be fixed or begin at 1.
+
+    Args:
+        profile: the profile of an engine's record.
+        spec: the graph.
+    """
     if profile.keys() != {tensor.name for tensor in spec.inputs}:
         return False
     return all(_fits_axes(tensor.shape, profile[tensor.name]) for tensor in spec.inputs)
@@ -88,16 +119,16 @@ def _range(size: int | str, axes: dict[str, Range], tensor: TensorSpec) -> Range
 
 
 def _axes(manifest: Manifest, limits: Limits) -> dict[str, Range]:
-    words, regions = limits.max_words or manifest.max_words + MARKERS, limits.max_regions or MOST_REGIONS
+    words, regions = limits.max_words or manifest.max_words + MARKERS, limits.max_regions or MAX_REGIONS
     fixed = math.prod(manifest.pixels.grid) if manifest.pixels else None
     if not 1 <= manifest.max_words <= AXIS_LIMIT - MARKERS or (fixed is not None and not 1 <= fixed <= AXIS_LIMIT):
         raise BundleError(
             f"manifest.json has max_words {manifest.max_words} and {fixed} regions, expected at least 1; {EXPORT_AGAIN}"
         )
     if fixed and limits.max_regions not in (None, fixed):
-        raise InputError(f"max_regions is {limits.max_regions}: a picture of this bundle has {fixed} regions, always")
+        raise InputError(f"max_regions is {limits.max_regions}: every picture of this bundle has {fixed} regions")
     return {
-        # Galleries are scored in full blocks, queries come singly or in groups.
+        # Galleries are scored in full blocks; queries arrive one by one or in small groups.
         "I": (1, limits.max_images, limits.max_images),
         "B": (1, limits.max_images, limits.max_images),
         "T": (1, max(1, limits.max_texts // 4), limits.max_texts),

@@ -1,7 +1,8 @@
-"""Any sizes through an engine that was built for a range of them: too many are split, too few are padded.
+"""Run any number of items on an engine that was built for a range of sizes: too many are split, too few are padded.
 
-Axes are known by their letters in the graph's contract. Items (axis 0 of an input: I images, T texts, B pictures) do not
-see each other, so they can be split. Words N and regions R meet in a softmax, and cannot.
+Axes are identified by their letters in the graph's contract. Items (axis 0 of an input: I images, T texts, B pictures)
+are independent of each other, so they can be split. Words N and regions R interact in a softmax, so they cannot be
+split.
 """
 
 from __future__ import annotations
@@ -22,19 +23,25 @@ from camp_sdk.runtime.manifest import GraphSpec
 
 BUILD_OPTIONS = {"N": ("words", "--max-words"), "R": ("regions", "--max-regions")}
 Run = Callable[[Mapping[str, Any]], Arrays]
-Parts = dict[str, slice]  # of each axis that is split, by its letter
+Parts = dict[str, slice]  # one part of each axis that is split, by the axis's letter
 
 
 @dataclass(frozen=True)
 class Range:
-    """The sizes of one axis that an engine takes."""
+    """The sizes of one axis that an engine accepts, both ends included."""
 
     smallest: int
     largest: int
 
 
 class SplittingEngine(Engine):
-    """An engine of a range of sizes, `profile`, as one of any sizes; see `run_in_parts`."""
+    """Wraps an engine that accepts a range of sizes, so that it accepts any number of items; see `run_in_parts`.
+
+    Args:
+        engine: the engine to wrap; it is closed with this one.
+        spec: the graph that it runs.
+        profile: the shapes that it accepts.
+    """
 
     def __init__(self, engine: Engine, spec: GraphSpec, profile: Profile) -> None:
         self._engine, self._spec, self._ranges = engine, spec, ranges_of(spec, profile)
@@ -61,7 +68,12 @@ class SplittingEngine(Engine):
 
 
 def ranges_of(spec: GraphSpec, profile: Profile) -> dict[str, Range]:
-    """The range of every axis with a letter: what all inputs that have it allow."""
+    """The range of every axis with a letter: the sizes that all inputs with this axis accept.
+
+    Args:
+        spec: the graph.
+        profile: the smallest, expected and largest shape of each input.
+    """
     ranges: dict[str, Range] = {}
     for tensor in spec.inputs:
         smallest, _, largest = profile[tensor.name]
@@ -73,10 +85,20 @@ def ranges_of(spec: GraphSpec, profile: Profile) -> dict[str, Range]:
 
 
 def run_in_parts(run: Run, feeds: Mapping[str, Any], spec: GraphSpec, ranges: Mapping[str, Range]) -> Arrays:
-    """What ``run(feeds)`` would give if it took any sizes.
+    """The result that ``run(feeds)`` would return if it accepted any number of items.
 
-    feeds: arrays, or what slices like them along axis 0 and becomes one by `np.asarray`. Raises InputError for more or fewer
-    words or regions than the ranges allow.
+    Args:
+        run: runs the graph once on sizes within the ranges.
+        feeds: every input by name: arrays, or objects that slice like arrays along axis 0 and that `np.asarray`
+            converts.
+        spec: the graph.
+        ranges: the sizes that ``run`` accepts, by axis letter.
+
+    Returns:
+        Every output by name.
+
+    Raises:
+        InputError: there are more or fewer words or regions than the ranges allow.
     """
     sizes = _sizes(spec, feeds)
     items = {str(tensor.shape[0]) for tensor in spec.inputs}
@@ -106,7 +128,7 @@ def _check_range(letter: str, size: int, allowed: Range) -> None:
     what, option = BUILD_OPTIONS.get(letter, (f"entries of axis {letter}", ""))
     raise InputError(
         f"{size} {what}: the engine was built for {allowed.smallest} to {allowed.largest}; "
-        f"build it again by camp build, with {option} {size}"
+        f"rebuild it with camp build {option} {size}"
     )
 
 
@@ -122,7 +144,7 @@ def _parts(sizes: Mapping[str, int], ranges: Mapping[str, Range]) -> Iterator[Pa
 
 
 def _part(array: Any, letter: int | str, parts: Parts, ranges: Mapping[str, Range]) -> Any:
-    """The part of an input's rows; its last one again and again where there are too few."""
+    """A part of an input's rows; the last row is repeated if there are too few for the engine."""
     part = array[parts[str(letter)]]
     missing = ranges[str(letter)].smallest - len(part)
     if missing <= 0:
@@ -132,7 +154,7 @@ def _part(array: Any, letter: int | str, parts: Parts, ranges: Mapping[str, Rang
 
 
 def _place(out: Arrays, whole: Arrays, spec: GraphSpec, parts: Parts, sizes: Mapping[str, int]) -> None:
-    """Put the outputs of a part where they belong, without what padding added."""
+    """Copy the outputs of a part to their place in the whole, without the rows that padding added."""
     for tensor in spec.outputs:
         array = out[tensor.name]
         if tensor.name not in whole:

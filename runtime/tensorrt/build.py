@@ -204,8 +204,9 @@ def _half_share(trt: Any, network: Any, order: EngineOrder) -> float:
     """The share of matrix products and convolutions that compute in half precision; 0 for a graph without any.
 
     These layers take most of the time, including those inside a recurrence, which is a loop around them. Counting every
-    layer would also count reshapes, and the softmax and normalisation that are float32 by design. Each layer is weighted by its largest tensor of fixed size, so that a d x d projection counts more than the few numbers of a pair's
-    words. Raises BackendError if a graph of half precision has a share below 0.5.
+    layer would also count reshapes, and the softmax and normalisation that are float32 by design. Each layer is
+    weighted by its largest tensor of fixed size, so that a d x d projection counts more than the few numbers of a
+    pair's words. Raises BackendError if a graph of half precision has a share below 0.5.
     """
     kinds, layers = trt.LayerType, [network.get_layer(index) for index in range(network.num_layers)]
     heavy = (kinds.MATRIX_MULTIPLY, kinds.EINSUM, kinds.CONVOLUTION, kinds.DECONVOLUTION)
@@ -256,8 +257,8 @@ def _run(build: Callable[[], Any], progress: BuildProgress) -> Any:
 def _timing_cache(here: Here) -> Path | None:
     """The file that keeps TensorRT's kernel timings between builds; None for TensorRT-RTX, which has no timing cache.
 
-    It is not in the bundle: timings serve every bundle, a new export deletes engines/, and a file that came with a bundle
-    cannot be trusted.
+    It is not in the bundle: timings serve every bundle, a new export deletes engines/, and a file that came with a
+    bundle cannot be trusted.
     """
     if here.library != "tensorrt":
         return None

@@ -1,4 +1,4 @@
-"""Progress of a build: the nested phases that a TensorRT builder reports, as one share from 0 to 1. Also stops a build."""
+"""Report the progress of a build (a TensorRT builder's nested phases, as one share from 0 to 1), and stop a build."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class _Phase:
 class BuildProgress:
     """Receives the phases of a build and reports the finished share, which never decreases.
 
-    After each step the builder asks whether to continue. The answer is no once ``cancelled`` is set or `on_progress` has
-    raised. The exception is kept in ``failure``, because it must not propagate through the library. The library calls
-    from several threads at once.
+    After each step the builder asks whether to continue. The answer is no once ``cancelled`` is set or `on_progress`
+    has raised. The exception is kept in ``failure``, because it must not propagate through the library. The library
+    calls from several threads at once.
 
     Args:
         on_progress: receives the finished share of the build, 0..1.

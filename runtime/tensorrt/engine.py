@@ -37,7 +37,8 @@ def plan_here(bundle: Bundle, graph: str, precision: str, backend: str) -> tuple
         The path of the plan, whose size and SHA-256 have been checked, and its record.
 
     Raises:
-        BackendError: there is no GPU, the library cannot be used, or no plan fits; the message is one line with the reason.
+        BackendError: there is no GPU, the library cannot be used, or no plan fits; the message is one line with the
+            reason.
         BundleError: the bundle has no such graph or precision.
     """
     open_library(backend)
@@ -48,14 +49,15 @@ def plan_here(bundle: Bundle, graph: str, precision: str, backend: str) -> tuple
 class TensorRtEngine(Engine):
     """A plan on the GPU. Threads share it; each concurrent run has its own execution context, stream and buffers.
 
-    Inputs that `hold` put into device memory are read in place; outputs are copied to the host. Shapes must be within the
-    plan's profile.
+    Inputs that `hold` put into device memory are read in place; outputs are copied to the host. Shapes must be within
+    the plan's profile.
 
     Args:
         plan: a path that `plan_here` returned; a plan from elsewhere can crash the process.
         backend: "tensorrt" or "tensorrt-rtx".
-        cuda_graphs: record runs of the same shapes as a CUDA graph and replay it, which avoids launching the kernels one
-            by one. With TensorRT, inputs that `hold` put into device memory are then copied once more on the device.
+        cuda_graphs: record runs of the same shapes as a CUDA graph and replay it, which avoids launching the kernels
+            one by one. With TensorRT, inputs that `hold` put into device memory are then copied once more on the
+            device.
 
     Raises:
         BackendError: there is no GPU, the plan cannot be loaded, memory runs out, or a run fails.
@@ -137,7 +139,7 @@ class TensorRtEngine(Engine):
         return tensors | self._uploader.upload(tensors, self._inputs)
 
     def room_bytes(self) -> int | None:
-        """Leaves memory for contexts not yet created: a gallery stays in memory, and later runs would fail without it."""
+        """Leaves memory for contexts not yet created: a gallery that took it would make every later run fail."""
         return cuda.room_bytes(max(0, self.callers - self._contexts) * int(self._engine.device_memory_size_v2))
 
     def close(self) -> None:
@@ -166,8 +168,8 @@ class TensorRtEngine(Engine):
 def _faults(trt: Any, runtime: Any, plan: bytes) -> str:
     """The reasons why TensorRT-RTX would refuse a plan, by the library's own names; empty if there are none.
 
-    Checked before the plan is opened, because a portable plan does not necessarily support every GPU. TensorRT has no such
-    check, so for it the result is always empty.
+    Checked before the plan is opened, because a portable plan does not necessarily support every GPU. TensorRT has no
+    such check, so for it the result is always empty.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return ""
@@ -223,13 +225,13 @@ class _Context:
     def _execute(self) -> None:
         """Enqueue the run: the second run of the same shapes is recorded, and later ones replay the recording.
 
-        TensorRT requires a plain run after shapes have changed. A recording is valid only for the shapes and addresses it
-        was made with; the addresses are those of the context's own buffers, which grow only when shapes change.
+        TensorRT requires a plain run after shapes have changed. A recording is valid only for the shapes and addresses
+        it was made with; the addresses are those of the context's own buffers, which grow only when shapes change.
         """
         if self._records and self._is_settled and self._recording is None:
             try:
                 self._recording = self._stream.record(self._enqueue)
-            except BackendError:  # some operations cannot be recorded, a loop for example
+            except BackendError:  # some operations cannot be recorded, for example a loop
                 self._records = False
                 self._forget_errors()  # otherwise the next failure would report them as its reason
         if self._recording is not None:
@@ -298,7 +300,7 @@ class _Context:
         return buffers.setdefault(name, cuda.Buffer(on_host))
 
     def close(self) -> None:
-        with contextlib.suppress(BackendError):  # after a device error, every call fails, and nothing is left to wait for
+        with contextlib.suppress(BackendError):  # after a device error there is nothing left to wait for
             self._stream.synchronize()
         self._forget_recording()
         self._context = self._needed = None

@@ -1,6 +1,7 @@
 """Features that only TensorRT-RTX has: a cache of compiled kernels, and CUDA graphs that the library records itself.
 
-TensorRT-RTX compiles kernels on the GPU they run on, at the first run of every process that does not load them from a cache.
+TensorRT-RTX compiles kernels on the GPU they run on, at the first run of every process that does not load them from a
+cache.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ KERNELS_BYTES_LIMIT = 1 << 30
 class RtxConfig:
     """Creates the execution contexts of one engine, and keeps its compiled kernels in the user's cache folder.
 
-    Kernels are not kept in the bundle, because they are programs and a bundle may come from anywhere. Each plan has its own
-    file of kernels. The library itself rejects kernels of another GPU, driver or version, and compiles new ones.
+    Kernels are not kept in the bundle, because they are programs and a bundle may come from anywhere. Each plan has
+    its own file of kernels. The library itself rejects kernels of another GPU, driver or version, and compiles new
+    ones.
 
     Args:
         trt: the TensorRT-RTX module.

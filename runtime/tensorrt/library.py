@@ -97,7 +97,7 @@ def here_of(backend: str) -> Here:
 
 
 def _gpu() -> tuple[str | None, str | None]:
-    """The GPU's compute capability, and the newest CUDA version its driver supports; both None without driver or GPU."""
+    """The GPU's compute capability and the newest CUDA version its driver supports; None without a driver or a GPU."""
     try:
         found = cuda.gpu()
     except MissingExtraError:

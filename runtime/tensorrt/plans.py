@@ -1,8 +1,9 @@
-"""Plans on disk: which engines a bundle holds, what each was built for, and whether one fits here. No library is loaded.
+"""Plans on disk: which engines a bundle holds, what each was built for, and whether one fits this machine.
 
-An engine is a folder, engines/<key>, with engine.plan and, beside it, a record of what it was built from and for. A foreign
-plan can crash the process that opens it, so the record is read first, and the plan's hash is checked before anything else
-touches the plan. Axis letters as in bundle.py.
+An engine is a folder, engines/<key>, that holds engine.plan and engine.json, a record of what the plan was built from
+and for. A foreign plan can crash the process that opens it. So the record is read first, and the plan's hash is
+checked before anything else reads the plan. No inference library is loaded here. Axis letters are those of
+manifest.py.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ FORMAT = 1
 ENGINES = "engines"  # the folder of a bundle that camp build writes to
 PLAN_FILE, RECORD_FILE = "engine.plan", "engine.json"
 RECORD_BYTES_LIMIT = 1 << 20
-LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # the module of each backend
-RTX_OLDEST = 8.0  # what a portable plan of TensorRT-RTX runs on: compute capability 8.0 and later
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # Python module by backend
+RTX_MIN_CAPABILITY = 8.0  # portable plans of TensorRT-RTX run on compute capability 8.0 and later
 
 
 @dataclass(frozen=True)
 class Here:
-    """The library that builds or opens engines on this machine, and its GPU.
+    """The library that builds or opens engines on this machine, and the machine's GPU.
 
-    ``library`` is the module, "tensorrt" or "tensorrt_rtx"; ``compute_capability`` as in "8.7", None without a GPU.
+    Args:
+        library: the library's Python module, "tensorrt" or "tensorrt_rtx".
+        version: the library's version.
+        compute_capability: of the GPU, for example "8.7"; None without a GPU.
+        driver: the newest CUDA version that the driver supports, for example "CUDA 13.0"; None without a driver.
     """
 
     library: str
@@ -45,23 +50,38 @@ class Here:
 
     @property
     def target(self) -> str | None:
-        """The compute capability that engines built here are for; None for portable ones, which TensorRT-RTX builds unless
-        the GPU is too old for them."""
+        """The compute capability that engines built here are for; None if they are portable.
+
+        TensorRT-RTX builds portable engines, unless the GPU is too old for them.
+        """
         portable = self.library == "tensorrt_rtx" and not _is_too_old(self.compute_capability)
         return None if portable else self.compute_capability
 
     @property
     def backend(self) -> str:
-        """The backend's name, as commands take it."""
+        """The backend's name, as the commands expect it."""
         return self.library.replace("_", "-")
 
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """What engine.json says of the plan beside it.
+    """The content of engine.json, which describes the plan beside it.
 
-    ``compute_capability`` None: portable, as TensorRT-RTX builds them, for every GPU of 8.0 and later. ``half_share``: how
-    many of the matrix products and convolutions compute in half precision, 0..1. ``built_at``: seconds since 1970.
+    Args:
+        library: the Python module of the library that built the plan, "tensorrt" or "tensorrt_rtx".
+        library_version: the library's version.
+        compute_capability: the compute capability the plan was built for, for example "8.7"; None for a portable plan
+            of TensorRT-RTX, which runs on every GPU of 8.0 and later.
+        driver: the newest CUDA version that the driver supported when the plan was built; None without a driver.
+        graph: the graph's name.
+        precision: the precision the graph computes in.
+        graph_sha256: SHA-256 of the graph's file, in hexadecimal.
+        profile: the smallest, expected and largest shape of each input.
+        plan_sha256: SHA-256 of the plan, in hexadecimal.
+        plan_bytes: size of the plan.
+        half_share: the share of matrix products and convolutions that compute in half precision, 0..1.
+        build_s: how long the build took, in seconds.
+        built_at: when the plan was built, in seconds since 1970.
     """
 
     library: str
@@ -94,20 +114,31 @@ class PlanRecord:
 
 
 def engine_key(here: Here, graph_sha256: str, profile: Profile, precision: str) -> str:
-    """What names the folder of an engine built here: 16 hexadecimal digits of a hash over all that decides if it fits."""
+    """The folder name of an engine built here: 16 hexadecimal digits of a hash of all that decides whether it fits.
+
+    Args:
+        here: the library and the GPU.
+        graph_sha256: SHA-256 of the graph's file, in hexadecimal.
+        profile: the shapes the engine is built for.
+        precision: the precision the graph computes in.
+    """
     parts = [here.library, here.version, here.target, graph_sha256, sorted(profile.items()), precision]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def read_record(folder: Path) -> PlanRecord:
-    """The record of an engine's folder. Raises BundleError if there is none, or one that is broken or was altered."""
+    """Read the record in an engine's folder.
+
+    Raises:
+        BundleError: the record is missing, broken, or does not match the name of its folder.
+    """
     path = folder / RECORD_FILE
     if not path.is_file() or path.resolve().parent != folder.resolve():
         raise BundleError(f"{path} is missing, or not a file of the bundle")
     with path.open("rb") as file:
         text = file.read(RECORD_BYTES_LIMIT + 1)
     if len(text) > RECORD_BYTES_LIMIT:
-        raise BundleError(f"{path} has more than {RECORD_BYTES_LIMIT} bytes: more than a record can have")
+        raise BundleError(f"{path} has more than {RECORD_BYTES_LIMIT} bytes, the limit of a record")
     try:
         record = _parse(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -127,7 +158,8 @@ def _parse(raw: Any) -> PlanRecord:
     options = {name: None if raw[name] is None else _text(raw[name]) for name in ("compute_capability", "driver")}
     numbers = {name: _number(raw[name]) for name in ("half_share", "build_s", "built_at")}
     profile = {_text(name): _parse_shapes(shapes) for name, shapes in raw["profile"].items()}
-    return PlanRecord(**texts, **hashes, **options, **numbers, profile=profile, plan_bytes=_size(raw["plan_bytes"]))  # type: ignore[arg-type]  # each name holds its type
+    fields: dict[str, Any] = {**texts, **hashes, **options, **numbers}
+    return PlanRecord(**fields, profile=profile, plan_bytes=_size(raw["plan_bytes"]))
 
 
 def _text(value: Any) -> str:
@@ -164,7 +196,7 @@ def _parse_shapes(raw: Any) -> tuple[Shape, Shape, Shape]:
 
 
 def engine_folders(bundle_folder: Path) -> Iterator[Path]:
-    """Every folder of engines/ that lies in the bundle, in order of name; none where nothing was built."""
+    """The folders in a bundle's engines/, sorted by name; skips hidden ones, and links that lead out of the bundle."""
     engines, inside = bundle_folder / ENGINES, bundle_folder.resolve() / ENGINES
     if engines.is_dir() and engines.resolve() == inside:
         folders = (path for path in engines.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -172,13 +204,18 @@ def engine_folders(bundle_folder: Path) -> Iterator[Path]:
 
 
 def engine_files(bundle_folder: Path) -> list[str]:
-    """The files that building engines leaves in a bundle, as paths relative to it."""
+    """The files that builds of engines have added to a bundle, as paths relative to it."""
     folders = engine_folders(bundle_folder)
     return [f"{ENGINES}/{folder.name}/{name}" for folder in folders for name in (PLAN_FILE, RECORD_FILE)]
 
 
 def read_records(bundle_folder: Path) -> tuple[list[tuple[Path, PlanRecord]], list[str]]:
-    """The engines of a bundle, folder and record, the last built first; and why each broken record was left out."""
+    """Read the records of all engines in a bundle.
+
+    Returns:
+        (folder, record) of each engine, the most recently built first; and one line for each record that cannot be
+        read, with the reason.
+    """
     records, broken = [], []
     for folder in engine_folders(bundle_folder):
         try:
@@ -189,9 +226,15 @@ def read_records(bundle_folder: Path) -> tuple[list[tuple[Path, PlanRecord]], li
 
 
 def graph_of(bundle: Bundle, graph: str, precision: str) -> tuple[GraphSpec, str]:
-    """A graph as a precision has it, and what it really computes in: float32 where the precision has none of its own.
+    """The version of a graph that is used in a precision, and the precision that version computes in.
 
-    Raises BundleError if the bundle has no such graph or precision.
+    Args:
+        bundle: the bundle that holds the graph.
+        graph: the graph's name.
+        precision: "float32", "float16" or "bfloat16"; where it has no version of this graph, the float32 one is used.
+
+    Raises:
+        BundleError: the bundle has no such graph or precision.
     """
     graphs = bundle.manifest.graphs_in(precision)
     if graph not in graphs:
@@ -201,7 +244,17 @@ def graph_of(bundle: Bundle, graph: str, precision: str) -> tuple[GraphSpec, str
 
 
 def was_built(bundle: Bundle, graph: str, precision: str, backend: str) -> bool:
-    """Whether the bundle holds an engine of a graph, for whatever GPU and of whatever version."""
+    """Whether the bundle holds an engine of a graph, for any GPU and of any library version.
+
+    Args:
+        bundle: the bundle that holds the engines.
+        graph: the graph's name.
+        precision: "float32", "float16" or "bfloat16".
+        backend: "tensorrt" or "tensorrt-rtx".
+
+    Raises:
+        BundleError: the bundle has no such graph or precision.
+    """
     what = (graph, graph_of(bundle, graph, precision)[1], LIBRARIES[backend])
     return any((record.graph, record.precision, record.library) == what for _, record in read_records(bundle.folder)[0])
 
@@ -211,7 +264,10 @@ def _built_path(plan_sha256: str) -> Path:
 
 
 def remember_built(record: PlanRecord) -> None:
-    """Note that this user built a plan. Where the note cannot be kept, the plan has to be asked for by name."""
+    """Record in the cache folder that this user built a plan.
+
+    A failure to write is ignored; "auto" then does not choose the plan, and the backend must be requested by name.
+    """
     with contextlib.suppress(OSError):
         path = _built_path(record.plan_sha256)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -219,7 +275,11 @@ def remember_built(record: PlanRecord) -> None:
 
 
 def was_built_here(record: PlanRecord) -> bool:
-    """Whether this user built the plan of a record, whose hash has been checked: a bundle may bring any plan along."""
+    """Whether this user built a plan, since a bundle may contain plans from anywhere.
+
+    Args:
+        record: the record of a plan whose hash has been checked.
+    """
     try:
         return _built_path(record.plan_sha256).is_file()
     except OSError:
@@ -227,9 +287,21 @@ def was_built_here(record: PlanRecord) -> bool:
 
 
 def find_plan(bundle: Bundle, graph: str, precision: str, here: Here) -> tuple[Path, PlanRecord]:
-    """The plan to open for a graph here, the last built of those that fit, with its size and SHA-256 checked.
+    """Find the plan to open for a graph on this machine: the most recently built one that fits.
 
-    Raises BackendError if there is none, or that one was altered: in one line what differs, and what to type.
+    Args:
+        bundle: the bundle that holds the engines.
+        graph: the graph's name.
+        precision: "float32", "float16" or "bfloat16".
+        here: the library and the GPU of this machine.
+
+    Returns:
+        The path of the plan, whose size and SHA-256 have been checked, and its record.
+
+    Raises:
+        BackendError: no plan fits, or the plan that fits was altered; the message is one line with the difference and
+            the command to run.
+        BundleError: the bundle has no such graph or precision.
     """
     spec, precision = graph_of(bundle, graph, precision)
     graph_sha256 = bundle.manifest.files[spec.file].sha256
@@ -252,7 +324,7 @@ def find_plan(bundle: Bundle, graph: str, precision: str, here: Here) -> tuple[P
 
 
 def _is_of(record: PlanRecord, graph: str, spec: GraphSpec) -> bool:
-    """Whether a record's sizes are some that its graph has, if it is a record of that graph."""
+    """Whether a record's profile matches the inputs of the graph; true for records of other graphs."""
     return record.graph != graph or fits_contract(record.profile, spec)
 
 
@@ -262,11 +334,19 @@ def _build_again(bundle: Bundle, graph: str, precision: str, here: Here) -> str:
 
 
 def misfit(record: PlanRecord, graph_sha256: str, here: Here) -> str | None:
-    """What of a record does not fit this machine and a graph, None if it fits. What a new export changes comes last: that is
-    repaired everywhere."""
+    """The reason why an engine does not fit this machine or a graph; None if it fits.
+
+    A changed graph is reported last, because an engine can be rebuilt for it on any machine.
+
+    Args:
+        record: the engine's record.
+        graph_sha256: SHA-256 of the bundle's graph, in hexadecimal.
+        here: the library and the GPU of this machine.
+    """
     if not _runs_on(record, here.compute_capability):
         built_for = record.compute_capability or "8.0 and later"
-        return f"it was built for GPUs of compute capability {built_for}, this machine has {here.compute_capability or 'none'}"
+        found = here.compute_capability or "none"
+        return f"it was built for GPUs of compute capability {built_for}, this machine has {found}"
     if record.library_version != here.version:
         return f"it was built by version {record.library_version}, this machine has version {here.version}"
     if record.graph_sha256 != graph_sha256:
@@ -282,21 +362,30 @@ def _runs_on(record: PlanRecord, compute_capability: str | None) -> bool:
 
 
 def _is_too_old(compute_capability: str | None) -> bool:
-    return compute_capability is not None and float(compute_capability) < RTX_OLDEST
+    return compute_capability is not None and float(compute_capability) < RTX_MIN_CAPABILITY
 
 
 def check_plan(folder: Path, record: PlanRecord) -> Path:
-    """The path of the plan beside a record, whole. Raises BackendError if it is missing, altered or no file of the bundle."""
+    """Check the size and SHA-256 of the plan beside a record.
+
+    Args:
+        folder: the engine's folder.
+        record: the engine's record.
+
+    Returns:
+        The path of the plan.
+
+    Raises:
+        BackendError: the plan is missing, altered, or a link to a file elsewhere.
+    """
     path = folder / PLAN_FILE
     if not path.is_file() or path.resolve().parent != path.parent.resolve():
-        raise BackendError(
-            f"{path} is missing, or not a file of the bundle; build it again by camp build, with --force"
-        )
+        raise BackendError(f"{path} is missing, or not a file of the bundle; rebuild it with camp build --force")
     if path.stat().st_size != record.plan_bytes:
         sizes = f"{path.stat().st_size} bytes, its record says {record.plan_bytes}"
-        raise BackendError(f"{path} has {sizes}; build it again by camp build, with --force")
+        raise BackendError(f"{path} has {sizes}; rebuild it with camp build --force")
     if sha256_of(path) != record.plan_sha256:
         raise BackendError(
-            f"{path} was altered: its SHA-256 is not that of its record; build it again by camp build, with --force"
+            f"{path} was altered: its SHA-256 is not the one in its record; rebuild it with camp build --force"
         )
     return path
