@@ -1,4 +1,4 @@
-"""The list of packages, found in the folders they are mapped from. Everything else is in pyproject.toml."""
+"""Maps the packages to their folders; everything else is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

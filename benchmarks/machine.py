@@ -46,7 +46,7 @@ def is_current(bundle: Path, precisions: tuple[str, ...] = ()) -> bool:
         available = Bundle(bundle).manifest.precisions.keys()
     except BundleError:
         return False
-    code = max(path.stat().st_mtime for path in Path(export.__file__).parent.glob("*.py"))
+    code = max(path.stat().st_mtime for path in Path(export.__file__).parent.rglob("*.py"))
     return set(precisions) <= available and (bundle / "manifest.json").stat().st_mtime > code
 
 

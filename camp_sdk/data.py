@@ -1,9 +1,9 @@
 """Data sets on disk: folders of pictures with captions, and precomputed region features.
 
-Pictures: ``{split}/metadata.jsonl`` with one line ``{"file_name": ..., "captions": [...]}`` per picture (the ImageFolder
-convention). Features: ``{split}_ims.npy`` float32 [images, R, D] and ``{split}_caps.txt`` with one caption per line. Both
-layouts in circulation are read: one row per image with five captions each, and one row per caption, in which the row of each
-image is repeated five times.
+Pictures: ``{split}/metadata.jsonl`` with one line ``{"file_name": ..., "captions": [...]}`` per picture (the
+ImageFolder convention). Features: ``{split}_ims.npy`` float32 [images, R, D] and ``{split}_caps.txt`` with one caption
+per line. Both layouts in circulation are read: one row per image with five captions each, and one row per caption, with
+the row of each image repeated five times.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def load_split(data: str | Path, split: str) -> Split:
     """Read one split of a data set of pictures or of precomputed features.
 
     Args:
-        data: The folder of the data set. A split of pictures is a folder with a file metadata.jsonl; a split of features
-            is a pair of files such as test_ims.npy and test_caps.txt.
+        data: The folder of the data set. A split of pictures is a folder with a file metadata.jsonl; a split of
+            features is a pair of files such as test_ims.npy and test_caps.txt.
         split: The name of the split, such as "train", "dev" or "test".
 
     Raises:
@@ -188,8 +188,8 @@ def _distinct_rows(features: NDArray[np.float32], path: Path) -> NDArray[np.floa
         return features
     if not _repeats_rows(features):
         raise BundleError(
-            f"{path} repeats its rows, as files with one row per caption do, but its {len(features)} rows are not groups "
-            f"of {CAPTIONS_PER_IMAGE} equal ones"
+            f"{path} repeats its rows, as files with one row per caption do, but its {len(features)} rows are not "
+            f"groups of {CAPTIONS_PER_IMAGE} equal ones"
         )
     return features[::CAPTIONS_PER_IMAGE]
 

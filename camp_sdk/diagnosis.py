@@ -73,7 +73,7 @@ class SelfTestState:
         backend: The backend.
         precision: The precision.
         passed: Whether the test passed.
-        max_logit_error: The largest difference from PyTorch's logits; None if it was not measured or is NaN or infinite.
+        max_logit_error: The largest difference from PyTorch's logits; None if not measured, NaN or infinite.
         max_score_error: The same for the scores.
         skipped: Why the test does not apply to this backend, which is not a failure; empty if it ran.
         problem: What failed; empty if the test passed.

@@ -52,8 +52,8 @@ def protocol_folds(protocol: str, split: Split) -> int:
     counts = np.bincount(split.image_of_caption, minlength=len(split.images))
     if len(split.images) != images or (counts != CAPTIONS_PER_IMAGE).any():
         raise InputError(
-            f"{protocol} is measured on {images} images with {CAPTIONS_PER_IMAGE} captions each; split {split.name} has "
-            f"{len(split.images)} images with {counts.min()} to {counts.max()} captions: leave out `protocol`"
+            f"{protocol} is measured on {images} images with {CAPTIONS_PER_IMAGE} captions each; split {split.name} "
+            f"has {len(split.images)} images with {counts.min()} to {counts.max()} captions: leave out `protocol`"
         )
     return folds
 
@@ -111,8 +111,8 @@ def evaluate(
         retriever: Scores the pairs.
         split: The images and captions, as `load_split` reads them.
         folds: Divide the images into this many equal consecutive parts, measure each, and average.
-        on_progress: Receives the name of a step ("encoding images" or "scoring pairs") and the number of images or pairs
-            just done.
+        on_progress: Receives the name of a step ("encoding images" or "scoring pairs") and the number of images or
+            pairs just done.
         protocol: "flickr30k" (1,000 images), "coco-5k" (5,000 images) or "coco-1k" (the same 5,000 in five folds). Sets
             ``folds``, and checks that the split holds that number of images with five captions each.
         shortlists: Also measure the network with shortlists of these sizes.
@@ -197,7 +197,7 @@ def similarity_matrices(
     """Score all images against all captions.
 
     Captions are encoded 256 at a time, so that memory for their tensors does not grow with their number. Captions with
-    the same tokens are scored once: scored in blocks of different shapes they would differ by rounding, but they must tie.
+    the same tokens are scored once, because they must tie: in blocks of different shapes, rounding would set them apart.
 
     Returns:
         Logits [I, T], and the dot products of the global vectors [I, T], or None if the bundle has no global vectors.

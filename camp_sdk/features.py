@@ -172,8 +172,8 @@ class FeatureReader:
         found, width = item.image.shape, self.feature_width
         if found[1] != width or not found[0]:
             raise InputError(
-                f"{item.name} has features {found}: expected [R, {width}] with R above 0, made by the detector or network "
-                "that this model was trained with"
+                f"{item.name} has features {found}: expected [R, {width}] with R above 0, made by the detector or "
+                "network that this model was trained with"
             )
         if found[0] != regions:
             raise InputError(

@@ -193,7 +193,7 @@ def _map_images(path: Path, manifest: Manifest, precision: str) -> EncodedImages
 
 
 def _map_texts(path: Path, manifest: Manifest) -> EncodedTexts:
-    # Per-word tensors are stored with the words of all texts in one row: [words, ...] instead of the manifest's [T, N, ...].
+    # Per-word tensors are stored without padding: [words of all texts, ...] instead of the manifest's [T, N, ...].
     stored = [TensorSpec(s.name, s.dtype, s.shape[1:] if words_axis(s) else s.shape) for s in manifest.text_tensors]
     per_word = frozenset(spec.name for spec in manifest.text_tensors if words_axis(spec))
     arrays = _map_all(path, stored)

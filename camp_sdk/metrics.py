@@ -47,7 +47,7 @@ class Metrics:
     def rsum(self) -> float:
         """The sum of the six recalls in percent, 600 at best."""
         both = (self.text_to_image, self.image_to_text)
-        return round(sum(d.r1 + d.r5 + d.r10 for d in both), 6)  # recalls have few digits: drop the sum's rounding error
+        return round(sum(d.r1 + d.r5 + d.r10 for d in both), 6)  # drops the rounding error of the sum
 
     def as_dict(self) -> dict[str, Any]:
         """The metrics as plain values under "text_to_image", "image_to_text" and "rsum"."""

@@ -23,8 +23,8 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_MEGAPIXELS = 80.0  # below both limits of Pillow, of which the lower only warns
 ORIENTATION = 0x0112  # the EXIF tag
-# The transposition, by Pillow's name, that turns a picture with each value of the tag upright. Pillow's own exif_transpose
-# also rewrites the EXIF data, and fails if other tags are malformed.
+# The transposition, by Pillow's name, that turns a picture with each value of the tag upright. Pillow's own
+# exif_transpose also rewrites the EXIF data, and fails if other tags are malformed.
 UPRIGHT = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -39,7 +39,7 @@ TURNED = (5, 6, 7, 8)  # stores the rows of the upright picture as columns,
 FROM_RIGHT = (2, 3, 6, 7)  # starts at the right edge of the upright picture,
 FROM_BOTTOM = (3, 4, 7, 8)  # starts at its bottom edge.
 
-EXIF_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow keeps EXIF data that it has not parsed yet
+EXIF_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # hold EXIF data not parsed yet
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -76,10 +76,11 @@ def read_picture(
 ) -> NDArray[np.uint8]:
     """Decode a picture and fit it to a size.
 
-    The picture is turned upright by its EXIF orientation, transparency is laid over white, and the picture is resized by
-    bilinear interpolation with antialiasing. A JPEG is decoded at an eighth, a quarter or half of its size if that leaves
-    at least twice the pixels needed in both directions. For a smooth picture of 12 megapixels and a size of 224 x 224,
-    this takes at most a quarter of the processor time; pixels differ by 0.15 of 255 on average and by at most 2.
+    The picture is turned upright by its EXIF orientation, transparency is laid over white, and the picture is resized
+    by bilinear interpolation with antialiasing. A JPEG is decoded at an eighth, a quarter or half of its size if that
+    leaves at least twice the pixels needed in both directions. For a smooth picture of 12 megapixels and a size of
+    224 x 224, this takes at most a quarter of the processor time; pixels differ by 0.15 of 255 on average and by at
+    most 2.
 
     Args:
         picture: A path, the bytes of a picture file, a PIL image (which is not altered) or a uint8 array [H, W, 3].
@@ -147,9 +148,9 @@ def check_picture(picture: Any, name: str) -> None:
 def is_lazy(picture: Any) -> bool:
     """Whether a picture must be read before the caller goes on.
 
-    True for a PIL image that was opened from a file: Pillow decodes it on first use, which is not safe in two threads, and
-    the caller may close its file or move on to another frame. True also for an image with a palette or unread EXIF
-    data, which Pillow likewise processes on first use.
+    True for a PIL image that was opened from a file: Pillow decodes it on first use, which is not safe in two threads,
+    and the caller may close its file or move on to another frame. True also for an image with a palette or unparsed
+    EXIF data, which Pillow likewise processes on first use.
     """
     from PIL import Image, ImageFile
 

@@ -68,7 +68,13 @@ def global_vectors(encoded: EncodedImages | EncodedTexts) -> Logits:
 
 
 def matches_of(ranked: Ranked, scores: Logits, documents: Sequence[str | None]) -> list[Match]:
-    """One ranking as matches, best first; ``scores`` are in the order of the ranking, ``documents`` in that of the gallery."""
+    """Turn one ranking into matches.
+
+    Args:
+        ranked: Indices and logits of the items, best first.
+        scores: Their scores, in the same order.
+        documents: The name of each item of the gallery, in the gallery's order.
+    """
     rows = zip(ranked[0].tolist(), scores.tolist(), ranked[1].tolist(), strict=True)
     return [
         Match(number, score, logit, rank, documents[number])

@@ -45,17 +45,18 @@ class Retriever:
     Each graph of the bundle is opened when it is first needed. Use the retriever as a context manager, or call `close`,
     to free its engines. Any number of threads may use one retriever; close it when none of them is in a call.
 
-    On a GPU, a gallery is uploaded when it is first ranked and stays there as long as it lives. The first retriever of a
-    bundle on a GPU runs the bundle's golden self-test, and the result is remembered.
+    On a GPU, a gallery is uploaded when it is first ranked and stays there as long as it lives. The first retriever of
+    a bundle on a GPU runs the bundle's golden self-test, and the result is remembered.
 
     Args:
         bundle: The path of a bundle's folder, or an open `Bundle`.
         backend: "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt", "tensorrt-rtx" or
             "auto". "auto" takes TensorRT if `camp build` has built an engine that fits, then CUDA if it works, then
-            OpenVINO if it is installed and the processor is an x86, and otherwise ONNX Runtime on the CPU. The attribute
-            ``backend`` names the backend in use.
-        precision: "float32", "float16" (not with OpenVINO) or "bfloat16" (only with OpenVINO, on processors that compute
-            in it; the encoders stay in float32). The bundle must have been exported with graphs in that precision.
+            OpenVINO if it is installed and the processor is an x86, and otherwise ONNX Runtime on the CPU. The
+            attribute ``backend`` names the backend in use.
+        precision: "float32", "float16" (not with OpenVINO) or "bfloat16" (only with OpenVINO, on processors that
+            compute in it; the encoders stay in float32). The bundle must have been exported with graphs in that
+            precision.
         threads: The number of threads on the CPU, also for decoding pictures, 1 to 1024; None uses every core.
         memory_budget_bytes: The most memory that a call may use in addition to its arguments, its result and the
             pictures being decoded. None uses as much as makes it fast.
@@ -64,7 +65,8 @@ class Retriever:
     Raises:
         InputError: An argument has the wrong type or is out of range.
         BundleError: The bundle is broken, or has no graphs in this precision.
-        BackendError: The backend is unknown, is not available, does not score in this precision, or failed the self-test.
+        BackendError: The backend is unknown, is not available, does not score in this precision, or failed the
+            self-test.
     """
 
     def __init__(
@@ -124,8 +126,8 @@ class Retriever:
                 files, PIL images and uint8 arrays [H, W, 3], in any mixture. Features are one float array [I, R, D],
                 which may be memory-mapped, or an iterable of float arrays [R, D]. All images of a gallery must have
                 the same number of regions R; another gallery may have another.
-            names: The name of each image, for `Match.document`. Default: the path of an image given as a path, otherwise
-                none.
+            names: The name of each image, for `Match.document`. Default: the path of an image given as a path,
+                otherwise none.
             on_progress: Receives the number of images in each batch that was encoded.
             precision: How the gallery stores its tensors: "float32", "float16" (half the bytes) or "int8" (0.28 of the
                 bytes at 36 regions: one byte per number, and one scale per column of an image's tensors). Scores differ

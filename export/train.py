@@ -1,14 +1,14 @@
 """Train CAMP on a folder of pictures or on precomputed region features: `camp train`.
 
-    python export/train.py --data data/scenes --variant paper --output runs/paper
+    camp train --data data/scenes --variant paper --output runs/paper
 
-The run's folder receives best.ckpt (by rsum on the dev split), last.ckpt, logs as CSV and for TensorBoard, and run.json, which
-records the options and data of the run. A run that was killed continues with --resume.
+The run's folder receives best.ckpt (by rsum on the dev split), last.ckpt, logs as CSV and for TensorBoard, and
+run.json, which records the options and data of the run. A run that was killed continues with --resume.
 
-The recipe of the released code trains a gated model in three stages: its cross-attention model, then the fusion alone on top
-of the frozen encoders and attention, then everything:
+The recipe of the released code trains a gated model in three stages: its cross-attention model, then the fusion alone
+on top of the frozen encoders and attention, then everything:
 
-    python export/train.py --data data/f30k_precomp --variant gate_fusion_new --output runs/full \\
+    camp train --data data/f30k_precomp --variant gate_fusion_new --output runs/full \\
         --attention-epochs 30 --fusion-epochs 10 --epochs 20
 """
 
@@ -23,9 +23,9 @@ from camp_sdk.terminal import run_command
 
 def command(**options: object) -> None:
     """Train CAMP on a folder of pictures or on precomputed region features."""
-    from camp_sdk.export.training.run import run_training  # here: --help need not wait for torch
+    from camp_sdk.export.training.run import run_training  # here: --help does not wait for torch
 
-    run_training(TrainConfig(**options))  # type: ignore[arg-type]  # typer has parsed them by the same annotations
+    run_training(TrainConfig(**options))  # type: ignore[arg-type]  # typer has parsed them with the same annotations
 
 
 # One command-line option for each field of the configuration.

@@ -288,7 +288,7 @@ def test_rank_stops_at_a_broken_picture(camp: Camp, picture_bundle: Path, tmp_pa
     result = camp("rank", picture_bundle, "--images", with_a_broken_one(tmp_path / "pictures"), "--query", QUERY)
     assert (result.code, result.out) == (1, "")
     assert "broken.jpg cannot be read as a picture" in result.err.splitlines()[-1]
-    assert result.err.endswith("; --skip-broken leaves out what cannot be read\n")
+    assert result.err.endswith("; --skip-broken leaves out such pictures\n")
 
 
 def test_rank_skips_broken_pictures_if_told(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:

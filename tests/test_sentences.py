@@ -251,10 +251,10 @@ def test_starting_with_another_encoder_is_refused(data: Path, tmp_path: Path) ->
 
 
 def test_counting_words_that_are_given_is_refused(run: TrainConfig, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="`min_count` 1: tiny brings its words, leave the option out"):
+    with pytest.raises(InputError, match="`min_count` 1: tiny has its own words: leave the option out"):
         run_training(config_of(data, tmp_path / "run", min_count=1), tmp_path)
     start = run.output / "best.ckpt"
-    with pytest.raises(InputError, match=r"`min_count` 1: .*best\.ckpt brings its words, leave the option out"):
+    with pytest.raises(InputError, match=r"`min_count` 1: .*best\.ckpt has its own words: leave the option out"):
         run_training(config_of(data, tmp_path / "run", "learned", start=start, min_count=1), tmp_path)
 
 

@@ -369,7 +369,7 @@ def test_kernels_are_compiled_once_and_kept_for_later_processes(setup: Setup, rt
 
 def test_a_gpu_that_tensorrt_rtx_is_not_made_for(setup: Setup, rtx: FakeTensorRt) -> None:
     rtx.faults = 3
-    found = r"VERSION_MISMATCH, UNSUPPORTED_CC: .*; TensorRT-RTX does not run on compute capability 8.7: take another"
+    found = r"VERSION_MISMATCH, UNSUPPORTED_CC: .*; TensorRT-RTX does not run on compute capability 8.7: use another"
     with pytest.raises(BackendError, match=found + " backend"):
         TensorRtEngine(setup.plan, "tensorrt-rtx")
     rtx.faults = 1

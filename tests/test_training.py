@@ -440,7 +440,7 @@ def test_a_start_that_does_not_fit_is_refused(
 def test_a_start_of_another_kind_of_data_is_refused(
     run: TrainConfig, precomputed: Path, tmp_path: Path, cache: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"takes pictures, .* holds something else"):
+    with pytest.raises(InputError, match=r"takes pictures, but .* holds something else"):
         run_training(tiny_config(precomputed, tmp_path / "run", start=run.output / "best.ckpt"), cache)
 
 
@@ -650,7 +650,7 @@ def test_resuming_a_run_of_before_an_option_came(precomputed: Path, tmp_path: Pa
     del noted["options"]["unknown_words"]
     (config.output / "run.json").write_text(json.dumps(noted))
     assert run_training(replace(config, resume=True), cache).is_file()
-    with pytest.raises(InputError, match=r"`unknown_words` was 0\.0, is 0\.5"):
+    with pytest.raises(InputError, match=r"`unknown_words` was 0\.0, is now 0\.5"):
         run_training(replace(config, resume=True, unknown_words=0.5), cache)
 
 
@@ -790,7 +790,7 @@ def test_resuming_with_another_option_is_refused(
 ) -> None:
     config = tiny_config(precomputed, tmp_path / "run", epochs=1, variant="gate_fusion")
     run_training(config, cache)
-    with pytest.raises(InputError, match=f"`{option}` was {getattr(config, option)}, is {value}"):
+    with pytest.raises(InputError, match=f"`{option}` was {getattr(config, option)}, is now {value}"):
         run_training(replace(config, resume=True, **{option: value}), cache)
 
 
@@ -804,7 +804,7 @@ def test_resuming_with_other_data_is_refused(precomputed: Path, tmp_path: Path, 
         np.save(data / changed, np.load(data / changed)[::-1])
     else:
         (data / changed).write_text((data / changed).read_text().replace("pink", "teal"))
-    with pytest.raises(InputError, match=f"began with other data than the {split} split of .* now holds"):
+    with pytest.raises(InputError, match=f"was started with other data than the {split} split of .* now holds"):
         run_training(replace(config, resume=True), cache)
 
 
@@ -815,7 +815,7 @@ def test_resuming_with_another_picture_is_refused(scenes: Path, tmp_path: Path, 
     run_until_killed(config, cache, config.output, 3)
     picture = next((data / "dev").glob("*.*g"))
     picture.write_bytes(picture.read_bytes() + b"\0")
-    with pytest.raises(InputError, match="began with other data than the dev split"):
+    with pytest.raises(InputError, match="was started with other data than the dev split"):
         run_training(replace(config, resume=True), cache)
 
 
@@ -824,7 +824,7 @@ def test_resuming_from_another_start_is_refused(precomputed: Path, tmp_path: Pat
     config = tiny_config(precomputed, tmp_path / "run", start=starts[0])
     run_until_killed(config, cache, config.output, 3)
     for start in (None, starts[1]):
-        with pytest.raises(InputError, match="began with another `start`, or with none"):
+        with pytest.raises(InputError, match="was started with another `start`, or without one"):
             run_training(replace(config, resume=True, start=start), cache)
 
 
@@ -838,7 +838,7 @@ def test_resuming_with_other_words_is_refused(
     run_until_killed(config, cache, begun, 0 if staged else STEPS_ON_FEATURES + 3)
     other = build_tokenizer([*load_split(precomputed, "train").captions, "teal"], 1).to_str()
     monkeypatch.setattr(run_module, "make_tokenizer", lambda config, train: other)
-    with pytest.raises(InputError, match=r"and its words; these data make .* or other words"):
+    with pytest.raises(InputError, match=r"and its words; these data lead to .* or to other words"):
         run_training(replace(config, resume=True), cache)
 
 

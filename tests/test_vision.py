@@ -231,7 +231,7 @@ def test_a_run_does_not_go_on_with_another_graph(run: TrainConfig, tmp_path: Pat
         ({"tune_vision": True}, "`tune_vision`: small is always trained"),
         ({"vision": "ONNX", "picture_size": 96}, "`picture_size` 96: .*vision.onnx takes 24 x 32 pixels"),
         ({"picture_size": 1056}, "`vision` of 1056 x 1056 pixels: expected 1 to 1024"),
-        ({"pixel_mean": "0,0,0"}, "`vision` small brings its own"),
+        ({"pixel_mean": "0,0,0"}, "`vision` small has its own"),
         (
             {"cache": Path("here")},
             "`cache` here: keeps the features of a frozen network, but `vision` small is trained",

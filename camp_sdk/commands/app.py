@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -17,15 +18,15 @@ from camp_sdk.commands.eval import eval_command
 from camp_sdk.commands.rank import rank_command
 from camp_sdk.terminal import run_app
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "eval": eval_command,
     "rank": rank_command,
     "encode": encode_command,
     "build": build_command,
     "doctor": doctor_command,
 }
-# Modules of camp_sdk.export, each with a function `command`. They are imported by name, only when they are needed, because
-# the SDK does not depend on the packages for training.
+# Modules of camp_sdk.export, each with a function `command`. They are imported by name, only when they are needed,
+# because the SDK does not depend on the packages for training.
 TRAINING_COMMANDS = {"scenes": "scenes", "train": "train", "import": "import_checkpoint", "export": "to_onnx"}
 
 

@@ -31,9 +31,7 @@ def eval_command(
         str | None, typer.Option(help="flickr30k, coco-5k or coco-1k: sets the folds and checks the data.")
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Average over this many equal parts of the images.", min=1)] = None,
-    shortlist: Annotated[
-        int, typer.Option(help="Also measure shortlists of 10 to this many candidates.", min=0)
-    ] = 0,
+    shortlist: Annotated[int, typer.Option(help="Also measure shortlists of 10 to this many candidates.", min=0)] = 0,
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "float32",

@@ -10,8 +10,8 @@ import typer
 from camp_sdk.runtime.backends import BACKENDS
 
 IMAGES_HELP = (
-    "Folder of pictures (without subfolders), or .npy file of float32 features [I, R, D]; rows repeated five times count "
-    "once."
+    "Folder of pictures (without subfolders), or .npy file of float32 features [I, R, D]; rows repeated five times "
+    "count once."
 )
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder written by camp export.")]

@@ -1,6 +1,6 @@
 """The configuration of a training run: its options, their defaults, and every check of them.
 
-Messages name an option in backticks; the command line shows it as its flag.
+Messages name an option in backticks, which the command line shows as its flag.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import FITS
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # what each starts from
-DISTANCE_VARIANTS = ("paper", "scalar")  # their MLP sees the sum of both sides
-MACHINE_OPTIONS = ("data", "output", "start", "resume", "devices", "workers", "cache")  # they differ between machines
+CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # variants of the first stage
+DISTANCE_VARIANTS = ("paper", "scalar")  # their MLP takes the sum of both sides
+MACHINE_OPTIONS = ("data", "output", "start", "resume", "devices", "workers", "cache")  # may differ between machines
 PICTURE_OPTIONS = ("vision", "tune_vision", "picture_size", "fit", "pixel_mean", "pixel_std", "cache")
 MINIMUM = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
 MINIMUM |= dict.fromkeys(
     ("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed"), 0
 )
 MINIMUM |= dict.fromkeys(("pair_batch", "picture_size", "workers", "weight_decay"), 0)
-MAX_SEED = 2**32 - 1  # of Lightning and numpy
+MAX_SEED = 2**32 - 1  # the limit of Lightning and numpy
 VARIANTS = (*DISTANCE_VARIANTS, *CROSS_ATTENTION.values(), *CROSS_ATTENTION)
-VARIANT = "paper (gates of d numbers), scalar (one number, factored), or one of the released code's: " + ", ".join(
+VARIANT = "paper (gates of width d), scalar (scalar gates, factored), or a variant of the released code: " + ", ".join(
     [*CROSS_ATTENTION.values(), *CROSS_ATTENTION]
 )
 SMALL, EFFICIENTNET, ONNX_SUFFIX = "small", "efficientnet-lite0", ".onnx"  # values of `vision`
 PICTURE_SIZES = {SMALL: 96, EFFICIENTNET: 192}
-VISION = "Pictures to features: small (trained with the rest), efficientnet-lite0 (pretrained), or an ONNX file."
-FIT = f"{', '.join(FITS)}. Default: stretch for --vision small, letterbox for others."
+VISION = "Vision network: small (trained with the rest), efficientnet-lite0 (pretrained), or an ONNX file."
+FIT = f"Resizing: {', '.join(FITS)}. Default: stretch for --vision small, otherwise letterbox."
 OF_FEATURES = {
     "width": 1024,
     "word_width": 300,
@@ -59,75 +59,90 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every option of a run. Options left at 0 take a value that suits the data: see `completed`."""
+    """Every option of a run; `completed` replaces values left at 0 by ones that suit the data."""
 
     data: Annotated[Path, typer.Option(help="Data set: a folder of pictures or of precomputed features.")]
     output: Annotated[Path, typer.Option(help="Folder of the run.")]
     variant: Annotated[str, typer.Option(help=VARIANT)] = "paper"
-    start: Annotated[Path | None, typer.Option(help="Checkpoint to start from; brings its vocabulary.")] = None
+    start: Annotated[Path | None, typer.Option(help="Checkpoint to start from; its vocabulary is kept.")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished epoch.")] = False
-    width: Annotated[int, typer.Option(help="d. 0: 1024 for features, 128 for pictures.")] = 0
-    word_width: Annotated[int, typer.Option(help="Learned vectors. 0: 300 for features, 64 for pictures.")] = 0
-    words: Annotated[str, typer.Option(help="learned, or a pretrained encoder, frozen: all-minilm-l6-v2.")] = LEARNED
+    width: Annotated[int, typer.Option(help="Width d of the network. 0: 1024 for features, 128 for pictures.")] = 0
+    word_width: Annotated[
+        int, typer.Option(help="Width of learned word vectors. 0: 300 for features, 64 for pictures.")
+    ] = 0
+    words: Annotated[
+        str, typer.Option(help="Word vectors: learned, or of a frozen pretrained encoder: all-minilm-l6-v2.")
+    ] = LEARNED
     vision: Annotated[str, typer.Option(help=VISION)] = SMALL
     tune_vision: Annotated[bool, typer.Option("--tune-vision", help="Also train a pretrained vision network.")] = False
-    picture_size: Annotated[int, typer.Option(help="Pixels, a multiple of 96, of 32 for efficientnet. 0: 96, 192.")] = 0
+    picture_size: Annotated[
+        int, typer.Option(help="Width and height in pixels, a multiple of 96 (efficientnet: 32). 0: 96 (192).")
+    ] = 0
     fit: Annotated[str, typer.Option(help=FIT)] = ""
-    pixel_mean: Annotated[str, typer.Option(help="Three numbers, 0..1; default: those of --vision.")] = ""
-    pixel_std: Annotated[str, typer.Option(help="Deviations, as --pixel-mean.")] = ""
-    attention_epochs: Annotated[int, typer.Option(help="Epochs of the cross-attention model first.")] = 0
-    fusion_epochs: Annotated[int, typer.Option(help="Then epochs of the fusion alone, the rest frozen.")] = 0
+    pixel_mean: Annotated[
+        str, typer.Option(help="Mean of each channel, three numbers in 0..1. Default: that of --vision.")
+    ] = ""
+    pixel_std: Annotated[str, typer.Option(help="Standard deviation of each channel, as --pixel-mean.")] = ""
+    attention_epochs: Annotated[int, typer.Option(help="First train the cross-attention model, this many epochs.")] = 0
+    fusion_epochs: Annotated[int, typer.Option(help="Then train the fusion alone, this many epochs.")] = 0
     epochs: Annotated[int, typer.Option(help="Epochs of the whole network. 0: 30 for features, 5 for pictures.")] = 0
     batch_size: Annotated[int, typer.Option(help="Pairs per step. 0: 128 for features, 24 for pictures.")] = 0
-    neighbours: Annotated[int, typer.Option(help="Consecutive images sharing a batch. 0: 1; 2 for pictures.")] = 0
-    negatives: Annotated[
-        int, typer.Option(help="Hardest negatives per direction. 0: 1, as in the paper; 3 for pictures.")
+    neighbours: Annotated[
+        int, typer.Option(help="Consecutive images kept in one batch. 0: 1 for features, 2 for pictures.")
     ] = 0
-    pair_batch: Annotated[int, typer.Option(help="Pairs of a batch used by the pair losses; 0: all.")] = 0
+    negatives: Annotated[
+        int, typer.Option(help="Hardest negatives per direction. 0: 1 for features (as in the paper), 3 for pictures.")
+    ] = 0
+    pair_batch: Annotated[int, typer.Option(help="Pairs of a batch that the pair losses use. 0: all.")] = 0
     learning_rate: Annotated[
         float,
-        typer.Option(help="Peak rate. 0: 5e-4 for features, 7e-4 for pictures, times sqrt(batch size / default)."),
+        typer.Option(help="Peak rate. 0: 5e-4 for features, 7e-4 for pictures, times sqrt(batch size / its default)."),
     ] = 0.0
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-3
-    dropout: Annotated[float, typer.Option(help="Share of the region features dropped in a step.")] = 0.0
-    word_dropout: Annotated[float, typer.Option(help="Share of the word vectors dropped in a step.")] = 0.0
-    unknown_words: Annotated[float, typer.Option(help="Share of the words read as <unk> in a step.")] = 0.0
+    dropout: Annotated[float, typer.Option(help="Share of the region features dropped in each step.")] = 0.0
+    word_dropout: Annotated[float, typer.Option(help="Share of the word vectors dropped in each step.")] = 0.0
+    unknown_words: Annotated[float, typer.Option(help="Share of the words read as <unk> in each step.")] = 0.0
     begin_as_distance: Annotated[
-        bool, typer.Option("--begin-as-distance", help="Initialise scores to fall with the distance of the two sides.")
+        bool, typer.Option("--begin-as-distance", help="Initialise scores to fall with the distance of image and text.")
     ] = False
     warm_part: Annotated[float, typer.Option(help="Share of the run over which negatives narrow to the hardest.")] = 0.1
     softmax_weight: Annotated[
-        float, typer.Option(help="Weight of a softmax loss over all pairs of a batch; 0: none.")
+        float, typer.Option(help="Weight of a softmax loss over all pairs of a batch. 0: none.")
     ] = 0.0
-    global_weight: Annotated[float, typer.Option(help="Weight of the global vectors' loss. 0: no such vectors.")] = 0.5
-    patience: Annotated[int, typer.Option(help="Stop after this many epochs without a better rsum; 0: never.")] = 0
-    min_count: Annotated[int, typer.Option(help="Words seen less often become <unk>.")] = 4
-    precision: Annotated[str, typer.Option(help="Lightning's: 32-true, 16-mixed or bf16-mixed.")] = "32-true"
+    global_weight: Annotated[
+        float, typer.Option(help="Weight of the loss on the global vectors. 0: no global vectors.")
+    ] = 0.5
+    patience: Annotated[int, typer.Option(help="Stop after this many epochs without a better rsum. 0: never.")] = 0
+    min_count: Annotated[int, typer.Option(help="Words that occur fewer times become <unk>.")] = 4
+    precision: Annotated[str, typer.Option(help="Arithmetic: 32-true, 16-mixed or bf16-mixed.")] = "32-true"
     devices: Annotated[str, typer.Option(help="Number of devices, or auto.")] = "auto"
-    workers: Annotated[int, typer.Option(help="Processes that prepare batches.")] = 0
+    workers: Annotated[int, typer.Option(help="Number of processes that prepare batches.")] = 0
     cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps a frozen --vision's features for other runs.")
+        Path | None, typer.Option(help="Folder that keeps the features of a frozen --vision for other runs.")
     ] = None
-    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the data.")] = 0
 
     def completed(self, pictures: bool, fixed: Mapping[str, Any], source: object) -> TrainConfig:
-        """The same run with every option set, checked.
+        """Set every option that was left at 0, and check all of them.
 
-        Options left at 0 take what suits the data: small and quick for pictures, the paper's sizes for features. The
-        learning rate grows with the square root of the batch size, because a larger batch has a steadier gradient.
+        The defaults suit the data: small and quick for pictures, the paper's sizes for features. The learning rate
+        grows with the square root of the batch size, because a larger batch has a steadier gradient.
 
         Args:
-            pictures: whether the data set holds pictures rather than features.
-            fixed: options that a checkpoint or a pretrained encoder fixes.
-            source: what fixes them, for messages.
+            pictures: Whether the data set holds pictures, not features.
+            fixed: Options that a checkpoint or a pretrained encoder fixes.
+            source: The checkpoint or encoder that fixes them, for messages.
+
+        Returns:
+            The complete configuration of the same run.
 
         Raises:
-            InputError: an option is out of range, does not fit the others, does not apply to the data, or is fixed.
+            InputError: An option is out of range, conflicts with another, does not apply to the data, or is fixed.
         """
         suited = OF_PICTURES if pictures else OF_FEATURES
         chosen = suited | {"picture_size": PICTURE_SIZES.get(self.vision, 0) if pictures else 0}
         config = self._with_fixed(fixed, source)
-        values = {name: getattr(config, name) or value for name, value in chosen.items()}
+        values: dict[str, Any] = {name: getattr(config, name) or value for name, value in chosen.items()}
         if not config.learning_rate and config.batch_size > 0:
             values["learning_rate"] *= math.sqrt(config.batch_size / suited["batch_size"])
         config = replace(config, **values)
@@ -135,7 +150,7 @@ class TrainConfig:
         return config
 
     def as_dict(self) -> dict[str, str | int | float]:
-        """Plain values for the checkpoint, without the options that differ between machines."""
+        """The options as plain values for the checkpoint, without those that may differ between machines."""
         kept = {name: value for name, value in asdict(self).items() if name not in MACHINE_OPTIONS}
         return kept | ({"vision": "onnx"} if self.vision.endswith(ONNX_SUFFIX) else {})
 
@@ -165,9 +180,9 @@ class TrainConfig:
         return replace(self, **fixed)
 
     def _check(self, pictures: bool) -> None:
-        for name, least in MINIMUM.items():
-            if not least <= getattr(self, name) < math.inf:  # refuses NaN as well
-                raise InputError(f"`{name}` {getattr(self, name)}: expected a number, {least} or more")
+        for name, minimum in MINIMUM.items():
+            if not minimum <= getattr(self, name) < math.inf:  # refuses NaN as well
+                raise InputError(f"`{name}` {getattr(self, name)}: expected a number, {minimum} or more")
         for name, values in (("variant", VARIANTS), ("precision", PRECISIONS), ("fit", ("", *FITS))):
             if getattr(self, name) not in values:
                 raise InputError(f"`{name}` {getattr(self, name)}: expected one of {', '.join(filter(None, values))}")
@@ -213,7 +228,7 @@ class TrainConfig:
             raise InputError(f"`unknown_words` {self.unknown_words}: {self.words} knows every word")
         if self.min_count != TrainConfig.min_count and (self.start or self.words != LEARNED):
             source = self.start or self.words
-            raise InputError(f"`min_count` {self.min_count}: {source} brings its words, leave the option out")
+            raise InputError(f"`min_count` {self.min_count}: {source} has its own words: leave the option out")
 
     def _check_vision(self) -> None:
         if self.vision not in PICTURE_SIZES and not self.vision.endswith(ONNX_SUFFIX) and not self.start:
@@ -228,22 +243,29 @@ class TrainConfig:
             )
         fixed = self.start or (f"`vision` {SMALL}" if self.vision == SMALL else None)
         if fixed and (self.mean or self.std):
-            raise InputError(f"`pixel_mean`, `pixel_std`: {fixed} brings its own")
+            raise InputError(f"`pixel_mean`, `pixel_std`: {fixed} has its own")
 
 
 def channels(option: str, text: str) -> Channels | None:
-    """Three numbers from text, as "0.5, 0.5, 0.5"; None for no text.
+    """Read three numbers from text such as "0.5,0.5,0.5".
+
+    Args:
+        option: The option that holds the text.
+        text: The text; "" if the option was not given.
+
+    Returns:
+        The numbers of the three channels, or None for "".
 
     Raises:
-        InputError: the text is not three finite numbers, or a deviation is not above zero.
+        InputError: The text is not three finite numbers, or a standard deviation is not above zero.
     """
     if not text:
         return None
     try:
         red, green, blue = (float(number) for number in text.split(","))
     except ValueError:
-        raise InputError(f"`{option}` {text!r}: expected three numbers, as 0.5,0.5,0.5") from None
-    least = 1e-6 if option == "pixel_std" else -math.inf
-    if not all(least <= number < math.inf for number in (red, green, blue)):
-        raise InputError(f"`{option}` {text!r}: expected finite numbers, deviations above zero")
+        raise InputError(f"`{option}` {text!r}: expected three numbers such as 0.5,0.5,0.5") from None
+    minimum = 1e-6 if option == "pixel_std" else -math.inf
+    if not all(minimum <= number < math.inf for number in (red, green, blue)):
+        raise InputError(f"`{option}` {text!r}: expected finite numbers, standard deviations above zero")
     return red, green, blue

@@ -28,9 +28,9 @@ from camp_sdk.runtime.manifest import PixelSpec
 from camp_sdk.runtime.threads import available_cores, map_ahead
 from camp_sdk.terminal import progress
 
-EXAMPLES = 24
-AHEAD = 32  # pictures decoded before they are asked for
-READING = 2  # increased whenever reading or normalising changes the features, so that kept ones are not used
+EXAMPLES = 24  # images of dev in each checkpoint
+AHEAD = 32  # pictures decoded in advance
+READING = 2  # increased whenever reading, normalising or a network changes, so that features kept before are not used
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Images:
     """The images of a run as training reads them.
 
     Args:
-        stores: of the train and the dev split, uint8 pictures [I, H, W, 3] or float32 features [I, R, D].
-        examples: a few images of dev for the checkpoint, pictures wherever the data set holds pictures.
-        pixels: how to normalise the pictures in ``stores``; None for features.
+        stores: The images of the train and the dev split: pictures uint8 [I, H, W, 3] or features float32 [I, R, D].
+        examples: A few images of dev for the checkpoint: pictures if the data set holds pictures, otherwise features.
+        pixels: How to normalise the pictures in ``stores``; None for features.
     """
 
     stores: tuple[NDArray[Any], NDArray[Any]]
@@ -51,29 +51,39 @@ class Images:
 def prepare_images(
     splits: tuple[Split, Split], vision: Vision | None, tuned: bool, scratch: Path, kept: Path
 ) -> Images:
-    """Decode the pictures of a run for a vision network that is trained, or encode them by one that is not.
+    """Decode the pictures of a run for a vision network that is trained, or encode them with a frozen one.
 
     Args:
-        splits: train and dev.
-        vision: None for a data set of features.
-        tuned: whether a network that came with its weights is trained, too.
-        scratch: a folder of this run alone, for decoded pictures.
-        kept: a folder that runs may share, for features.
+        splits: Train and dev.
+        vision: The vision network; None for a data set of features.
+        tuned: Whether a pretrained network is trained, too.
+        scratch: A folder for decoded pictures, used by this run alone.
+        kept: A folder for features, which runs may share.
     """
     dev = splits[1]
     if vision is None:
-        return Images((splits[0].images, dev.images), np.array(dev.images[:EXAMPLES]))  # type: ignore[arg-type]  # arrays
+        stores: Any = splits[0].images, dev.images  # arrays
+        return Images(stores, np.array(dev.images[:EXAMPLES]))
     spec = vision.pixels
     if vision.network is None or tuned:
-        train_store, dev_store = (decode_pictures(split, spec, scratch / f"{split.name}.npy") for split in splits)
-        return Images((train_store, dev_store), np.array(dev_store[:EXAMPLES]), spec)
+        decoded = [decode_pictures(split, spec, scratch / f"{split.name}.npy") for split in splits]
+        return Images((decoded[0], decoded[1]), np.array(decoded[1][:EXAMPLES]), spec)
     few = [read_picture(path, spec.height, spec.width, str(path), spec.fit) for path in dev.images[:EXAMPLES]]
     train_store, dev_store = encode_pictures(splits, vision, kept)
     return Images((train_store, dev_store), np.stack(few))
 
 
 def decode_pictures(split: Split, spec: PixelSpec, file: Path) -> NDArray[np.uint8]:
-    """Decode a split's pictures once into a memory-mapped file: uint8 [I, H, W, 3], not yet normalised."""
+    """Decode a split's pictures into a memory-mapped file.
+
+    Args:
+        split: A split of pictures.
+        spec: The size of the pixels, and how pictures are fitted to it.
+        file: The .npy file to write.
+
+    Returns:
+        Pixels uint8 [I, H, W, 3], not yet normalised.
+    """
     assert split.has_pictures
     pixels = open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(split.images), spec.height, spec.width, 3))
     rows = iter(pixels)
@@ -88,9 +98,16 @@ def decode_pictures(split: Split, spec: PixelSpec, file: Path) -> NDArray[np.uin
 
 
 def encode_pictures(splits: Sequence[Split], vision: Vision, folder: Path) -> list[NDArray[np.float32]]:
-    """Features [I, R, D] of each split's pictures by a frozen network, memory-mapped, as the bundle's graph makes them.
+    """Encode pictures with a frozen network, through the same graph that the bundle will hold.
 
-    They are kept in ``folder``, and computed again only if the network, its preprocessing or the pictures change.
+    Args:
+        splits: Splits of pictures.
+        vision: The network and its preprocessing.
+        folder: The folder that keeps the features; they are computed again only if the network, its preprocessing or
+            the pictures change.
+
+    Returns:
+        Features [I, R, D] of each split, memory-mapped.
     """
     files = [folder / f"features-{_key(split, vision)}.npy" for split in splits]
     missing = [(split, file) for split, file in zip(splits, files, strict=True) if not _is_whole(file)]
@@ -112,7 +129,7 @@ def _is_whole(file: Path) -> bool:
 
 @contextmanager
 def _engine_of(vision: Vision) -> Iterator[Engine]:
-    """The network as the bundle will have it."""
+    """An engine of the network, as the bundle will hold it."""
     assert vision.network is not None
     with tempfile.TemporaryDirectory(prefix="camp-") as folder:
         graph = Path(folder) / "vision.onnx"
@@ -128,7 +145,7 @@ def _encode(split: Split, vision: Vision, engine: Engine, file: Path) -> None:
         rows, start = None, 0  # [I, R, D], once R is known
         for batch in batches:
             features = batch.features
-            assert features is not None  # broken pictures raise
+            assert features is not None  # a broken picture raises an error
             if rows is None:
                 rows = open_memmap(file, "w+", np.float32, (total, *features.shape[1:]))
             rows[start : start + len(features)] = features
@@ -145,6 +162,6 @@ def _key(split: Split, vision: Vision) -> str:
         digest.update(name.encode())
         digest.update(weight.cpu().numpy().tobytes())
     for path in split.images:
-        about = Path(path).stat()
-        digest.update(f"{Path(path).resolve()} {about.st_size} {about.st_mtime_ns}".encode())
+        found = Path(path).stat()
+        digest.update(f"{Path(path).resolve()} {found.st_size} {found.st_mtime_ns}".encode())
     return digest.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""A run of training from its options to its best checkpoint: data, tokenizer, stages, and resuming after a kill."""
+"""A training run from its options to its best checkpoint: data, tokenizer, stages, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Stage:
     """One part of a run, which starts from the weights of the part before.
 
     Args:
-        config: the run's options with the epochs and the folder of this part; the last part has the run's own folder.
-        fusion_only: whether encoders and attention are frozen.
+        config: The run's options with the epochs and the folder of this part; the last part has the run's own folder.
+        fusion_only: Whether encoders and attention are frozen.
     """
 
     config: TrainConfig
@@ -71,12 +71,12 @@ def run_training(config: TrainConfig, scratch: Path | None = None) -> Path:
     """Train, and return the path of the best checkpoint.
 
     Args:
-        config: the run's options; those left at 0 take what suits the data.
-        scratch: a folder of this run alone for decoded pictures; a temporary one by default.
+        config: The run's options; those left at 0 take values that suit the data.
+        scratch: A folder for decoded pictures, used by this run alone. Default: a temporary folder.
 
     Raises:
-        InputError: options that no run can have, or an output folder in use.
-        BundleError: a broken data set or checkpoint.
+        InputError: The options are not valid, or the output folder is in use.
+        BundleError: The data set or the checkpoint to start from is broken.
     """
     run = Run(config)
     if scratch is not None:
@@ -86,14 +86,14 @@ def run_training(config: TrainConfig, scratch: Path | None = None) -> Path:
 
 
 class Run:
-    """A run of training: its splits, the checkpoint it starts from, and its options, completed by both and checked.
+    """A training run: its splits, the checkpoint that it starts from, and its complete, checked options.
 
     Args:
-        config: the options as they were given.
+        config: The options as they were given.
 
     Raises:
-        InputError: options that no run can have.
-        BundleError: a broken data set or checkpoint.
+        InputError: The options are not valid.
+        BundleError: The data set or the checkpoint to start from is broken.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -108,7 +108,14 @@ class Run:
         self.config.check_batch(len(self.splits[0].captions))
 
     def train(self, scratch: Path) -> Path:
-        """Train every stage that is not finished; returns the best checkpoint of the last."""
+        """Train every stage that is not finished, and return the best checkpoint of the last.
+
+        Args:
+            scratch: A folder for decoded pictures, used by this run alone.
+
+        Raises:
+            InputError: The output folder is in use, or the run cannot be resumed with these options and data.
+        """
         config, record = self.config, run_record(self.config, *self.splits)
         check_output(config, record)
         keep_freed_memory()
@@ -130,10 +137,12 @@ class Run:
         return best
 
     def prepare(self, scratch: Path) -> tuple[TrainingData, Origin]:
-        """The run's data as training reads them, and what its checkpoints will say beside their weights.
+        """Prepare the run's data, and the metadata that its checkpoints hold beside their weights.
 
-        Tokenizer, vision network and preprocessing are those of the checkpoint that the run starts from, if there is
-        one.
+        Tokenizer, vision network and preprocessing come from the checkpoint that the run starts from, if there is one.
+
+        Args:
+            scratch: A folder for decoded pictures, used by this run alone.
         """
         config, started, (train, dev) = self.config, self.started, self.splits
         tokenizer_text = started[1].tokenizer if started else make_tokenizer(config, train)
@@ -170,18 +179,18 @@ class Run:
         widths = [split.images.shape[2] for split in self.splits if isinstance(split.images, np.ndarray)]
         if len(set(widths)) > 1:
             raise InputError(
-                f"{self.data}: features of {widths[0]} numbers in train, {widths[1]} in dev: expected the same"
+                f"{self.data}: features of {widths[0]} numbers in train, {widths[1]} in dev: expected the same width"
             )
         if len(train.images) < 2:
-            raise InputError(f"{self.data}: one training image; negatives are other images, expected 2 or more")
+            raise InputError(f"{self.data}: one training image; negatives are other images: expected 2 or more")
 
     def _mismatch(self, origin: Origin) -> InputError:
         expected = "pictures" if origin.pixels else f"features of width {origin.model.feature_width}"
-        return InputError(f"{self.start} takes {expected}, {self.data} holds something else")
+        return InputError(f"{self.start} takes {expected}, but {self.data} holds something else")
 
 
 def fixed_options(config: TrainConfig, started: tuple[Camp, Origin] | None) -> tuple[dict[str, Any], object]:
-    """The options that a run's checkpoint, or its sentence encoder, fixes, and which of the two it is."""
+    """The options fixed by a run's start checkpoint or sentence encoder, and which of the two fixes them."""
     if started is None:
         sentence = sentence_width(config.words)
         return {} if sentence is None else {"word_width": sentence}, config.words
@@ -203,7 +212,7 @@ def sentence_of(words: str) -> SentenceConfig | None:
 
 
 def make_tokenizer(config: TrainConfig, train: Split) -> str:
-    """The text of a tokenizer.json: of the training captions' words, or a pretrained encoder's own."""
+    """The text of tokenizer.json: built from the training captions, or taken from a pretrained encoder."""
     if config.words == LEARNED:
         return build_tokenizer(train.captions, config.min_count).to_str()
     return read_tokenizer(config.words)
@@ -217,7 +226,15 @@ def _print_best(best: Path, epochs: int) -> None:
 
 
 def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | None) -> Path:
-    """Train one stage from the weights of ``start``, or from its last finished epoch; returns its best checkpoint."""
+    """Train one stage and return its best checkpoint.
+
+    Args:
+        stage: The stage.
+        data: The run's data.
+        origin: The metadata of the run's checkpoints.
+        start: A checkpoint whose weights the stage starts from; None to start from random weights. Ignored if the stage
+            continues from its own last finished epoch.
+    """
     config = stage.config
     lightning.seed_everything(config.seed, verbose=False)
     model = replace(origin.model, variant=config.variant)
@@ -229,7 +246,7 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
     elif not resume:
         _begin(module.model, config)
     best = RunCheckpoint(config.output, "best", monitor="rsum", mode="max", enable_version_counter=False)
-    # Not `save_last` of the other one: it is written only together with a new best.
+    # A second callback instead of `save_last` of the first, which writes last.ckpt only together with a new best.
     every = RunCheckpoint(config.output, "last", enable_version_counter=False)
     with quiet_lightning():
         trainer = build_trainer(config, [best, every, RichProgressBar(refresh_rate=10, leave=True)])
@@ -238,7 +255,7 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
             keep_logged(trainer, finished_epochs(last))
         try:
             trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
-        except SystemExit as stopped:  # Lightning ends the process with 1 on Ctrl-C
+        except SystemExit as stopped:  # Lightning exits with 1 on Ctrl-C
             stderr.print("stopped: --resume continues after the last finished epoch", style="red")
             if stopped.code == 1:
                 raise KeyboardInterrupt from None
@@ -260,10 +277,14 @@ def _begin(model: Camp, config: TrainConfig) -> None:
 
 
 def start_from(model: Camp, checkpoint: Path) -> None:
-    """Load the weights of a checkpoint into a network of the same sizes; what the checkpoint lacks stays as it is.
+    """Load the weights of a checkpoint into a network of the same sizes.
+
+    Args:
+        model: The network. Weights that the checkpoint lacks stay as they are.
+        checkpoint: The checkpoint.
 
     Raises:
-        InputError: the checkpoint has weights that the network lacks; the message lists them.
+        InputError: The checkpoint has weights that the network lacks; the message lists them.
     """
     weights, own = load_checkpoint(checkpoint)[0].state_dict(), model.state_dict()
     if not model.config.global_vectors:

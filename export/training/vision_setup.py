@@ -1,4 +1,4 @@
-"""From a run's options to its pretrained vision network and the pixels that it takes."""
+"""The vision network of a run and the pixels that it takes, from the run's options."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from camp_sdk.pictures import read_picture
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import MAX_PIXELS, PixelSpec
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of most pretrained networks
-LITE = (127 / 255,) * 3, (128 / 255,) * 3  # of EfficientNet-Lite
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # pixel mean and deviation of most pretrained networks
+LITE = (127 / 255,) * 3, (128 / 255,) * 3  # the same of EfficientNet-Lite
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Vision:
     """The vision network of a run.
 
     Args:
-        name: as in `ModelConfig`.
-        pixels: what it takes.
-        width: D, of its features.
-        network: with its weights; None for the small network, which each run trains from scratch.
+        name: Its name in `ModelConfig`.
+        pixels: The pixels that it takes.
+        width: Width D of its features.
+        network: The network with its weights; None for the small network, which each run trains from scratch.
     """
 
     name: str
@@ -40,12 +40,20 @@ class Vision:
 
 
 def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] | None = None) -> Vision | None:
-    """The vision network of a run, from its options or its start checkpoint; None for a data set of features.
+    """Open the vision network of a run.
+
+    Args:
+        config: The run's options, which name the network.
+        train: The training split.
+        started: The checkpoint that the run starts from; its vision network, if it has one, takes precedence.
+
+    Returns:
+        The network, or None for a data set of features.
 
     Raises:
-        InputError: options that do not fit the network.
-        BundleError: a broken ONNX file.
-        MissingExtraError: the pretrained network is not installed.
+        InputError: The options do not fit the network.
+        BundleError: The ONNX file is broken.
+        MissingExtraError: The pretrained network is not installed.
     """
     if not train.has_pictures:
         return None
@@ -64,7 +72,7 @@ def _of_checkpoint(model: Camp, origin: Origin) -> Vision:
 
 def _open_small(config: TrainConfig, train: Split) -> Vision:
     size = config.picture_size
-    VisionNet(1, size)  # refuses a wrong size before any picture is read
+    VisionNet(1, size)  # raises for a wrong size before any picture is read
     _check_size(size, size)
     open_ = PixelSpec(size, size, (0, 0, 0), (1, 1, 1), (VisionNet.GRID, VisionNet.GRID), config.fit or "stretch")
     mean, std = measure_pixels(train, open_)
@@ -106,4 +114,4 @@ def _pixels(config: TrainConfig, height: int, width: int, made_with: tuple[Chann
 
 def _check_size(height: int, width: int) -> None:
     if not (0 < height <= MAX_PIXELS and 0 < width <= MAX_PIXELS):
-        raise InputError(f"`vision` of {height} x {width} pixels: expected 1 to {MAX_PIXELS} each way")
+        raise InputError(f"`vision` of {height} x {width} pixels: expected 1 to {MAX_PIXELS} in height and width")
