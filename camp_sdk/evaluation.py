@@ -197,7 +197,7 @@ def similarity_matrices(
     """Score all images against all captions.
 
     Captions are encoded 256 at a time, so that memory for their tensors does not grow with their number. Captions with
-    the same tokens are scored once, because they must tie: in blocks of different shapes, rounding would set them apart.
+    the same tokens are scored once, because they must tie: in blocks of different shapes, rounding could separate them.
 
     Returns:
         Logits [I, T], and the dot products of the global vectors [I, T], or None if the bundle has no global vectors.

@@ -211,7 +211,8 @@ def test_a_shortlist_shorter_than_the_answer_is_refused_first(camp: Camp, pictur
 def test_a_shortlist_without_global_vectors_is_refused_first(
     camp: Camp, released_bundle: Callable[[str], Path], precomputed: Path
 ) -> None:
-    bundle, reason = released_bundle("gate_fusion"), "error: --shortlist: this bundle has no global vectors to make one with"
+    bundle = released_bundle("gate_fusion")
+    reason = "error: --shortlist: this bundle has no global vectors to make one with"
     camp("--version")  # what the export of the bundle printed is read with it
     images = ["--images", precomputed / "test_ims.npy", "--query", QUERY]
     assert camp("rank", bundle, *images, "--shortlist", 9).err.startswith(reason)

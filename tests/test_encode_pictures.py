@@ -368,5 +368,5 @@ def test_a_gallery_tells_once_what_was_skipped(picture_retriever: Retriever, pat
 
 @pytest.mark.parametrize("limit", [0, -1, float("nan"), "80", None])
 def test_a_limit_that_is_none(picture_retriever: Retriever, paths: list[Path], limit: Any) -> None:
-    with pytest.raises(InputError, match=r"max_megapixels is .*: expected a number above 0"):
+    with pytest.raises(InputError, match=r"`max_megapixels` is .*: expected a number above 0"):
         picture_retriever.encode_images(paths, max_megapixels=limit)

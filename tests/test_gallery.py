@@ -159,7 +159,7 @@ def test_pickled_objects_are_refused(feature_retriever: Retriever, images: Galle
 def test_metadata_of_another_kind(feature_retriever: Retriever, images: Gallery, tmp_path: Path, text: str) -> None:
     folder = saved(images, tmp_path / "gallery")
     (folder / "gallery.json").write_text(text)
-    with pytest.raises(BundleError, match=r"gallery\.json.*encode it again"):
+    with pytest.raises(BundleError, match=r"gallery\.json is broken .*encode the gallery again"):
         feature_retriever.open_gallery(folder)
 
 

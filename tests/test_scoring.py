@@ -421,7 +421,7 @@ def test_a_shortlist_of_everything_is_the_exhaustive_ranking(
 def test_a_shortlist_that_is_none_is_refused(
     feature_retriever: Retriever, many: NDArray[np.float32], shortlist: Any
 ) -> None:
-    with pytest.raises(InputError, match="expected a whole number, at least top_k = 5, or None"):
+    with pytest.raises(InputError, match="expected a whole number, at least `top_k` = 5, or None"):
         feature_retriever.rank(QUERY, many, 5, shortlist=shortlist)
 
 
@@ -430,7 +430,7 @@ def test_without_global_vectors_there_is_no_shortlist(
 ) -> None:
     with (
         Retriever(released_bundle("gate_fusion"), "onnxruntime") as retriever,
-        pytest.raises(InputError, match="`shortlist`: this bundle has no global vectors to make one with, leave it out"),
+        pytest.raises(InputError, match="`shortlist`: this bundle has no global vectors to make one with, leave it"),
     ):
         retriever.rank(QUERY, many, 5, shortlist=9)
 

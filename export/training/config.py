@@ -18,7 +18,7 @@ from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import FITS
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # variants of the first stage
+CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # of stage 1
 DISTANCE_VARIANTS = ("paper", "scalar")  # their MLP takes the sum of both sides
 MACHINE_OPTIONS = ("data", "output", "start", "resume", "devices", "workers", "cache")  # may differ between machines
 PICTURE_OPTIONS = ("vision", "tune_vision", "picture_size", "fit", "pixel_mean", "pixel_std", "cache")
