@@ -273,7 +273,7 @@ def test_a_missing_matrix_does_not_hide_the_rest(tmp_path: Path) -> None:
         ),
         pytest.param(lambda raw: raw["opt"].update(measure="gate_fusion"), "reduce_layer_1.* is missing", id="wrong"),
         pytest.param(lambda raw: raw["opt"].update(measure=["x"]), r"has the scorer \['x'\]", id="no text"),
-        pytest.param(lambda raw: raw["opt"].update(no_imgnorm=False), "no_imgnorm = False: another net", id="norm"),
+        pytest.param(lambda raw: raw["opt"].update(no_imgnorm=False), "no_imgnorm = False: a different net", id="norm"),
         pytest.param(lambda raw: raw["opt"].update(no_imgnorm=torch.ones(2)), "a different network", id="norms"),
         pytest.param(lambda raw: raw["opt"].update(bi_gru=False), "bi_gru = False: a different network", id="one way"),
         pytest.param(lambda raw: raw["model"].pop(), r"expected model = \[image, text, scorer\]", id="two parts"),
@@ -523,7 +523,7 @@ def test_the_script_imports_and_says_what_comes_next(tmp_path: Path) -> None:
     done = subprocess.run(
         [*command, "--output", tmp_path / "run"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert f"next: python export/to_onnx.py --checkpoint {tmp_path / 'run/best.ckpt'} --output" in done.stderr
+    assert f"next: camp export --checkpoint {tmp_path / 'run/best.ckpt'} --output" in done.stderr
     assert load_checkpoint(tmp_path / "run/best.ckpt")[1].model.variant == "gate_fusion"
 
 

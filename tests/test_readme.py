@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from images.make_architecture import FILE, architecture
 from images.make_ranking import QUERY
 
 import camp_sdk
+from camp_sdk.export.training.config import TrainConfig
 from examples.demo import FREE_QUERY
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +64,34 @@ def test_the_first_lines_use_what_make_demo_leaves() -> None:
     assert "examples.demo --output build/demo" in makefile
     assert FREE_QUERY in FIRST_LINES
     assert QUERY == FREE_QUERY  # of the picture beside it
+
+
+def test_the_start_page_begins_with_the_same_lines() -> None:
+    assert FIRST_LINES in (ROOT / "docs/index.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_of_the_readme_stay_short() -> None:
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", README, flags=re.DOTALL | re.MULTILINE))
+    rows = {name: len(re.findall(r"^\|", text, flags=re.MULTILINE)) - 2 for name, text in sections.items()}
+    assert 1 <= rows["Speed"] <= 5
+    assert 1 <= rows["Quality"] <= 3
+
+
+def test_the_site_has_every_page() -> None:
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    nav = re.findall(r"^ +- .*: (\S+\.md)$", site, flags=re.MULTILINE)
+    assert sorted(nav) == [page.name for page in DOCS]
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^::: camp_sdk\.(\w+)$", page, flags=re.MULTILINE)) == sorted(camp_sdk.__all__)
+
+
+def test_the_training_page_has_every_option() -> None:
+    page = (ROOT / "docs/train.md").read_text(encoding="utf-8")
+    for field in fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in page
 
 
 def test_the_architecture_is_as_its_script_draws_it() -> None:

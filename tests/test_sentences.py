@@ -246,7 +246,7 @@ def test_starting_with_another_encoder_is_refused(data: Path, tmp_path: Path) ->
     learned = run_training(config_of(data, tmp_path / "learned", "learned"), tmp_path)
     with pytest.raises(InputError, match=r"`words` tiny: .*best\.ckpt has learned"):
         run_training(config_of(data, tmp_path / "run", start=learned), tmp_path)
-    with pytest.raises(InputError, match="`words` was learned, is tiny"):
+    with pytest.raises(InputError, match="`words` was learned, is now tiny"):
         run_training(config_of(data, tmp_path / "learned", resume=True), tmp_path)
 
 

@@ -20,6 +20,19 @@ STYLE = """
   .graph { fill: #e3ecff; stroke: #4a74d6 }
   .score { fill: #fff0d6; stroke: #d6912f }
   path { stroke: #59606e; stroke-width: 1.6; fill: none; marker-end: url(#tip) }
+  .ground { fill: #ffffff; stroke: none }
+  path.tip { fill: #59606e; stroke: none; marker-end: none }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e6e9ef }
+    .small, .where { fill: #a9b1bf }
+    .ground { fill: #14171d }
+    .zone { fill: #1b1f27; stroke: #39404d }
+    .data { fill: #242a35; stroke: #566073 }
+    .graph { fill: #1d2e57; stroke: #6f95ee }
+    .score { fill: #4a3413; stroke: #e0a44a }
+    path { stroke: #a9b1bf }
+    path.tip { fill: #a9b1bf }
+  }
 """
 
 
@@ -54,23 +67,23 @@ def architecture() -> str:
         arrow((121, 254), (121, 310)),
         arrow((206, 347), (244, 347)),
         box(266, 62, 130, 70, "data", "pictures", "or region features"),
-        box(446, 62, 150, 70, "graph", "image graph", "once per image"),
+        box(436, 62, 170, 70, "graph", "image graph", "once per image"),
         box(266, 292, 130, 70, "data", "texts", "words or queries"),
-        box(446, 292, 150, 70, "graph", "text graph", "once per text"),
-        box(446, 152, 150, 52, "data", "gallery", "kept, memory-mapped"),
-        box(652, 150, 150, 124, "score", "scorer graph", "all I images", "x all T texts,", "block by block"),
+        box(436, 292, 170, 70, "graph", "text graph", "once per text"),
+        box(436, 158, 170, 52, "data", "gallery", "saved, memory-mapped"),
+        box(652, 146, 150, 132, "score", "scorer graph", "cross product:", "I images x T texts,", "block by block"),
         box(836, 176, 92, 72, "data", "logits", "[I, T]"),
-        arrow((396, 97), (444, 97)),
-        arrow((521, 132), (521, 150)),
-        arrow((596, 178), (650, 190)),
-        arrow((396, 327), (444, 327)),
-        arrow((596, 327), (625, 327), (625, 236), (650, 236)),
+        arrow((396, 97), (434, 97)),
+        arrow((521, 132), (521, 156)),
+        arrow((606, 184), (650, 184)),
+        arrow((396, 327), (434, 327)),
+        arrow((606, 327), (628, 327), (628, 240), (650, 240)),
         arrow((802, 212), (834, 212)),
     ]
     tip = '<marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto">'
-    tip += '<path d="M 0 0 L 10 5 L 0 10 z" style="fill:#59606e;stroke:none;marker-end:none"/></marker>'
+    tip += '<path class="tip" d="M 0 0 L 10 5 L 0 10 z"/></marker>'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-    ground = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff" stroke="none"/>'
+    ground = f'<rect class="ground" width="{WIDTH}" height="{HEIGHT}"/>'
     title = "<title>Three graphs: image, text and scorer</title>"
     return "\n".join([head, title, f"<style>{STYLE}</style><defs>{tip}</defs>", ground, *parts, "</svg>", ""])
 
