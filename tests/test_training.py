@@ -571,7 +571,7 @@ def test_resuming_a_run_stopped_in_its_first_epoch_begins_anew(
     (config.output / "best.ckpt").touch()  # as a kill between the two checkpoints leaves it
     best = run_training(replace(config, resume=True), cache)
     printed = capsys.readouterr().err.replace("\n", "")
-    assert "was stopped in its first epoch: it starts again" in printed
+    assert "was stopped in its first epoch: starting again" in printed
     assert re.search(r"best\.ckpt: epoch [12] of 2, rsum \d+\.\d on dev", printed)
     whole = run_training(replace(config, output=tmp_path / "whole"), cache)
     assert all(torch.equal(weights(whole)[name], w) for name, w in weights(best).items())

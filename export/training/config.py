@@ -76,15 +76,19 @@ class TrainConfig:
     vision: Annotated[str, typer.Option(help=VISION)] = SMALL
     tune_vision: Annotated[bool, typer.Option("--tune-vision", help="Also train a pretrained vision network.")] = False
     picture_size: Annotated[
-        int, typer.Option(help="Width and height in pixels, a multiple of 96 (efficientnet: 32). 0: 96 (192).")
+        int, typer.Option(help="Pixels per side, a multiple of 96 (efficientnet: of 32). 0: 96 (efficientnet: 192).")
     ] = 0
     fit: Annotated[str, typer.Option(help=FIT)] = ""
     pixel_mean: Annotated[
         str, typer.Option(help="Mean of each channel, three numbers in 0..1. Default: that of --vision.")
     ] = ""
     pixel_std: Annotated[str, typer.Option(help="Standard deviation of each channel, as --pixel-mean.")] = ""
-    attention_epochs: Annotated[int, typer.Option(help="First train the cross-attention model, this many epochs.")] = 0
-    fusion_epochs: Annotated[int, typer.Option(help="Then train the fusion alone, this many epochs.")] = 0
+    attention_epochs: Annotated[
+        int, typer.Option(help="First train the cross-attention model for this many epochs.")
+    ] = 0
+    fusion_epochs: Annotated[
+        int, typer.Option(help="Then train the fusion alone for this many epochs, the rest frozen.")
+    ] = 0
     epochs: Annotated[int, typer.Option(help="Epochs of the whole network. 0: 30 for features, 5 for pictures.")] = 0
     batch_size: Annotated[int, typer.Option(help="Pairs per step. 0: 128 for features, 24 for pictures.")] = 0
     neighbours: Annotated[
