@@ -34,7 +34,7 @@ from examples._shared.pages import data_uri, write_page
 TEMPLATE = Path(__file__).with_name("demo_page.html")
 COUNTS = {"train": 5000, "dev": 100, "test": 300}
 QUERIES = 6
-FREE_QUERY = "a small red circle above a large blue star"
+FREE_QUERY = "a large blue star left of a large pink star"
 SHADE = np.array([32, 36, 52], np.float32)
 
 

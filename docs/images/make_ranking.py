@@ -13,7 +13,7 @@ from PIL import Image
 from camp_sdk import Retriever
 
 DEMO = Path("build/demo")
-QUERY = "a small red circle above a large blue star"
+QUERY = "a large blue star left of a large pink star"
 FILE = Path(__file__).with_name("ranking.png")
 
 
