@@ -168,7 +168,7 @@ def test_a_release_that_raises_where_there_is_no_driver(fake: FakeCuda, monkeypa
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=r"cuda-bindings is not installed; .* 'camp-sdk\[tensorrt\]'"):
+    with pytest.raises(MissingExtraError, match=r"cuda-bindings is not installed; .* pip install '\.\[tensorrt\]'"):
         cuda.gpu()
 
 
