@@ -223,7 +223,7 @@ def write_scenes(output: Path, counts: dict[str, int], seed: int = 0, size: int 
         raise InputError(f"{output} exists: name a new folder, or remove it first")
     for split, count in counts.items():
         if count < 1:
-            raise InputError(f"--{split} {count}: a split needs at least one picture")
+            raise InputError(f"`{split}` {count}: a split needs at least one picture")
     with write_aside(followed(output)) as aside:
         for split, count in counts.items():
             write_split(aside / split, count, f"{seed}/{split}", size)

@@ -229,7 +229,7 @@ def test_an_existing_output_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_a_split_without_pictures_is_refused(tmp_path: Path, count: int) -> None:
-    with pytest.raises(InputError, match=f"--dev {count}: a split needs at least one picture"):
+    with pytest.raises(InputError, match=f"`dev` {count}: a split needs at least one picture"):
         write_scenes(tmp_path / "data", COUNTS | {"dev": count})
     assert not list(tmp_path.iterdir())
 

@@ -47,7 +47,7 @@ def build_tokenizer(captions: Iterable[str], min_count: int = 4) -> Tokenizer:
         counts.update(word for word, _ in splitter.pre_tokenize_str(normaliser.normalize_str(caption)))
     words = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
     if not words:
-        raise InputError(f"no word occurs {min_count} times in the captions: lower --min-count or add captions")
+        raise InputError(f"no word occurs {min_count} times in the captions: lower `min_count` or add captions")
     return word_tokenizer({word: index for index, word in enumerate((*SPECIALS, *words))}, normaliser, splitter)
 
 
