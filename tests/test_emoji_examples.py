@@ -232,7 +232,7 @@ def test_nothing_finished_is_repeated(
 
 def test_another_recipe_needs_another_folder(search: ModuleType, searched: Path) -> None:
     recipe = results_of(searched)["recipe"] | {"dropout": 0.5}
-    with pytest.raises(InputError, match=r"`dropout` was 0.0, is 0.5"):
+    with pytest.raises(InputError, match=r"`dropout` was 0.0, is now 0.5"):
         search.report(searched.with_name("data"), searched, recipe)
 
 
