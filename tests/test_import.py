@@ -43,7 +43,7 @@ def recorded(name: str) -> NDArray[Any]:
 
 def released(variant: str = "gate_fusion_new") -> dict[str, Any]:
     """A recorded checkpoint, loaded."""
-    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):  # type: ignore[list-item]
+    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):  # type: ignore[list-item]  # a pair
         loaded: dict[str, Any] = torch.load(FOLDER / f"{variant}.pth.tar", weights_only=True)
     return loaded
 

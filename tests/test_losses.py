@@ -132,7 +132,7 @@ def test_hardest_negative_gradient_equals_the_gradient_over_all_pairs(variant: s
 def test_captions_of_the_same_image_are_never_negatives() -> None:
     table = torch.zeros(BATCH, BATCH).masked_fill(MATCHES, 9.0)  # as a negative, a match would cost 9 a pair
     stub = Bilinear(table)
-    losses = [pair_loss(stub, *stub.tensors(), MATCHES, candidates) for candidates in (1, 2, BATCH)]  # type: ignore[arg-type]
+    losses = [pair_loss(stub, *stub.tensors(), MATCHES, candidates) for candidates in (1, 2, BATCH)]  # type: ignore[arg-type]  # stub
     nine, zero = torch.full((1,), 9.0), torch.zeros(1)
     expected = float(matching_bce(nine, zero, zero))
     assert [float(loss) for loss in losses] == pytest.approx(
@@ -143,7 +143,7 @@ def test_captions_of_the_same_image_are_never_negatives() -> None:
 def test_the_hardest_negative_is_the_best_wrong_one_of_each_row_and_column() -> None:
     table = torch.tensor([[3.0, 2.0, -1.0], [0.5, 1.0, -2.0], [-3.0, 1.5, 4.0]])
     stub = Bilinear(table)
-    loss = pair_loss(stub, *stub.tensors(), torch.eye(3, dtype=torch.bool))  # type: ignore[arg-type]
+    loss = pair_loss(stub, *stub.tensors(), torch.eye(3, dtype=torch.bool))  # type: ignore[arg-type]  # stub
     expected = matching_bce(table.diagonal(), torch.tensor([2.0, 0.5, 1.5]), torch.tensor([0.5, 2.0, -1.0]))
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)  # the same float32 terms through one-hot products
 
@@ -193,7 +193,7 @@ def test_a_row_of_matches_alone_leaves_the_others_their_choice() -> None:
 def test_a_pair_without_negatives_costs_no_more_than_its_own_terms() -> None:
     table = torch.tensor([[3.0, 2.0], [1.5, 4.0]], requires_grad=True)
     stub = Bilinear(table)
-    loss = pair_loss(stub, *stub.tensors(), torch.ones(2, 2, dtype=torch.bool))  # type: ignore[arg-type]
+    loss = pair_loss(stub, *stub.tensors(), torch.ones(2, 2, dtype=torch.bool))  # type: ignore[arg-type]  # stub
     floor = torch.full((2,), -math.inf)
     expected = matching_bce(table.diagonal(), floor, floor)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # the same float32 terms
@@ -205,7 +205,7 @@ def test_a_pair_without_negatives_costs_no_more_than_its_own_terms() -> None:
 def test_several_negatives_are_averaged() -> None:
     table = torch.tensor([[3.0, 2.0, -1.0, 0.0], [0.5, 1.0, -2.0, 0.7], [-3.0, 1.5, 4.0, 0.2], [2.5, 0.1, 0.3, 5.0]])
     stub = Bilinear(table)
-    loss = pair_loss(stub, *stub.tensors(), torch.eye(4, dtype=torch.bool), 1, 2)  # type: ignore[arg-type]
+    loss = pair_loss(stub, *stub.tensors(), torch.eye(4, dtype=torch.bool), 1, 2)  # type: ignore[arg-type]  # stub
     texts = torch.tensor([[2.0, 0.0], [0.7, 0.5], [1.5, 0.2], [2.5, 0.3]])
     images = torch.tensor([[2.5, 0.5], [2.0, 1.5], [0.3, -1.0], [0.7, 0.2]])
     expected = matching_bce(table.diagonal(), texts, images)

@@ -33,7 +33,7 @@ def recorded() -> dict[str, Tensor]:
 
 def weights_of(variant: str) -> Weights:
     """The scorer's weights of a checkpoint; its option dictionary is of a class that need not be installed."""
-    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):  # type: ignore[list-item]
+    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):  # type: ignore[list-item]  # a pair
         states: Any = torch.load(FOLDER / f"{variant}.pth.tar", weights_only=True)["model"]
     return {name.removeprefix("module."): tensor for name, tensor in states[2].items()}
 

@@ -369,7 +369,7 @@ def test_a_match_has_no_other_field(field: str) -> None:
 
 def test_a_match_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Match(3, 0.5, 0.0, 1).score = 1.0  # type: ignore[misc]
+        Match(3, 0.5, 0.0, 1).score = 1.0  # type: ignore[misc]  # frozen, on purpose
 
 
 # Bad input

@@ -179,7 +179,7 @@ def test_captions_are_true_of_their_scene(scenes: Path) -> None:
             assert parsed is not None, caption
             size, colour, shape, word, *second = parsed.groups()
             assert (size, colour, shape) != tuple(second)
-            assert is_true(word, objects[size, colour, shape], objects[tuple(second)])  # type: ignore[index]
+            assert is_true(word, objects[size, colour, shape], objects[tuple(second)])  # type: ignore[index]  # three keys
 
 
 def test_each_picture_has_five_different_captions(scenes: Path) -> None:

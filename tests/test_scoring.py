@@ -334,7 +334,7 @@ def test_the_contract_of_narrowed_tensors(precision: str) -> None:
         TensorSpec("image.flat", "float32", ("I", 16)),
         TensorSpec("image.global", "float32", ("I", 16)),
     ]
-    tensors = {s.name: np.ones([sizes.get(str(n), n) for n in s.shape], np.float32) for s in specs}  # type: ignore[misc]
+    tensors = {s.name: np.ones([sizes.get(str(n), n) for n in s.shape], np.float32) for s in specs}  # type: ignore[misc]  # str
     found = narrow(tensors, precision)
     contract = {s.name: (s.dtype, tuple(sizes.get(str(n), n) for n in s.shape)) for s in narrow_specs(specs, precision)}
     assert contract == {name: (array.dtype.name, array.shape) for name, array in found.items()}

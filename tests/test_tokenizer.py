@@ -101,7 +101,7 @@ def test_an_empty_text_is_named(tokenizer: Tokenizer, text: str) -> None:
 @pytest.mark.parametrize(("text", "kind"), [(5, "int"), (None, "NoneType"), (b"star", "bytes"), (["star"], "list")])
 def test_something_else_than_a_string_is_named(tokenizer: Tokenizer, text: object, kind: str) -> None:
     with pytest.raises(InputError, match=f"text 1 is a {kind}: expected a string"):
-        tokenizer.encode(["star", text])  # type: ignore[list-item]
+        tokenizer.encode(["star", text])  # type: ignore[list-item]  # on purpose
 
 
 def test_a_text_that_is_not_unicode_is_named(tokenizer: Tokenizer) -> None:

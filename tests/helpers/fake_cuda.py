@@ -430,7 +430,7 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str = "tensorrt") -> tuple[Fa
     cuda = FakeCuda()
     trt = FakeTensorRt(cuda, name)
     bindings, package = ModuleType("cuda.bindings"), ModuleType("cuda")
-    bindings.runtime, package.bindings = cuda, bindings  # type: ignore[attr-defined]
+    bindings.runtime, package.bindings = cuda, bindings  # type: ignore[attr-defined]  # a module made here
     modules = {"cuda": package, "cuda.bindings": bindings, "cuda.bindings.runtime": cuda, name: trt}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
