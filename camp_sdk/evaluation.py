@@ -23,7 +23,7 @@ from camp_sdk.metrics import (
 )
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.tokenizer import Tokenizer
+from camp_sdk.runtime.tokenizer import open_tokenizer
 
 Matrix = NDArray[np.float32]
 Progress = Callable[[str, int], None]
@@ -202,7 +202,7 @@ def similarity_matrices(
     Returns:
         Logits [I, T], and the dot products of the global vectors [I, T], or None if the bundle has no global vectors.
     """
-    first, where = Tokenizer(retriever.bundle.path("tokenizer.json")).encode(captions).distinct()
+    first, where = open_tokenizer(retriever.bundle).encode(captions).distinct()
     logits = np.empty((len(images), len(captions)), np.float32)
     vectors = np.empty_like(logits) if "image.global" in images.encoded.tensors else None
     for start in range(0, len(first), TEXTS_AT_ONCE):

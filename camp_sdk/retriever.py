@@ -34,7 +34,7 @@ from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, narrow, 
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.selftest import choose_tested_backend
-from camp_sdk.runtime.tokenizer import Tokenizer
+from camp_sdk.runtime.tokenizer import open_tokenizer
 
 Corpus = Gallery | Iterable[Image]  # `rank` and `score_matrix` take either
 
@@ -88,7 +88,7 @@ class Retriever:
         self._cuda_graphs = cuda_graphs
         self._engines: dict[str, Engine] = {}
         self._opening = threading.Lock()  # a graph is opened once, even if several threads need it at the same time
-        self._tokenizer = Tokenizer(self.bundle.path("tokenizer.json"))
+        self._tokenizer = open_tokenizer(self.bundle)
         self._graphs = self.bundle.manifest.graphs_in(precision)
 
     def __repr__(self) -> str:

@@ -179,7 +179,7 @@ def open_engine(
         plan, record = plan_here(bundle, graph, precision, backend)
         engine = SplittingEngine(TensorRtEngine(plan, backend, cuda_graphs), spec, record.profile)
     elif backend == "openvino":
-        engine = OpenVinoEngine(bundle.path(spec.file), threads, streams)
+        engine = OpenVinoEngine(bundle.file(spec.file), threads, streams)
     else:
         engine = _open_graph(bundle, spec, DEVICES[backend], threads, graph == "scorer", streams)
     try:
@@ -187,13 +187,14 @@ def open_engine(
     except BundleError:
         engine.close()
         raise
+    engine.contract = spec
     return engine
 
 
 def _open_graph(bundle: Bundle, spec: GraphSpec, device: str, threads: int | None, spin: bool, streams: int) -> Engine:
-    path = bundle.path(spec.file)
+    file = bundle.file(spec.file)
     if device != "tensorrt":
-        return OnnxRuntimeEngine(path, device, threads, spin, streams=streams)
+        return OnnxRuntimeEngine(file, device, threads, spin, streams=streams)
     profile = profile_of(spec, bundle.manifest, Limits())
     options = tensorrt_options(bundle.manifest.files[spec.file].sha256, profile)
-    return SplittingEngine(OnnxRuntimeEngine(path, device, threads, spin, options), spec, profile)
+    return SplittingEngine(OnnxRuntimeEngine(file, device, threads, spin, options), spec, profile)

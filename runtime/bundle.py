@@ -7,31 +7,44 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from camp_sdk.runtime.errors import BundleError
-from camp_sdk.runtime.files import sha256_of
-from camp_sdk.runtime.manifest import EXPORT_AGAIN, MANIFEST_FILE, FileEntry, read_manifest
+from camp_sdk.runtime.files import HeldFile
+from camp_sdk.runtime.manifest import EXPORT_AGAIN, MANIFEST_FILE, FileEntry, Manifest, read_manifest
+
+MAX_OPENINGS = 100  # attempts to open a bundle that is being replaced
 
 
 class Bundle:
     """A bundle on disk, checked when opened: schema version, contract, and size and SHA-256 of every listed file.
 
+    Every file is held open, so this object stays the same bundle even if another one takes the folder's place.
+
     Args:
         folder: the bundle's folder.
+
+    Attributes:
+        folder: its absolute path, with links resolved.
+        manifest: the content of manifest.json.
+        fingerprint: a hash of all other files, by which galleries recognise the bundle that made them.
 
     Raises:
         BundleError: a check failed; the message names the file, what was found, what was expected and what to do.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        manifest_file = self.folder / MANIFEST_FILE
-        if manifest_file.is_file():
-            _check_inside(manifest_file, self.folder)
-        self.manifest = read_manifest(manifest_file)
-        for name, entry in self.manifest.files.items():
-            self._check_file(name, entry)
+        self.folder = _resolved(Path(folder))
+        for attempt in range(1, MAX_OPENINGS + 1):
+            version = _version(self.folder)
+            try:
+                self.manifest, self._files = _open(self.folder)
+                break
+            except BundleError:
+                # If another process put a new bundle in place between two reads, its files do not fit the old manifest.
+                if _version(self.folder) == version or attempt == MAX_OPENINGS:
+                    raise
         # Galleries record the model that made them by this hash of the graphs and the tokenizer.
         listed = json.dumps(sorted((name, entry.sha256) for name, entry in self.manifest.files.items()))
         self.fingerprint = hashlib.sha256(listed.encode()).hexdigest()
@@ -39,8 +52,11 @@ class Bundle:
     def __repr__(self) -> str:
         return f"Bundle({str(self.folder)!r}, variant={self.manifest.variant!r})"
 
-    def path(self, name: str) -> Path:
-        """The path of a file of the bundle.
+    def __reduce__(self) -> tuple[Callable[[Path, str], Bundle], tuple[Path, str]]:
+        return reopened, (self.folder, self.fingerprint)
+
+    def file(self, name: str) -> HeldFile:
+        """A file of the bundle.
 
         Args:
             name: the file's path relative to the bundle.
@@ -48,23 +64,72 @@ class Bundle:
         Raises:
             BundleError: the manifest does not list the file.
         """
-        if name not in self.manifest.files:
+        if name not in self._files:
             raise BundleError(f"{self.folder}: {name!r} is not listed in manifest.json; {EXPORT_AGAIN}")
-        return self.folder / name
+        return self._files[name]
 
-    def _check_file(self, name: str, entry: FileEntry) -> None:
-        path = self.folder / name
-        if not path.is_file():
-            raise BundleError(f"{path} is missing though manifest.json lists it; {EXPORT_AGAIN}")
-        _check_inside(path, self.folder)
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise BundleError(f"{path} has {size} bytes, manifest.json says {entry.bytes}; {EXPORT_AGAIN}")
-        found = sha256_of(path)
-        if found != entry.sha256:
-            raise BundleError(f"{path} was altered: SHA-256 {found}, manifest.json says {entry.sha256}; {EXPORT_AGAIN}")
+
+def reopened(folder: Path, fingerprint: str) -> Bundle:
+    """Open the bundle that another process had open, as unpickling does.
+
+    Args:
+        folder: the bundle's folder.
+        fingerprint: the fingerprint of the bundle.
+
+    Raises:
+        BundleError: the bundle cannot be opened, or there is another bundle in the folder by now.
+    """
+    bundle = Bundle(folder)
+    if bundle.fingerprint != fingerprint:
+        raise BundleError(
+            f"{folder} holds another bundle ({bundle.fingerprint[:12]}) than when it was pickled ({fingerprint[:12]}); "
+            "pickle a retriever of the new bundle"
+        )
+    return bundle
+
+
+def _resolved(folder: Path) -> Path:
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, or a name with a null character
+        raise BundleError(f"{str(folder)!r} cannot be the path of a bundle: {error}") from None
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    """Changes when another bundle takes a folder's place; None without a manifest."""
+    try:
+        found = (folder / MANIFEST_FILE).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _open(folder: Path) -> tuple[Manifest, dict[str, HeldFile]]:
+    manifest_file = folder / MANIFEST_FILE
+    if manifest_file.is_file():
+        _check_inside(manifest_file, folder)
+    manifest = read_manifest(manifest_file)
+    return manifest, {name: _checked(folder / name, folder, entry) for name, entry in manifest.files.items()}
+
+
+def _checked(path: Path, folder: Path, entry: FileEntry) -> HeldFile:
+    try:
+        missing = not path.is_file()
+    except OSError as error:  # a name that is too long, for example
+        raise BundleError(f"manifest.json lists a file that cannot exist ({error}); {EXPORT_AGAIN}") from None
+    if missing:
+        raise BundleError(f"{path} is missing though manifest.json lists it; {EXPORT_AGAIN}")
+    _check_inside(path, folder)
+    file = HeldFile(path)
+    if file.nbytes != entry.bytes:
+        raise BundleError(f"{path} has {file.nbytes} bytes, manifest.json says {entry.bytes}; {EXPORT_AGAIN}")
+    if file.sha256 != entry.sha256:
+        raise BundleError(
+            f"{path} was altered: SHA-256 {file.sha256}, manifest.json says {entry.sha256}; {EXPORT_AGAIN}"
+        )
+    return file
 
 
 def _check_inside(path: Path, folder: Path) -> None:
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not path.resolve().is_relative_to(folder):
         raise BundleError(f"{path} leads out of the bundle to {path.resolve()}; a bundle must hold its own files")

@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, hashes, memory-mapped reads and the cache folder.
+"""Files on disk: atomic writes, files held open, hashes, memory-mapped reads and the cache folder.
 
 Outputs are written to a temporary folder and then renamed, so that an incomplete file never has its final name.
 """
@@ -11,14 +11,74 @@ import hashlib
 import mmap
 import os
 import shutil
+import stat
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from camp_sdk.runtime.errors import BundleError
+
+CHUNK_BYTES = 1 << 20
+
+
+class HeldFile:
+    """A file held open: reads return its content even if another file has taken its name since.
+
+    The file is closed when this object is garbage-collected. A forked process may go on reading.
+
+    Args:
+        path: the file; nothing may change it in place.
+
+    Attributes:
+        path: where the file was when it was opened.
+        nbytes: its size.
+
+    Raises:
+        OSError: the file cannot be opened, or is not a regular file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Without O_NONBLOCK, opening a named pipe would wait for its writer.
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        weakref.finalize(self, os.close, self._descriptor)
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        self.nbytes = found.st_size
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the content at the first use of this property, in hexadecimal."""
+        digest = hashlib.sha256()
+        for chunk in self._chunks(CHUNK_BYTES):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def read(self) -> bytes:
+        """The content that `sha256` is the hash of.
+
+        Raises:
+            BundleError: another program has changed the file in place since it was hashed.
+        """
+        expected, content = self.sha256, b"".join(self._chunks(self.nbytes))
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise BundleError(f"{self.path} was changed in place while it was open: write a new file and rename it")
+        return content
+
+    def _chunks(self, size: int) -> Iterator[bytes]:
+        # pread, because threads and forked processes share the position of a descriptor.
+        start = 0
+        while start < self.nbytes and (chunk := os.pread(self._descriptor, min(size, self.nbytes - start), start)):
+            yield chunk
+            start += len(chunk)
 
 
 def _remove(path: Path) -> None:
@@ -146,12 +206,8 @@ def forget_pages(array: Any) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal, read a mebibyte at a time."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """SHA-256 of a file, in hexadecimal."""
+    return HeldFile(path).sha256
 
 
 def cache_folder() -> Path:

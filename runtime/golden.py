@@ -6,6 +6,7 @@ manifest.py.
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from dataclasses import dataclass
@@ -55,15 +56,15 @@ def read_golden(bundle: Bundle) -> Golden:
         BundleError: the bundle has no golden examples, or they are invalid: pickled objects, too many bytes, shapes
             that differ from the contract, or values that are not finite.
     """
-    path = bundle.path(GOLDEN_FILE)
+    file = bundle.file(GOLDEN_FILE)
     wanted = [name for name in DTYPES if name != "pixels" or "vision" in bundle.manifest.graphs]
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
             arrays = {name: _read_array(archive, name) for name in wanted}
         _check(arrays, bundle.manifest)
     except Exception as error:  # unpacking raises a dozen types, some of which derive only from Exception
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise BundleError(f"{path} is not what was exported ({reason}); {EXPORT_AGAIN}") from None
+        raise BundleError(f"{file.path} is not what was exported ({reason}); {EXPORT_AGAIN}") from None
     return Golden(**arrays)
 
 

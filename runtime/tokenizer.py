@@ -6,15 +6,20 @@ The file is in the format of Hugging Face's `tokenizers`.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.errors import BundleError, InputError
+from camp_sdk.runtime.manifest import TOKENIZER_FILE
+from camp_sdk.runtime.tokenizer_file import checked_tokenizer
+
+MAX_CHARACTERS = 10_000  # of a text; the rules of NLTK take 0.2 s for as many
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,13 @@ class Tokens:
         ids: word indices [T, N], int64, padded with 0.
         lengths: the number of words of each text [T], int64, both markers counted.
         words: the words of each text, markers included.
+        unknown: the words of each text that are not in the vocabulary, each once, as in the text.
     """
 
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
     words: tuple[tuple[str, ...], ...]
+    unknown: tuple[tuple[str, ...], ...] = ()
 
     def distinct(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Find the texts that differ in their ids, which is all that the network reads of them.
@@ -46,22 +53,22 @@ class Tokenizer:
     """Lower-cases texts, splits them into words, truncates them and adds two markers, as the file specifies.
 
     Args:
-        path: the path of tokenizer.json.
+        content: the content of tokenizer.json.
+        name: the file's name, for messages.
+        stop_words: the words, or word pieces, of more than half of the captions that the network was trained on.
 
     Raises:
-        BundleError: the file is not a tokenizer.
+        BundleError: the content is not a tokenizer that the export writes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, content: str | bytes, name: str = "tokenizer.json", stop_words: Sequence[str] = ()) -> None:
         from tokenizers import Tokenizer as Backend  # imported here, so that importing camp_sdk stays fast
 
-        try:
-            self._backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every parse error
-            raise BundleError(f"{path} is not a tokenizer ({error}); export the bundle again") from None
-        self._backend.no_padding()
+        with _library_errors(f"{name} is not a tokenizer"):
+            self._backend = Backend.from_str(checked_tokenizer(content))
+        self._name, self._stop_words = name, frozenset(stop_words)
         self._backend.encode_special_tokens = True  # a marker typed in a text is treated as an ordinary word
-        self._unknown = getattr(self._backend.model, "unk_token", None)
+        self._unknown = self._backend.model.unk_token
         normaliser = self._backend.normalizer
         self._composes = normaliser is not None and normaliser.normalize_str("e\u0301") == "\xe9"
 
@@ -72,15 +79,8 @@ class Tokenizer:
 
     @property
     def max_words(self) -> int:
-        """The most words, or word pieces, of a text; markers are not counted.
-
-        Raises:
-            BundleError: the file sets no limit.
-        """
-        cut = self._backend.truncation
-        if cut is None:
-            raise BundleError("this tokenizer.json does not truncate long texts: expected a limit, `truncation`")
-        return int(cut["max_length"]) - self._backend.num_special_tokens_to_add(is_pair=False)
+        """The most words, or word pieces, of a text; markers are not counted."""
+        return int(self._backend.truncation["max_length"]) - self._backend.num_special_tokens_to_add(is_pair=False)
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Encode texts.
@@ -89,36 +89,52 @@ class Tokenizer:
             texts: the texts.
 
         Raises:
-            InputError: a text is not a valid string or contains no word; the message names the first such text.
+            InputError: a text is not a valid string, contains no word or is too long; the message names the first such
+                text.
         """
         texts, encodings = self._encodings(texts)
         lengths = np.array([len(encoding.ids) for encoding in encodings], np.int64)
         ids = np.zeros((len(encodings), int(lengths.max(initial=0))), np.int64)
         for row, encoding in zip(ids, encodings, strict=True):
             row[: len(encoding.ids)] = encoding.ids
-        return Tokens(ids, lengths, tuple(_words(text, e) for text, e in zip(texts, encodings, strict=True)))
+        words = tuple(_words(text, encoding) for text, encoding in zip(texts, encodings, strict=True))
+        unknown = tuple(self._unknown_of(own, encoding) for own, encoding in zip(words, encodings, strict=True))
+        return Tokens(ids, lengths, words, unknown)
+
+    def _unknown_of(self, words: tuple[str, ...], encoding: Any) -> tuple[str, ...]:
+        found = zip(words[1:-1], encoding.tokens[1:-1], strict=True)
+        return tuple(dict.fromkeys(word for word, token in found if token == self._unknown))
 
     def check_queries(self, texts: Sequence[str]) -> None:
-        """Check that every query has at least one word of the vocabulary; any ranking would be arbitrary without one.
+        """Check that every query has words by which pictures can be told apart.
+
+        A ranking would be arbitrary, though its scores may look certain, if no word of the query is in the vocabulary,
+        or if the only ones that are occur in most captions ("a", if the query is "a zebra").
 
         Args:
             texts: the queries.
 
         Raises:
-            InputError: no word of a query is in the vocabulary, or a text cannot be encoded.
+            InputError: a query has no such word, or a text cannot be encoded.
         """
         for text, encoding in zip(*self._encodings(texts), strict=True):
-            words = zip(encoding.tokens, encoding.special_tokens_mask, strict=True)
-            if all(marker or word == self._unknown for word, marker in words):
+            known = {token for token in encoding.tokens[1:-1] if token != self._unknown}
+            if not known:
                 raise InputError(
                     f"no word of the query {text[:40]!r} is in the model's vocabulary of {self.vocabulary_size} words; "
                     "use words the model was trained on"
+                )
+            if known <= self._stop_words and self._unknown in encoding.tokens:
+                raise InputError(
+                    f"of the query {text[:40]!r} the model knows only {', '.join(sorted(known))}, which most pictures "
+                    "have in their captions; use words the model was trained on"
                 )
 
     def _encodings(self, texts: Sequence[str]) -> tuple[list[str], list[Any]]:
         """The texts as passed to the library, and the library's encoding of each."""
         texts = [self._checked(text, index) for index, text in enumerate(texts)]
-        encodings = self._backend.encode_batch(texts)
+        with _library_errors(f"{self._name} cannot encode these texts"):
+            encodings = self._backend.encode_batch(texts)
         for index, encoding in enumerate(encodings):
             if all(encoding.special_tokens_mask):
                 raise InputError(f"text {index} ({texts[index][:40]!r}) is empty: expected at least one word")
@@ -127,12 +143,39 @@ class Tokenizer:
     def _checked(self, text: str, index: int) -> str:
         if not isinstance(text, str):
             raise InputError(f"text {index} is a {type(text).__name__}: expected a string")
+        if len(text) > MAX_CHARACTERS:
+            raise InputError(f"text {index} has {len(text)} characters: expected at most {MAX_CHARACTERS}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"text {index} is not valid Unicode ({error})") from None
         # If the file composes characters, it is done here first: the library's offsets would be wrong otherwise.
         return unicodedata.normalize("NFC", text) if self._composes else text
+
+
+def open_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer of a bundle.
+
+    Args:
+        bundle: the bundle.
+
+    Raises:
+        BundleError: its tokenizer.json is not one that the export writes.
+    """
+    file = bundle.file(TOKENIZER_FILE)
+    return Tokenizer(file.read(), str(file.path))
+
+
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """Turn everything that the library raises into one error."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # bare Exception for parse errors; a panic is not even an Exception
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise BundleError(f"{what} ({reason}); export the bundle again") from None
 
 
 def _words(text: str, encoding: Any) -> tuple[str, ...]:

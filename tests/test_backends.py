@@ -17,6 +17,7 @@ from camp_sdk.runtime.backends import choose_backend, open_engine
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines import onnxruntime_engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine, tensorrt_options
+from camp_sdk.runtime.files import HeldFile
 from tests.helpers.engines import install_plans
 from tests.helpers.fake_cuda import FakeCuda, FakeTensorRt, install
 from tests.helpers.profiles import SAME
@@ -174,7 +175,7 @@ def test_a_provider_that_is_not_really_in_use_names_the_library(
     gpu_build["used"] = "CPUExecutionProvider"
     uses = f"{provider}ExecutionProvider was asked for, but ONNX Runtime uses CPUExecutionProvider"
     with pytest.raises(BackendError, match=rf"{uses}: .*onnxruntime_providers_{device}"):
-        OnnxRuntimeEngine(feature_bundle / "image.onnx", device)
+        OnnxRuntimeEngine(HeldFile(feature_bundle / "image.onnx"), device)
 
 
 def test_a_provider_whose_libraries_load_but_has_no_device(
@@ -186,7 +187,7 @@ def test_a_provider_whose_libraries_load_but_has_no_device(
     gpu_build["used"], fakes[0].driver = "CPUExecutionProvider", False
     monkeypatch.setattr(onnxruntime_engine.ctypes, "CDLL", lambda *arguments: None)
     with pytest.raises(BackendError, match="uses CPUExecutionProvider: no NVIDIA GPU can be used here"):
-        OnnxRuntimeEngine(feature_bundle / "image.onnx", "cuda")
+        OnnxRuntimeEngine(HeldFile(feature_bundle / "image.onnx"), "cuda")
 
 
 def test_the_text_graph_of_cuda_in_float32_runs_on_the_processor(
@@ -223,7 +224,7 @@ def test_the_tensorrt_provider_keeps_its_engines_out_of_the_bundle(
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
 def test_float32_is_not_computed_in_tf32(gpu_build: dict[str, Any], feature_bundle: Path, device: str) -> None:
-    OnnxRuntimeEngine(feature_bundle / "image.onnx", device).close()
+    OnnxRuntimeEngine(HeldFile(feature_bundle / "image.onnx"), device).close()
     assert gpu_build["providers"][-1] == ("CUDAExecutionProvider", {"use_tf32": 0})
 
 
@@ -242,7 +243,7 @@ def test_without_cuda_bindings_onnx_runtime_uploads_by_itself(
 ) -> None:
     for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime"):
         monkeypatch.setitem(sys.modules, name, None)
-    with OnnxRuntimeEngine(feature_bundle / "image.onnx", "cuda") as engine:
+    with OnnxRuntimeEngine(HeldFile(feature_bundle / "image.onnx"), "cuda") as engine:
         feeds = {"features": features}
         assert engine.hold(feeds) is feeds
         assert engine.run(feeds)["image.V"].shape == (10, 5, 16)

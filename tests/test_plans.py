@@ -99,7 +99,7 @@ def test_every_axis_of_the_contract_gets_its_range(bundle: Bundle) -> None:
 
 
 def test_the_longest_caption_fits_the_default_profile(bundle: Bundle) -> None:
-    tokens = Tokenizer(bundle.path("tokenizer.json")).encode(["circle " * 80])
+    tokens = Tokenizer(bundle.file("tokenizer.json").read()).encode(["circle " * 80])
     profile = profile_of(bundle.manifest.graphs["text"], bundle.manifest, Limits())
     assert profile["tokens"][2][1] == tokens.ids.shape[1] == tokens.lengths.max()
 

@@ -28,6 +28,7 @@ from camp_sdk.export.network.model import SCORERS
 from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.tensorrt.plans import graph_of
 from tests.helpers.hardware import bfloat16_here, needs_bfloat16
 from tests.helpers.tiny import CAPTIONS, tiny_model, tiny_origin
@@ -91,7 +92,7 @@ def test_gram_matrices_are_float32(lowered: dict[str, Path]) -> None:
 
 def test_onnxruntime_opens_every_half_graph(lowered: dict[str, Path]) -> None:
     for path in lowered.values():
-        OnnxRuntimeEngine(path).close()
+        OnnxRuntimeEngine(HeldFile(path)).close()
 
 
 def half_square(path: Path) -> Path:
@@ -111,7 +112,7 @@ def half_square(path: Path) -> Path:
 @pytest.mark.parametrize(("x", "expected"), [(300.0, math.inf), (1e-4, 0.0), (1.0004, 1.0), (3.0, 9.0)])
 def test_emulation_rounds_as_half_precision_does(tmp_path: Path, x: float, expected: float) -> None:
     emulate_half(half_square(tmp_path / "half.onnx"), tmp_path / "emulated.onnx")
-    with OnnxRuntimeEngine(tmp_path / "emulated.onnx") as engine:
+    with OnnxRuntimeEngine(HeldFile(tmp_path / "emulated.onnx")) as engine:
         assert engine.run({"x": np.array([x], np.float32)})["y"][0] == expected
 
 
@@ -123,7 +124,7 @@ def test_emulation_rounds_what_comes_in(tmp_path: Path) -> None:
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "x.onnx")
     emulate_half(tmp_path / "x.onnx", tmp_path / "emulated.onnx")
-    with OnnxRuntimeEngine(tmp_path / "emulated.onnx") as engine:
+    with OnnxRuntimeEngine(HeldFile(tmp_path / "emulated.onnx")) as engine:
         assert engine.run({"x": np.array([1.0004], np.float32)})["y"][0] == 1.0
 
 
@@ -134,7 +135,7 @@ def test_emulation_computes_what_the_half_graph_says(feature_bundle: Path, tmp_p
     nodes = {node.op_type: node for node in ir.load(path).graph}
     W, b = (v.const_value.numpy() for name in ("MatMul", "Add") for v in nodes[name].inputs if v and v.const_value)
     features = np.random.default_rng(0).standard_normal((3, 5, 12), dtype=np.float32)
-    with OnnxRuntimeEngine(tmp_path / "image.onnx") as engine:
+    with OnnxRuntimeEngine(HeldFile(tmp_path / "image.onnx")) as engine:
         found = engine.run({"features": features})["image.V"]
     product = (features.astype(np.float16).astype(np.float32) @ W.astype(np.float32)).astype(np.float16)
     # A sum of another order may round to the neighbour: one unit in the last place of numbers below 16.

@@ -17,6 +17,7 @@ from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.splitting import SplittingEngine
+from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.residency import resident_parts
 from camp_sdk.runtime.scoring import PairScorer, best_images, logit_matrix
 from camp_sdk.runtime.tensorrt.engine import TensorRtEngine
@@ -50,14 +51,14 @@ def setup(
     expected = feature_retriever.score_matrix(gallery, CAPTIONS, logits=True)
     fake, _ = install(monkeypatch)
     spec = feature_retriever.bundle.manifest.graphs["scorer"]
-    graph = feature_retriever.bundle.path(spec.file)
+    graph = feature_retriever.bundle.file(spec.file)
     engine: Engine
     if request.param == "tensorrt":
         profile = profile_between(spec, {}, {"I": 8, "T": 4, "N": 32, "R": 8})
         plan = write_plan(tmp_path / "engine.plan", graph, profile)
         engine = SplittingEngine(TensorRtEngine(plan, "tensorrt"), spec, profile)
     else:
-        engine = OnnxRuntimeEngine(graph)
+        engine = OnnxRuntimeEngine(HeldFile(graph))
         engine._device, engine._memory, engine.blocks = "cuda", ("cpu", 0), (8, 4)  # the fake's memory is the host's
     yield Setup(fake, PairScorer(engine, spec.inputs), images, texts, expected)
     engine.close()

@@ -26,6 +26,7 @@ from camp_sdk.runtime.encoded import EncodedImages, narrow, narrow_specs, widen
 from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
+from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.manifest import TensorSpec
 from camp_sdk.runtime.scoring import PairScorer, best_images, nearest
 from camp_sdk.runtime.threads import physical_cores
@@ -91,7 +92,7 @@ def test_openvino_refuses_what_is_no_graph(bundle_copy: Path) -> None:
 
     (bundle_copy / "broken.onnx").write_bytes(b"broken")
     with pytest.raises(BundleError, match=r"OpenVINO cannot open .*broken\.onnx"):
-        OpenVinoEngine(bundle_copy / "broken.onnx")
+        OpenVinoEngine(HeldFile(bundle_copy / "broken.onnx"))
 
 
 @needs_bfloat16
@@ -124,7 +125,7 @@ def test_openvino_in_a_forked_process_is_refused(
     feature_bundle: Path, features: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Really forked, the run would wait for ever."""
-    with OpenVinoEngine(feature_bundle / "image.onnx") as engine:
+    with OpenVinoEngine(HeldFile(feature_bundle / "image.onnx")) as engine:
         monkeypatch.setattr(os, "getpid", lambda: -1)
         with pytest.raises(BackendError, match="opened in another process, before a fork; create a Retriever"):
             engine.run({"features": features})
@@ -140,7 +141,7 @@ class SideBySide(Engine):
         self.streams = self.callers = streams
         self.all = threading.Barrier(streams, timeout=30)
 
-    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+    def _run(self, feeds: Mapping[str, Any]) -> Arrays:
         self.all.wait()
         return {"logits": feeds["x"] * 2}
 
@@ -240,7 +241,7 @@ def test_streams_share_the_threads_they_are_given(
     made = ort.InferenceSession
     monkeypatch.setattr("onnxruntime.InferenceSession", session)
     monkeypatch.setattr("camp_sdk.runtime.engines.onnxruntime_engine.physical_cores", lambda: 4)
-    OnnxRuntimeEngine(feature_bundle / "scorer.onnx", threads=threads, streams=2).close()
+    OnnxRuntimeEngine(HeldFile(feature_bundle / "scorer.onnx"), threads=threads, streams=2).close()
     assert opened == [pool]
 
 

@@ -25,12 +25,12 @@ class Strict(OnnxRuntimeEngine):
         super().__init__(path)
         self.profile, self.runs = profile, 0
 
-    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+    def _run(self, feeds: Mapping[str, Any]) -> Arrays:
         for name, array in feeds.items():
             smallest, _, largest = self.profile[name]
             assert all(low <= size <= high for low, size, high in zip(smallest, array.shape, largest, strict=True))
         self.runs += 1
-        return super().run(feeds)
+        return super()._run(feeds)
 
 
 GRAPHS = ["scorer", "explainer", "image", "text", "vision"]
@@ -46,8 +46,8 @@ def test_padded_and_split_is_the_whole(picture_bundle: Path, graph: str, smalles
         spec, {"I": smallest, "T": smallest, "B": smallest}, {"I": 4, "T": 4, "B": 4, "N": 9, "R": 9}
     )
     feeds = feeds_of(spec, sizes)
-    strict = Strict(bundle.path(spec.file), profile)
-    with SplittingEngine(strict, spec, profile) as engine, OnnxRuntimeEngine(bundle.path(spec.file)) as plain:
+    strict = Strict(bundle.file(spec.file), profile)
+    with SplittingEngine(strict, spec, profile) as engine, OnnxRuntimeEngine(bundle.file(spec.file)) as plain:
         found, expected = engine.run(feeds), plain.run(feeds)
     items = {tensor.shape[0] for tensor in spec.inputs}
     assert strict.runs == runs ** len(items)

@@ -22,6 +22,7 @@ from camp_sdk.runtime.engines.base import Arrays, Engine, check_contract
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.profiles import Limits, Profile
 from camp_sdk.runtime.engines.splitting import SplittingEngine
+from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.manifest import GraphSpec
 from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
 from camp_sdk.runtime.tensorrt.engine import TensorRtEngine
@@ -53,7 +54,7 @@ class Setup:
     graph: Path
 
     def plain(self, feeds: Arrays) -> Arrays:
-        with OnnxRuntimeEngine(self.graph) as engine:
+        with OnnxRuntimeEngine(HeldFile(self.graph)) as engine:
             return engine.run(feeds)
 
 
@@ -62,7 +63,7 @@ def setup(feature_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     fake, trt = install(monkeypatch)
     bundle = Bundle(feature_bundle)
     spec = bundle.manifest.graphs["scorer"]
-    profile, graph = profile_between(spec, {}, LARGEST), bundle.path(spec.file)
+    profile, graph = profile_between(spec, {}, LARGEST), bundle.file(spec.file)
     yield Setup(fake, trt, spec, profile, write_plan(tmp_path / "engine.plan", graph, profile), graph)
     gc.collect()
     assert fake.held == 0  # whatever a test did, nothing leaks
@@ -81,10 +82,10 @@ def test_every_graph_gives_what_onnx_runtime_gives(
 ) -> None:
     bundle = Bundle(feature_bundle)
     spec = bundle.manifest.graphs[graph]
-    profile, path = profile_between(spec, {}, LARGEST), bundle.path(spec.file)
+    profile, path = profile_between(spec, {}, LARGEST), bundle.file(spec.file)
     feeds = feeds_of(spec, SIZES)
     plan = write_plan(tmp_path / "own.plan", path, profile)
-    with TensorRtEngine(plan, "tensorrt") as engine, OnnxRuntimeEngine(path) as plain:
+    with TensorRtEngine(plan, "tensorrt") as engine, OnnxRuntimeEngine(HeldFile(path)) as plain:
         assert_same(engine.run(feeds), plain.run(feeds))
         check_contract(engine, spec)
 

@@ -30,6 +30,7 @@ from camp_sdk.export.training.vision_setup import IMAGENET, open_vision
 from camp_sdk.pictures import normalise, read_picture
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.profiles import Limits
+from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
 from camp_sdk.runtime.tensorrt.library import here_of
 
@@ -95,7 +96,7 @@ def test_a_graph_is_read_with_the_names_of_the_contract(graph: Path) -> None:
 
 def test_a_graph_computes_what_its_file_computes(graph: Path) -> None:
     pixels = np.random.default_rng(1).standard_normal((4, 3, *SIZE)).astype(np.float32)
-    with OnnxRuntimeEngine(graph) as engine:
+    with OnnxRuntimeEngine(HeldFile(graph)) as engine:
         expected = engine.run({"picture": pixels})["regions"]
     np.testing.assert_array_equal(read_vision(graph)(torch.from_numpy(pixels)).numpy(), expected)
 
@@ -178,7 +179,7 @@ def test_the_checkpoint_holds_the_graph_and_its_preprocessing(run: TrainConfig, 
 
 def test_the_bundle_ranks_picture_files_by_the_graph(bundle: Path, graph: Path, scenes: Path) -> None:
     split = load_split(scenes, "test")
-    with Retriever(bundle, "onnxruntime") as retriever, OnnxRuntimeEngine(graph) as engine:
+    with Retriever(bundle, "onnxruntime") as retriever, OnnxRuntimeEngine(HeldFile(graph)) as engine:
         spec = retriever.bundle.manifest.pixels
         assert spec is not None
         pixels = np.stack([read_picture(path, *SIZE, str(path), "letterbox") for path in split.images])

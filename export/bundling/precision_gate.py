@@ -29,6 +29,7 @@ from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.base import Arrays, Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
+from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.scoring import activate
 from camp_sdk.terminal import progress
 
@@ -155,12 +156,14 @@ def check_precision(model: Camp, origin: Origin, bundle: Bundle, precision: str)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engines: dict[str, Engine] = {}
         for name, graph in graphs.items():
-            path = bundle.path(graph.file)
+            file = bundle.file(graph.file)
             # The check below may run an emulation: open the file itself as well.
             open_engine(bundle, name, backend, precision=precision).close()
             if precision == "float16":
-                emulate_half(path, folder / f"{name}.onnx")
-            engine = OnnxRuntimeEngine(folder / f"{name}.onnx") if precision == "float16" else OpenVinoEngine(path)
+                emulate_half(file.path, folder / f"{name}.onnx")
+                engine: Engine = OnnxRuntimeEngine(HeldFile(folder / f"{name}.onnx"))
+            else:
+                engine = OpenVinoEngine(file)
             engines[name] = stack.enter_context(engine)
         cases = progress(list(precision_cases(model, origin)), f"comparing {precision} with PyTorch")
         return [

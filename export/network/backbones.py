@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.errors import BundleError, CampError, InputError, MissingExtraError
+from camp_sdk.runtime.files import HeldFile
 
 BOX = 10.0  # box coordinates run from -BOX, the left and upper edge, to BOX, the right and lower edge
 STRIDE = 32  # width and height in pixels of one region of an EfficientNet
@@ -153,7 +154,7 @@ class OnnxVision(nn.Module):
             with tempfile.TemporaryDirectory(prefix="camp-") as folder:
                 path = Path(folder) / "vision.onnx"
                 path.write_bytes(self.graph)
-                self._engine = OnnxRuntimeEngine(path)
+                self._engine = OnnxRuntimeEngine(HeldFile(path))
         features = self._engine.run({"pixels": pixels.cpu().float().numpy()})["features"]
         return torch.from_numpy(features).to(pixels)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ class Origin:
 
     def open_tokenizer(self) -> Tokenizer:
         """The tokenizer, opened as the runtime opens it."""
-        return open_tokenizer(self.tokenizer)
+        return Tokenizer(self.tokenizer)
 
     def example_batch(self) -> Tensor:
         """The example images as the network takes them: pixels [I, 3, S, S] or features [I, R, D]."""
@@ -61,14 +60,6 @@ class Origin:
         if self.pixels is None:
             return self.example_images
         return torch.from_numpy(normalise(self.example_images.numpy().astype(np.uint8), self.pixels))
-
-
-def open_tokenizer(text: str) -> Tokenizer:
-    """A tokenizer from the text of its tokenizer.json, by way of a temporary file: `Tokenizer` opens only files."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        path.write_text(text, encoding="utf-8")
-        return Tokenizer(path)
 
 
 def load_plain(path: Path) -> Any:

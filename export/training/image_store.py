@@ -23,7 +23,7 @@ from camp_sdk.pictures import read_picture
 from camp_sdk.progress import progress_bar
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
-from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.files import HeldFile, write_aside
 from camp_sdk.runtime.manifest import PixelSpec
 from camp_sdk.runtime.threads import available_cores, map_ahead
 from camp_sdk.terminal import progress
@@ -134,7 +134,7 @@ def _engine_of(vision: Vision) -> Iterator[Engine]:
     with tempfile.TemporaryDirectory(prefix="camp-") as folder:
         graph = Path(folder) / "vision.onnx"
         export_graph(vision_graph(vision.network), graph)
-        with OnnxRuntimeEngine(graph) as engine:
+        with OnnxRuntimeEngine(HeldFile(graph)) as engine:
             yield engine
 
 

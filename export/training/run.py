@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from camp_sdk.data import Split, load_split
 from camp_sdk.export.network.camp import CampScorer
-from camp_sdk.export.network.checkpoint import Origin, load_checkpoint, open_tokenizer
+from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp, ModelConfig
 from camp_sdk.export.network.sentences import SentenceConfig, load_pretrained, read_config, read_tokenizer
 from camp_sdk.export.network.vocabulary import LEARNED, build_tokenizer
@@ -33,6 +33,7 @@ from camp_sdk.export.training.trainer import (
 )
 from camp_sdk.export.training.vision_setup import open_vision
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.tokenizer import Tokenizer
 from camp_sdk.terminal import stderr
 
 
@@ -146,7 +147,7 @@ class Run:
         """
         config, started, (train, dev) = self.config, self.started, self.splits
         tokenizer_text = started[1].tokenizer if started else make_tokenizer(config, train)
-        tokenizer = open_tokenizer(tokenizer_text)
+        tokenizer = Tokenizer(tokenizer_text)
         vision = open_vision(config, train, started)
         feature_width = vision.width if vision else int(train.images.shape[2])  # type: ignore[union-attr]  # an array
         if started and started[1].model.feature_width != feature_width:

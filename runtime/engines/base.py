@@ -20,6 +20,7 @@ class Engine(ABC):
     """Base class of all engines: named numpy arrays in, named numpy arrays out; a context manager that closes it.
 
     Attributes:
+        contract: the graph that the outputs of every run are checked against; None for no check.
         blocks: the number of images and of texts that the engine scores best in one call; None for what fits a
             processor's caches, by `block_bytes`.
         block_bytes: where `blocks` is None, the maximum size of the float32 vectors of one call's pairs. Intermediates
@@ -31,13 +32,13 @@ class Engine(ABC):
             lasts until its images are garbage-collected or the engine is closed.
     """
 
+    contract: GraphSpec | None = None
     blocks: tuple[int, int] | None = None
     block_bytes: int = 8 << 20
     streams: int = 1
     callers: int = 1
     residents: WeakKeyDictionary[Any, Any]
 
-    @abstractmethod
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
         """Run the graph once.
 
@@ -46,7 +47,19 @@ class Engine(ABC):
 
         Returns:
             Every output by name.
+
+        Raises:
+            BackendError: the run failed, or the engine was closed.
+            BundleError: an output does not have the shape that the contract promises for these inputs.
         """
+        outputs = self._run(feeds)
+        if self.contract is not None:
+            check_outputs(self.contract, feeds, outputs)
+        return outputs
+
+    @abstractmethod
+    def _run(self, feeds: Mapping[str, Any]) -> Arrays:
+        """`run` without the check."""
 
     def hold(self, tensors: Arrays) -> Mapping[str, Any]:
         """Place inputs where the engine reads them fastest, for use in many runs: in device memory if it has its own.
@@ -78,6 +91,11 @@ class Engine(ABC):
         self.close()
 
 
+def closed_how(forked: bool) -> str:
+    """Why an engine that has no native object left cannot run, for messages."""
+    return "opened in another process, before a fork; open it in this one" if forked else "closed"
+
+
 def check_contract(engine: Engine, graph: GraphSpec) -> None:
     """Check that a file's inputs and outputs match the manifest in names, dtypes and fixed sizes.
 
@@ -92,6 +110,36 @@ def check_contract(engine: Engine, graph: GraphSpec) -> None:
         expected: Interface = {spec.name: (spec.dtype, spec.shape) for spec in specs}
         if found.keys() != expected.keys() or not all(_fits(expected[name], found[name]) for name in expected):
             raise BundleError(f"{graph.file} has the {kind}s {found}, manifest.json says {expected}; {EXPORT_AGAIN}")
+
+
+def check_outputs(graph: GraphSpec, feeds: Mapping[str, Any], outputs: Arrays) -> None:
+    """Check that outputs have the shapes of the contract: as many rows as there were items, and no other widths.
+
+    Args:
+        graph: the manifest's entry of the graph.
+        feeds: the inputs of the run.
+        outputs: its outputs.
+
+    Raises:
+        BundleError: an output has another shape; the message names graph, tensor, found and expected.
+    """
+    sizes: dict[int | str, int] = {}
+    for spec in graph.inputs:
+        sizes.update(zip(spec.shape, feeds[spec.name].shape, strict=True))
+    for spec in graph.outputs:
+        shape = outputs[spec.name].shape
+        expected = tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape)
+        if not _fits((spec.dtype, expected), (spec.dtype, shape)):
+            raise BundleError(
+                f"{graph.file} made {spec.name} {shape} of {_shapes(feeds)}, expected {expected}: the graph does not do "
+                f"what manifest.json promises; {EXPORT_AGAIN}"
+            )
+        # A letter that no input has, such as the regions that a vision graph makes, is the same for all outputs.
+        sizes.update((axis, size) for axis, size in zip(spec.shape, shape, strict=True) if isinstance(axis, str))
+
+
+def _shapes(feeds: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in feeds.items())
 
 
 def _fits(expected: tuple[str, tuple[Any, ...]], found: tuple[str, tuple[Any, ...]]) -> bool:

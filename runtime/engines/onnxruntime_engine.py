@@ -17,10 +17,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from camp_sdk.runtime.engines import cuda
-from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
+from camp_sdk.runtime.engines.base import Arrays, Engine, Interface, closed_how
 from camp_sdk.runtime.engines.profiles import Profile
 from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError, install_command
-from camp_sdk.runtime.files import cache_folder
+from camp_sdk.runtime.files import HeldFile, cache_folder
+from camp_sdk.runtime.forks import abandon, watch_forks
+from camp_sdk.runtime.graph_file import read_graph
 from camp_sdk.runtime.threads import physical_cores
 
 # ONNX Runtime's names of the dtypes that a bundle's contract allows.
@@ -41,7 +43,7 @@ class OnnxRuntimeEngine(Engine):
     """ONNX Runtime on one graph file. Threads may share an engine.
 
     Args:
-        path: the graph's file.
+        graph: the graph's file.
         device: "cpu", "cuda" or "tensorrt".
         threads: the number of threads that compute; None uses every core.
         spin: whether idle threads of the pool wait for the next run by spinning. This suits a graph that runs again at
@@ -53,12 +55,12 @@ class OnnxRuntimeEngine(Engine):
     Raises:
         BackendError: ONNX Runtime does not use the requested provider (the message names the library that failed to
             load), or a run fails.
-        BundleError: ONNX Runtime cannot open the file.
+        BundleError: the file is not a whole ONNX model, or ONNX Runtime cannot open it.
     """
 
     def __init__(
         self,
-        path: Path,
+        graph: HeldFile,
         device: str = "cpu",
         threads: int | None = None,
         spin: bool = True,
@@ -76,27 +78,31 @@ class OnnxRuntimeEngine(Engine):
         providers = [(provider, CUDA_OPTIONS if device == "cuda" else dict(options or {}))]
         if device == "tensorrt":
             providers.append((PROVIDERS["cuda"], CUDA_OPTIONS))  # runs the operators that TensorRT does not support
+        content = read_graph(graph)
         try:
-            self._session: Any = ort.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
+            self._session: Any = ort.InferenceSession(content, settings, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises its own types, all derived from Exception
             if device != "cpu" and (reason := _load_error(ort, device)):
                 raise BackendError(f"{provider} cannot be used: {reason}") from None
-            raise BundleError(f"ONNX Runtime cannot open {path}: {error}") from None
+            raise BundleError(f"ONNX Runtime cannot open {graph.path}: {error}") from None
         if (used := self._session.get_providers()[0]) != provider:
             reason = _load_error(ort, device) or _device_error()
             raise BackendError(f"{provider} was asked for, but ONNX Runtime uses {used}: {reason}")
-        self._path, self._device, self.streams = path, device, streams
+        self._session._model_bytes = None  # it would keep the file's content in memory as long as it lives
+        self._path, self._device, self.streams = graph.path, device, streams
         self.callers = streams  # a further caller would compete with the others for their cores
         self._inputs = {v.name: np.dtype(ONNX_TYPES.get(v.type, "O")) for v in self._session.get_inputs()}
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.blocks = None if device == "cpu" else GPU_BLOCKS
         self.residents = WeakKeyDictionary()
         self._uploader = cuda.Uploader()
+        self._forked = False
+        watch_forks(self)
 
-    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+    def _run(self, feeds: Mapping[str, Any]) -> Arrays:
         session = self._session
         if session is None:
-            raise BackendError(f"ONNX Runtime cannot run {self._path}: it was closed")
+            raise BackendError(f"ONNX Runtime cannot run {self._path}: it was {closed_how(self._forked)}")
         try:
             if any(isinstance(array, cuda.DeviceArray) for array in feeds.values()):
                 outputs = self._run_bound(session, feeds)
@@ -137,6 +143,11 @@ class OnnxRuntimeEngine(Engine):
         self.residents.clear()
         self._session = None
         self._uploader.close()
+
+    def forked(self) -> None:
+        abandon([self._session, self._uploader, *self.residents.values()])
+        self._session, self._uploader, self.residents = None, cuda.Uploader(), WeakKeyDictionary()
+        self._forked = True
 
     def interface(self) -> tuple[Interface, Interface]:
         def described(values: Sequence[Any]) -> Interface:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import ctypes
 import queue
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
-from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
+from camp_sdk.runtime.engines.base import Arrays, Engine, Interface, closed_how
 from camp_sdk.runtime.errors import BackendError, BundleError, MissingExtraError
+from camp_sdk.runtime.files import HeldFile
+from camp_sdk.runtime.forks import abandon, watch_forks
+from camp_sdk.runtime.graph_file import read_graph
 
 
 class OpenVinoEngine(Engine):
@@ -21,59 +25,68 @@ class OpenVinoEngine(Engine):
     graph; each concurrent run has its own inference request.
 
     Args:
-        path: the graph's file.
+        graph: the graph's file.
         threads: the number of threads that compute; None uses every core.
         streams: the number of runs computed in parallel, each on its own part of the threads: more pairs per second,
             but each single run takes longer.
 
     Raises:
-        BackendError: a run fails, or is started in a forked process, where it would wait for threads that do not exist.
-        BundleError: OpenVINO cannot open the file.
+        BackendError: a run fails, or is started in a process that inherited the engine by a fork.
+        BundleError: the file is not a whole ONNX model, or OpenVINO cannot open it.
         MissingExtraError: OpenVINO is not installed.
     """
 
     block_bytes = 16 << 20  # twice the default: OpenVINO reads and writes intermediates less often than ONNX Runtime
 
-    def __init__(self, path: Path, threads: int | None = None, streams: int = 1) -> None:
+    def __init__(self, graph: HeldFile, threads: int | None = None, streams: int = 1) -> None:
         openvino = import_openvino()
         # By default, OpenVINO computes float32 graphs in bfloat16 where that is faster.
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "NUM_STREAMS": streams}
+        settings["CPU_RUNTIME_CACHE_CAPACITY"] = 0  # it keeps buffers for every shape it has met: gigabytes in a day
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        core = openvino.Core()
+        core, content = openvino.Core(), read_graph(graph)
         try:
-            self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
+            with own_signal_stack():
+                self._compiled = core.compile_model(core.read_model(content), "CPU", settings)
         except Exception as error:  # openvino raises RuntimeError and its own types
-            raise BundleError(f"OpenVINO cannot open {path}: {error}") from None
-        self._path, self.streams, self._process = path, streams, os.getpid()
+            raise BundleError(f"OpenVINO cannot open {graph.path}: {error}") from None
+        self._path, self.streams, self._forked = graph.path, streams, False
         # OpenVINO computes in its own threads. One extra caller keeps a run ready for the next free stream.
         self.callers = 1 if streams == 1 else streams + 1
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        watch_forks(self)
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # it was never opened
+            self.close()
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         compiled, idle = self._compiled, self._idle
         if compiled is None:
-            raise BackendError(f"OpenVINO cannot run {self._path}: it was closed")
-        if os.getpid() != self._process:  # a fork does not copy OpenVINO's threads: a run would wait for them forever
-            raise BackendError(
-                f"OpenVINO cannot run {self._path}: it was opened in another process, before a fork; create a "
-                "Retriever in each process, or use backend onnxruntime"
-            )
+            raise BackendError(f"OpenVINO cannot run {self._path}: it was {closed_how(self._forked)}")
         try:
             request = idle.get_nowait()
         except queue.Empty:
             request = compiled.create_infer_request()
         try:
-            outputs = request.infer(dict(feeds), share_inputs=True)
+            with own_signal_stack():
+                outputs = request.infer(dict(feeds), share_inputs=True)
         except Exception as error:  # openvino raises RuntimeError and its own types
             raise BackendError(f"OpenVINO cannot run {self._path}: {error}") from None
         finally:
-            idle.put(request)
+            if idle.qsize() < self.callers:  # each keeps buffers of its own: do not keep one for every thread there was
+                idle.put(request)
         return {name: outputs[index] for index, name in enumerate(self._outputs)}
 
     def close(self) -> None:
-        self._compiled, self._idle = None, queue.SimpleQueue()
+        with own_signal_stack():
+            self._compiled, self._idle = None, queue.SimpleQueue()
+
+    def forked(self) -> None:
+        abandon([self._compiled, self._idle])
+        self._compiled, self._idle, self._forked = None, queue.SimpleQueue(), True
 
     def interface(self) -> tuple[Interface, Interface]:
         def described(ports: Sequence[Any]) -> Interface:
@@ -86,6 +99,30 @@ class OpenVinoEngine(Engine):
             }
 
         return described(self._compiled.inputs), described(self._compiled.outputs)
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of Linux."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def own_signal_stack() -> Iterator[None]:
+    """Give the thread back the stack on which it handles signals.
+
+    OpenVINO sets another one when it opens a graph. After several graphs have been closed in any order, the thread may
+    be left with a stack that was freed, and the next signal, such as Ctrl-C, would end the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 def import_openvino() -> Any:

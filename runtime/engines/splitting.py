@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
 from camp_sdk.runtime.engines.profiles import Profile
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.forks import abandon, watch_forks
 from camp_sdk.runtime.manifest import GraphSpec
 
 BUILD_OPTIONS = {"N": ("words", "--max-words"), "R": ("regions", "--max-regions")}
@@ -45,12 +46,14 @@ class SplittingEngine(Engine):
 
     def __init__(self, engine: Engine, spec: GraphSpec, profile: Profile) -> None:
         self._engine, self._spec, self._ranges = engine, spec, ranges_of(spec, profile)
+        engine.contract = spec  # each part is checked before it is copied to its place in the whole
         self.residents = WeakKeyDictionary()
+        watch_forks(self)
         self.callers = engine.callers
         sides = [self._ranges[letter].largest for letter in "IT" if letter in self._ranges]
         self.blocks = (sides[0], sides[1]) if len(sides) == 2 else None
 
-    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+    def _run(self, feeds: Mapping[str, Any]) -> Arrays:
         return run_in_parts(self._engine.run, feeds, self._spec, self._ranges)
 
     def hold(self, tensors: Arrays) -> Mapping[str, Any]:
@@ -62,6 +65,10 @@ class SplittingEngine(Engine):
     def close(self) -> None:
         self.residents.clear()
         self._engine.close()
+
+    def forked(self) -> None:
+        abandon(self.residents.values())
+        self.residents = WeakKeyDictionary()
 
     def interface(self) -> tuple[Interface, Interface]:
         return self._engine.interface()

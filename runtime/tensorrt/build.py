@@ -20,6 +20,7 @@ from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.profiles import Limits, Profile, Shape, profile_of
 from camp_sdk.runtime.errors import BackendError, BundleError
 from camp_sdk.runtime.files import cache_folder, write_aside
+from camp_sdk.runtime.graph_file import read_graph
 from camp_sdk.runtime.manifest import EXPORT_AGAIN, GraphSpec
 from camp_sdk.runtime.tensorrt.build_progress import BuildProgress, monitor_of
 from camp_sdk.runtime.tensorrt.library import Library, open_library
@@ -188,8 +189,7 @@ def _named(order: EngineOrder) -> str:
 
 def _parse(library: Library, order: EngineOrder, network: Any) -> None:
     parser = library.trt.OnnxParser(network, library.logger)
-    # Parsed from bytes, not from a path: the parser then cannot read external weight files that the graph names.
-    if not parser.parse(order.bundle.path(order.spec.file).read_bytes()):
+    if not parser.parse(read_graph(order.bundle.file(order.spec.file))):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         reasons = "; ".join(f"{e.node_operator()} node {e.node_name()!r}: {' '.join(e.desc().split())}" for e in errors)
         raise BackendError(f"{_named(order)} cannot be parsed: {reasons[:1500] or library.reason()}")
@@ -288,7 +288,7 @@ def _keep_timing_cache(config: Any, path: Path) -> None:
 def trtexec_command(order: EngineOrder) -> str:
     """The command line that builds the same plan with the library's own tool, into the current folder."""
     rtx = order.here.library == "tensorrt_rtx"
-    command = ["tensorrt_rtx" if rtx else "trtexec", f"--onnx={order.bundle.path(order.spec.file)}", "--noTF32"]
+    command = ["tensorrt_rtx" if rtx else "trtexec", f"--onnx={order.bundle.file(order.spec.file).path}", "--noTF32"]
     command += [] if rtx else ["--stronglyTyped"]
     for index, option in enumerate(("minShapes", "optShapes", "maxShapes")):
         shapes = ",".join(f"{name}:{_times(ranges[index])}" for name, ranges in order.profile.items())

@@ -6,25 +6,27 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines import cuda
-from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
+from camp_sdk.runtime.engines.base import Arrays, Engine, Interface, closed_how
 from camp_sdk.runtime.errors import BackendError
+from camp_sdk.runtime.files import HeldFile
+from camp_sdk.runtime.forks import abandon, watch_forks
 from camp_sdk.runtime.tensorrt.kernel_cache import RtxConfig
 from camp_sdk.runtime.tensorrt.library import here_of, open_library
 from camp_sdk.runtime.tensorrt.plans import PlanRecord, find_plan
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "BOOL": "bool"}
 UNSUPPORTED = "UNSUPPORTED_CC"  # TensorRT-RTX's name for a GPU that it does not support
+MAX_IDLE = 4  # execution contexts kept between runs, however many threads have run at once
 Shape = tuple[int, ...]
 
 
-def plan_here(bundle: Bundle, graph: str, precision: str, backend: str) -> tuple[Path, PlanRecord]:
+def plan_here(bundle: Bundle, graph: str, precision: str, backend: str) -> tuple[HeldFile, PlanRecord]:
     """Find the plan of a graph that fits this machine.
 
     Args:
@@ -34,7 +36,7 @@ def plan_here(bundle: Bundle, graph: str, precision: str, backend: str) -> tuple
         backend: "tensorrt" or "tensorrt-rtx".
 
     Returns:
-        The path of the plan, whose size and SHA-256 have been checked, and its record.
+        The plan, whose size and SHA-256 have been checked, and its record.
 
     Raises:
         BackendError: there is no GPU, the library cannot be used, or no plan fits; the message is one line with the
@@ -53,7 +55,7 @@ class TensorRtEngine(Engine):
     the plan's profile.
 
     Args:
-        plan: a path that `plan_here` returned; a plan from elsewhere can crash the process.
+        plan: a file that `plan_here` returned; a plan from elsewhere can crash the process.
         backend: "tensorrt" or "tensorrt-rtx".
         cuda_graphs: record runs of the same shapes as a CUDA graph and replay it, which avoids launching the kernels
             one by one. With TensorRT, inputs that `hold` put into device memory are then copied once more on the
@@ -65,12 +67,12 @@ class TensorRtEngine(Engine):
 
     callers = 2  # while one waits for the GPU, the other prepares the next run
 
-    def __init__(self, plan: Path, backend: str, cuda_graphs: bool = False) -> None:
+    def __init__(self, plan: HeldFile, backend: str, cuda_graphs: bool = False) -> None:
         cuda.gpu()  # raises without a driver; TensorRT would end the process instead of raising an error
-        self._plan, self._library = plan, open_library(backend)
+        self._plan, self._library = plan.path, open_library(backend)
         trt = self._library.trt
         self._runtime = trt.Runtime(self._library.logger)
-        content = plan.read_bytes()
+        content = plan.read()
         faults = _faults(trt, self._runtime, content)
         self._engine: Any = None if faults else self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
@@ -79,7 +81,7 @@ class TensorRtEngine(Engine):
             if UNSUPPORTED in faults:
                 capability = cuda.gpu().compute_capability
                 advice = f"TensorRT-RTX does not run on compute capability {capability}: use another backend"
-            raise BackendError(f"{backend} cannot load {plan}: {reason}; {advice}")
+            raise BackendError(f"{backend} cannot load {plan.path}: {reason}; {advice}")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         self._inputs = {name: self._dtype(name) for name in names if name in inputs}
@@ -90,6 +92,8 @@ class TensorRtEngine(Engine):
         self._idle: list[_Context] = []  # the longest idle comes first
         self._idle_lock = threading.Lock()
         self._uploader = cuda.Uploader()
+        self._forked = False
+        watch_forks(self)
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         found = self._engine.get_tensor_dtype(name).name
@@ -97,10 +101,10 @@ class TensorRtEngine(Engine):
             raise BackendError(f"{self._plan}: {name} is of type {found}, expected one of {', '.join(DTYPES)}")
         return np.dtype(DTYPES[found])
 
-    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+    def _run(self, feeds: Mapping[str, Any]) -> Arrays:
         engine, config = self._engine, self._config
         if engine is None:
-            raise BackendError(f"{self._plan} was closed")
+            raise BackendError(f"TensorRT cannot run {self._plan}: it was {closed_how(self._forked)}")
         context: _Context | None = None
         try:
             context = self._idle_context(feeds) or self._new_context(engine, config)
@@ -113,7 +117,7 @@ class TensorRtEngine(Engine):
             if isinstance(error, (BackendError, RuntimeError)):  # TensorRT raises RuntimeError
                 raise BackendError(f"TensorRT cannot run {self._plan}: {error} ({self._library.reason()})") from None
             raise
-        self._idle.append(context)
+        self._give_back(context)
         if self._engine is None:  # another thread closed it during the run
             self._close_idle()
         return outputs
@@ -127,6 +131,15 @@ class TensorRtEngine(Engine):
         with self._idle_lock:
             settled = (k for k, context in enumerate(self._idle) if feeds is not None and context.has_shapes_of(feeds))
             return self._idle.pop(next(settled, 0)) if self._idle else None
+
+    def _give_back(self, context: _Context) -> None:
+        """Keep a context for the next run, or close it: each holds memory for the largest inputs."""
+        with self._idle_lock:
+            kept = len(self._idle) < MAX_IDLE
+            if kept:
+                self._idle.append(context)
+        if not kept:
+            context.close()
 
     def _new_context(self, engine: Any, config: RtxConfig | None) -> _Context:
         context, needed = (engine.create_execution_context(), None) if config is None else config.new_context(engine)
@@ -149,6 +162,12 @@ class TensorRtEngine(Engine):
         self._engine = self._runtime = self._config = None
         self._close_idle()
         self._uploader.close()
+
+    def forked(self) -> None:
+        abandon([self._engine, self._runtime, self._config, *self._idle, self._uploader])
+        self._engine = self._runtime = self._config = None
+        self._idle, self._idle_lock, self._uploader = [], threading.Lock(), cuda.Uploader()
+        self._forked = True
 
     def _close_idle(self) -> None:
         while (context := self._idle_context()) is not None:

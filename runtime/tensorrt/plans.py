@@ -21,7 +21,7 @@ from typing import Any
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.profiles import AXIS_LIMIT, BYTES_LIMIT, Profile, Shape, fits_contract
 from camp_sdk.runtime.errors import BackendError, BundleError
-from camp_sdk.runtime.files import cache_folder, sha256_of
+from camp_sdk.runtime.files import HeldFile, cache_folder
 from camp_sdk.runtime.manifest import GraphSpec
 
 FORMAT = 1
@@ -286,7 +286,7 @@ def was_built_here(record: PlanRecord) -> bool:
         return False
 
 
-def find_plan(bundle: Bundle, graph: str, precision: str, here: Here) -> tuple[Path, PlanRecord]:
+def find_plan(bundle: Bundle, graph: str, precision: str, here: Here) -> tuple[HeldFile, PlanRecord]:
     """Find the plan to open for a graph on this machine: the most recently built one that fits.
 
     Args:
@@ -296,7 +296,7 @@ def find_plan(bundle: Bundle, graph: str, precision: str, here: Here) -> tuple[P
         here: the library and the GPU of this machine.
 
     Returns:
-        The path of the plan, whose size and SHA-256 have been checked, and its record.
+        The plan, whose size and SHA-256 have been checked, and its record.
 
     Raises:
         BackendError: no plan fits, or the plan that fits was altered; the message is one line with the difference and
@@ -365,7 +365,7 @@ def _is_too_old(compute_capability: str | None) -> bool:
     return compute_capability is not None and float(compute_capability) < RTX_MIN_CAPABILITY
 
 
-def check_plan(folder: Path, record: PlanRecord) -> Path:
+def check_plan(folder: Path, record: PlanRecord) -> HeldFile:
     """Check the size and SHA-256 of the plan beside a record.
 
     Args:
@@ -373,7 +373,7 @@ def check_plan(folder: Path, record: PlanRecord) -> Path:
         record: the engine's record.
 
     Returns:
-        The path of the plan.
+        The plan, held open.
 
     Raises:
         BackendError: the plan is missing, altered, or a link to a file elsewhere.
@@ -381,11 +381,12 @@ def check_plan(folder: Path, record: PlanRecord) -> Path:
     path = folder / PLAN_FILE
     if not path.is_file() or path.resolve().parent != path.parent.resolve():
         raise BackendError(f"{path} is missing, or not a file of the bundle; rebuild it with camp build --force")
-    if path.stat().st_size != record.plan_bytes:
-        sizes = f"{path.stat().st_size} bytes, its record says {record.plan_bytes}"
+    plan = HeldFile(path)
+    if plan.nbytes != record.plan_bytes:
+        sizes = f"{plan.nbytes} bytes, its record says {record.plan_bytes}"
         raise BackendError(f"{path} has {sizes}; rebuild it with camp build --force")
-    if sha256_of(path) != record.plan_sha256:
+    if plan.sha256 != record.plan_sha256:
         raise BackendError(
             f"{path} was altered: its SHA-256 is not the one in its record; rebuild it with camp build --force"
         )
-    return path
+    return plan

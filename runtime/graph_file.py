@@ -1,0 +1,134 @@
+"""Read an ONNX file as far as needed to know that it is one, and that it holds all of its weights itself.
+
+An ONNX file may name other files, or places in memory, as the source of a tensor, and engines follow such names. The
+runtime has no ONNX library, so this module walks the file's fields (protobuf's wire format) and skips what it does not
+need. Field numbers are those of onnx.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from camp_sdk.runtime.errors import BundleError
+from camp_sdk.runtime.files import HeldFile
+from camp_sdk.runtime.manifest import EXPORT_AGAIN
+
+MAX_DEPTH = 64  # of messages inside messages; protobuf's own readers stop at 100
+MAX_FIELDS = 2_000_000  # of messages that may hold a tensor; read in about two seconds
+VARINT, EIGHT_BYTES, MESSAGE, FOUR_BYTES = 0, 1, 2, 5  # wire types
+MAX_VARINT_BYTES = 10
+
+
+@dataclass
+class _Kind:
+    """A kind of message.
+
+    Args:
+        name: its name, for messages.
+        parts: the fields that hold messages in which a tensor may be, with their kinds.
+        refused: the fields that may not occur, with the reason.
+    """
+
+    name: str
+    parts: dict[int, _Kind] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+
+
+OUTSIDE = "a tensor whose data lie outside of the file"
+TENSOR = _Kind("tensor", refused={13: OUTSIDE})
+DATA_LOCATION, EXTERNAL = 14, 1
+SPARSE = _Kind("sparse tensor", {1: TENSOR, 2: TENSOR})
+NODE, ATTRIBUTE, GRAPH = _Kind("node"), _Kind("attribute"), _Kind("graph")
+GRAPH.parts = {1: NODE, 5: TENSOR, 15: SPARSE}
+NODE.parts = {5: ATTRIBUTE}
+ATTRIBUTE.parts = {5: TENSOR, 6: GRAPH, 10: TENSOR, 11: GRAPH, 22: SPARSE, 23: SPARSE}
+FUNCTION = _Kind("function", {7: NODE, 11: ATTRIBUTE})
+TRAINING = _Kind("training information", {1: GRAPH, 2: GRAPH})
+MODEL = _Kind("model", {7: GRAPH, 20: TRAINING, 25: FUNCTION})
+OPERATOR, ENGINE_OPERATOR = 4, b"EPContext"  # holds or names a compiled engine, which is a program
+
+
+class _WireError(ValueError):
+    """Bytes that are not a message."""
+
+
+def read_graph(file: HeldFile) -> bytes:
+    """The content of an ONNX file, for an engine to open.
+
+    Args:
+        file: the file.
+
+    Raises:
+        BundleError: the file is not an ONNX model, takes data from elsewhere, or holds a compiled engine.
+    """
+    content = file.read()
+    try:
+        _check(memoryview(content))
+    except _WireError as error:
+        raise BundleError(f"{file.path} cannot be opened: {error}; {EXPORT_AGAIN}") from None
+    return content
+
+
+def _check(content: memoryview) -> None:
+    open_messages = [_parts(content, MODEL)]  # from the outermost to the innermost
+    fields = graphs = 0
+    while open_messages:
+        for part, kind in open_messages[-1]:
+            fields += 1
+            graphs += kind is GRAPH
+            if kind is not None:
+                open_messages.append(_parts(part, kind))
+                break
+        else:
+            open_messages.pop()
+        if len(open_messages) > MAX_DEPTH or fields > MAX_FIELDS:
+            raise _WireError(f"it has more than {MAX_DEPTH} levels or {MAX_FIELDS} fields")
+    if not graphs:
+        raise _WireError("it is not an ONNX model, which holds a graph")
+
+
+def _parts(message: memoryview, kind: _Kind) -> Iterator[tuple[memoryview, _Kind | None]]:
+    """The content of each field of a message, with its kind if it is a message that may hold a tensor."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        number, wire_type = tag >> 3, tag & 7
+        if number in kind.refused:
+            raise _WireError(f"it holds {kind.refused[number]}")
+        if number in kind.parts and wire_type != MESSAGE:
+            raise _WireError(f"field {number} of a {kind.name} is not a message")
+        start, at, value = _skip(message, at, wire_type)
+        if kind is TENSOR and number == DATA_LOCATION and value == EXTERNAL:
+            raise _WireError(f"it holds {OUTSIDE}")
+        if kind is NODE and number == OPERATOR and message[start:at] == ENGINE_OPERATOR:
+            raise _WireError("it holds a compiled engine, which is a program")
+        yield message[start:at], kind.parts.get(number)
+
+
+def _skip(message: memoryview, at: int, wire_type: int) -> tuple[int, int, int]:
+    """Where a field's content starts and ends, and its value if it is a number."""
+    value = 0
+    start = at
+    if wire_type == VARINT:
+        value, at = _varint(message, at)
+    elif wire_type == MESSAGE:
+        length, start = _varint(message, at)
+        at = start + length
+    elif wire_type in (EIGHT_BYTES, FOUR_BYTES):
+        at += 8 if wire_type == EIGHT_BYTES else 4
+    else:
+        raise _WireError("it is not an ONNX model")
+    if at > len(message):
+        raise _WireError("it is truncated, or not an ONNX model")
+    return start, at, value
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A number of variable length, and where the next field begins."""
+    value = 0
+    for place, byte in enumerate(message[at : at + MAX_VARINT_BYTES]):
+        value |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return value, at + place + 1
+    raise _WireError("it is truncated, or not an ONNX model")

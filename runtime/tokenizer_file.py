@@ -1,0 +1,144 @@
+"""Check a tokenizer.json before the tokenizer library reads it.
+
+The library runs what the file describes: regular expressions that backtrack, replacements that multiply the text, and
+settings at which it panics. Therefore only what the export writes is accepted, and of that only what encoding needs is
+passed on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+BYTES_LIMIT = 64 << 20
+MAX_LENGTH = 4096  # of a text, in tokens, both markers counted
+MAX_STEPS = 8  # in a sequence of normalizers
+MAX_PREFIX = 8  # characters before a word piece that continues a word
+MAX_PIECE_CHARACTERS = 1000
+# Steps that take time in proportion to the text and have no parameters but switches.
+NORMALIZERS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"), frozenset()),
+    "BertNormalizer": frozenset({"clean_text", "handle_chinese_chars", "strip_accents", "lowercase"}),
+}
+SPLITTERS = dict.fromkeys(("Whitespace", "WhitespaceSplit", "BertPreTokenizer"), frozenset[str]())
+# SHA-256 of the other normalizers and pre-tokenizers that the export writes: NLTK's rules.
+KNOWN_RULES = frozenset({"e87cce57cf99a0fd8cc96a6bb2c1ee3a6682f42a013919a1e4bb9b3f8ab6a39f"})
+
+
+def checked_tokenizer(content: str | bytes) -> str:
+    """The part of a tokenizer.json that encoding needs.
+
+    Args:
+        content: the file's content.
+
+    Returns:
+        The text of a tokenizer.json without padding and decoder, which the library may read.
+
+    Raises:
+        ValueError: the content is not JSON, or holds something that the export does not write.
+    """
+    if len(content) > BYTES_LIMIT:
+        raise ValueError(f"it has {len(content)} bytes, expected at most {BYTES_LIMIT}")
+    try:
+        raw = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _require(isinstance(raw, dict), "expected a JSON object")
+    rules = [raw.get("normalizer"), raw.get("pre_tokenizer")]
+    if not (_is_plain(rules[0], NORMALIZERS, "normalizers") and _is_plain(rules[1], SPLITTERS, "pretokenizers")):
+        _require(rules_hash(rules) in KNOWN_RULES, "its normalizer or pre_tokenizer is not one that the export writes")
+    vocabulary = _check_model(raw.get("model"))
+    _check_markers(raw.get("post_processor"), vocabulary)
+    _check_truncation(raw.get("truncation"))
+    for token in (added := _listed(raw.get("added_tokens"), "added_tokens", len(vocabulary))):
+        known = isinstance(token, dict) and vocabulary.get(_text(token.get("content"))) == token.get("id")
+        _require(known, "an added token is not in the vocabulary")
+    names = ("version", "truncation", "normalizer", "pre_tokenizer", "post_processor", "model")
+    return json.dumps({name: raw.get(name) for name in names} | {"added_tokens": added})
+
+
+def rules_hash(rules: list[Any]) -> str:
+    """SHA-256 of [normalizer, pre_tokenizer] as in a tokenizer.json, in hexadecimal."""
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _listed(value: Any, name: str, most: int) -> list[Any]:
+    _require(isinstance(value, list) and len(value) <= most, f"{name} is not a list of at most {most}")
+    return list(value)
+
+
+def _is_plain(step: Any, known: Mapping[str, frozenset[str]], items: str) -> bool:
+    """Whether a step, or each one of a sequence, is known and has nothing but switches as parameters."""
+    if step is None:
+        return True
+    if not isinstance(step, dict):
+        return False
+    if step.get("type") == "Sequence":
+        steps = step.get(items)
+        return isinstance(steps, list) and len(steps) <= MAX_STEPS and all(_is_single(each, known) for each in steps)
+    return _is_single(step, known)
+
+
+def _is_single(step: Any, known: Mapping[str, frozenset[str]]) -> bool:
+    name = _text(step.get("type")) if isinstance(step, dict) else ""
+    switches = {key: value for key, value in step.items() if key != "type"} if name else {}
+    booleans = all(value is None or isinstance(value, bool) for value in switches.values())
+    return name in known and booleans and switches.keys() <= known[name]
+
+
+def _check_model(model: Any) -> dict[str, int]:
+    """Check the model, words or word pieces, and return its vocabulary."""
+    _require(isinstance(model, dict), "it has no model")
+    kind, vocabulary = model.get("type"), model.get("vocab")
+    _require(kind in ("WordLevel", "WordPiece"), f"its model is a {str(kind)[:40]}, expected WordLevel or WordPiece")
+    indices = vocabulary.values() if isinstance(vocabulary, dict) else ()
+    _require(
+        len(indices) > 0 and all(type(index) is int for index in indices), "its vocabulary is not words and numbers"
+    )
+    _require(sorted(indices) == list(range(len(indices))), "its words are not numbered 0 to n - 1, each once")
+    _require(model.get("unk_token") in vocabulary, "its vocabulary has no word for unknown words")
+    if kind == "WordPiece":
+        prefix, most = model.get("continuing_subword_prefix"), model.get("max_input_chars_per_word")
+        _require(isinstance(prefix, str) and len(prefix) <= MAX_PREFIX, "its prefix of word pieces is not a short text")
+        _require(
+            type(most) is int and 1 <= most <= MAX_PIECE_CHARACTERS, "its longest word is not 1 to 1000 characters"
+        )
+    return dict(vocabulary)
+
+
+def _check_markers(processor: Any, vocabulary: Mapping[str, int]) -> None:
+    """Check that a text gets one marker at each end, both in the vocabulary."""
+    single = processor.get("single") if isinstance(processor, dict) else None
+    _require(_kinds_of(single) == ["SpecialToken", "Sequence", "SpecialToken"], "it does not add a marker at each end")
+    markers = processor.get("special_tokens")
+    _require(isinstance(markers, dict), "its markers have no indices")
+    for place in (0, 2):
+        name = _text(single[place]["SpecialToken"].get("id"))
+        marker = markers.get(name)
+        indices = marker.get("ids") if isinstance(marker, dict) else None
+        _require(name in vocabulary and indices == [vocabulary[name]], "a marker is not in the vocabulary")
+
+
+def _kinds_of(single: Any) -> list[str]:
+    if not isinstance(single, list) or len(single) != 3:
+        return []
+    pieces = [piece if isinstance(piece, dict) and len(piece) == 1 else {"": None} for piece in single]
+    return [kind if isinstance(content, dict) else "" for piece in pieces for kind, content in piece.items()]
+
+
+def _check_truncation(truncation: Any) -> None:
+    _require(isinstance(truncation, dict), "it does not truncate long texts")
+    length, expected = truncation.get("max_length"), {"direction": "Right", "strategy": "LongestFirst", "stride": 0}
+    _require(type(length) is int and 3 <= length <= MAX_LENGTH, f"it truncates to other lengths than 3 to {MAX_LENGTH}")
+    _require({name: truncation.get(name) for name in expected} == expected, f"its truncation is not {expected}")
