@@ -18,6 +18,7 @@ from camp_sdk.runtime.manifest import (
     ACTIVATIONS,
     FITS,
     MAX_PIXELS,
+    MAX_STOP_WORDS,
     OPTIONAL_GRAPHS,
     PRECISION_FOLDERS,
     REQUIRED_GRAPHS,
@@ -44,6 +45,8 @@ RULES: dict[tuple[type, str], dict[str, Any]] = {
     (Manifest, "graphs"): {"required": list(REQUIRED_GRAPHS), "propertyNames": {"enum": list(GRAPHS)}},
     (Manifest, "precisions"): {"propertyNames": {"enum": list(PRECISION_FOLDERS)}},
     (Manifest, "files"): {"required": [TOKENIZER_FILE]},
+    (Manifest, "stop_words"): {"maxItems": MAX_STOP_WORDS},
+    (Manifest, "vocabulary"): {"minimum": 1},
     (LoweredGraphs, "graphs"): {"propertyNames": {"enum": list(GRAPHS)}},
     (FileEntry, "bytes"): {"minimum": 0},
     (FileEntry, "sha256"): {"pattern": "^[0-9a-f]{64}$"},
@@ -51,19 +54,21 @@ RULES: dict[tuple[type, str], dict[str, Any]] = {
     (PixelSpec, "width"): {"minimum": 1, "maximum": MAX_PIXELS},
     (PixelSpec, "fit"): {"enum": list(FITS)},
 }
+OF_TOKENIZER = ("max_words", "stop_words", "vocabulary")  # fields that the file keeps under "tokenizer"
 OPTIONAL = ("fit", "checks", "sizes", "made_with", "training", "parity")  # a reader has a default for these
 
 
 def manifest_schema() -> dict[str, Any]:
     """The schema of a whole manifest."""
     schema = _of_class(Manifest)
+    inner = {name: schema["properties"].pop(name) for name in OF_TOKENIZER}
     tokenizer = {
         "type": "object",
-        "properties": {"file": {"const": TOKENIZER_FILE}, "max_words": schema["properties"].pop("max_words")},
+        "properties": {"file": {"const": TOKENIZER_FILE}} | inner,
         "required": ["max_words"],
     }
     schema["properties"] |= {"schema_version": {"const": SCHEMA_VERSION}, "tokenizer": tokenizer}
-    required = [name for name in schema["required"] if name != "max_words"]
+    required = [name for name in schema["required"] if name not in OF_TOKENIZER]
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "manifest.json of a camp-sdk bundle"}
     return head | schema | {"required": sorted([*required, "schema_version", "tokenizer"])}
 

@@ -32,7 +32,7 @@ def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | 
         vocab: its vocabulary, pickled or JSON.
         output: the folder to write into; new or empty.
         data: a folder of precomputed features. Its dev or test split provides the examples for the checks of the
-            export; without it, they are random.
+            export, and their frequent words; without it, the examples are random.
 
     Returns:
         The path of best.ckpt.
@@ -44,6 +44,7 @@ def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | 
     import torch  # imported here so that --help does not wait for it
 
     from camp_sdk.export.network.checkpoint import KEY, Origin
+    from camp_sdk.export.network.vocabulary import frequent_tokens
     from camp_sdk.export.released.files import read_checkpoint, read_vocabulary
     from camp_sdk.export.released.nltk_words import nltk_tokenizer
 
@@ -59,7 +60,8 @@ def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | 
     width = config.feature_width
     images, captions = real_examples(data, width) if data else random_examples(words, width)
     tokenizer = nltk_tokenizer(words).to_str()
-    origin = Origin(config, None, tokenizer, torch.from_numpy(images), captions, released.training)
+    stop_words = frequent_tokens(tokenizer, captions) if data else []  # random captions are not like a user's queries
+    origin = Origin(config, None, tokenizer, torch.from_numpy(images), captions, released.training, stop_words)
     state = {f"model.{name}": tensor for name, tensor in released.weights.items()}
     path = output / "best.ckpt"
     with write_aside(path) as aside:

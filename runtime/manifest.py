@@ -19,6 +19,7 @@ MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 SCHEMA_VERSION = 1
 BYTES_LIMIT = 16 << 20
+MAX_STOP_WORDS = 1000
 MAX_PIXELS = 1024  # the largest height and width of a vision graph's input
 ACTIVATIONS = ("sigmoid", "none")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
@@ -173,6 +174,8 @@ class Manifest:
         activation: the function that turns logits into scores, "sigmoid" or "none".
         graphs: the float32 graphs by name.
         max_words: the most words of a text, as the tokenizer truncates it; markers are not counted.
+        stop_words: tokens that occur in more than half of the training captions; empty in older bundles.
+        vocabulary: the number of tokens that the text graph knows; None in older bundles.
         files: every file of the bundle except the manifest, by path relative to the bundle.
         pixels: the input of the vision graph; None without one.
         precisions: the graphs of lower precisions, by "float16" or "bfloat16".
@@ -187,6 +190,8 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     max_words: int
     files: dict[str, FileEntry] = field(default_factory=dict)
+    stop_words: tuple[str, ...] = ()
+    vocabulary: int | None = None
     pixels: PixelSpec | None = None
     precisions: dict[str, LoweredGraphs] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
@@ -245,6 +250,8 @@ class Manifest:
             graphs=graphs,
             max_words=int(raw["tokenizer"]["max_words"]),
             files=files,
+            stop_words=_stop_words(raw["tokenizer"].get("stop_words", [])),
+            vocabulary=_vocabulary(raw["tokenizer"].get("vocabulary")),
             pixels=PixelSpec.from_dict(raw["pixels"]) if "vision" in graphs else None,
             precisions=_precisions(raw["precisions"]),
             **{name: dict(raw.get(name) or {}) for name in ("sizes", "made_with", "training")},
@@ -262,7 +269,12 @@ class Manifest:
             "graphs": {name: graph.as_dict() for name, graph in self.graphs.items()},
             "pixels": self.pixels.as_dict() if self.pixels else None,
             "precisions": {name: lowered.as_dict() for name, lowered in self.precisions.items()},
-            "tokenizer": {"file": TOKENIZER_FILE, "max_words": self.max_words},
+            "tokenizer": {
+                "file": TOKENIZER_FILE,
+                "max_words": self.max_words,
+                "stop_words": list(self.stop_words),
+                "vocabulary": self.vocabulary,
+            },
             "files": {name: asdict(entry) for name, entry in self.files.items()},
             "sizes": self.sizes,
             "made_with": self.made_with,
@@ -353,6 +365,20 @@ def _precisions(raw: Any) -> dict[str, LoweredGraphs]:
         name: LoweredGraphs(_graphs(entry["graphs"]), tuple(dict(check) for check in entry.get("checks") or ()))
         for name, entry in raw.items()
     }
+
+
+def _stop_words(raw: Any) -> tuple[str, ...]:
+    if not isinstance(raw, list) or len(raw) > MAX_STOP_WORDS or not all(isinstance(word, str) for word in raw):
+        raise ValueError(f"stop_words: expected a list of at most {MAX_STOP_WORDS} strings")
+    return tuple(raw)
+
+
+def _vocabulary(raw: Any) -> int | None:
+    if raw is None:
+        return None
+    if type(raw) is not int or raw < 1:
+        raise ValueError(f"vocabulary {raw!r}: expected a number of tokens, or null")
+    return raw
 
 
 def _tensors(raw: Mapping[str, Any]) -> tuple[TensorSpec, ...]:

@@ -201,6 +201,8 @@ def _manifest(origin: Origin, graphs: dict[str, GraphSpec], activation: str) -> 
         activation=activation,
         graphs=graphs,
         max_words=origin.open_tokenizer().max_words,
+        stop_words=tuple(origin.stop_words),
+        vocabulary=origin.model.vocabulary_size,
         pixels=origin.pixels,
         sizes=asdict(origin.model),
         made_with={name: version(name) for name in MADE_WITH},

