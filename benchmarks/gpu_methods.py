@@ -25,10 +25,10 @@ from camp_sdk.export.network.checkpoint import Origin
 from camp_sdk.export.network.model import Camp
 from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.base import Arrays, Engine
 from camp_sdk.runtime.engines.profiles import Limits
 from camp_sdk.runtime.errors import BackendError
-from camp_sdk.runtime.manifest import GraphSpec
 from camp_sdk.runtime.scoring import PairScorer, feeds_of
 from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine, built_engine
 from camp_sdk.runtime.tensorrt.library import here_of

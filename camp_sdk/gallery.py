@@ -143,18 +143,26 @@ class Gallery:
         return cls(encoded, metadata.documents, bundle, metadata.precision)
 
 
-def is_text_query(query: Any, corpus: Any) -> bool:
-    """Whether a query ranks images: decided by the corpus if it is a gallery, otherwise by the type of the query.
+def texts_of_query(query: Any, corpus: Any) -> list[str] | None:
+    """The texts of a query that ranks images; None for a query that is an image.
+
+    This is decided by the corpus if it is a gallery, otherwise by the type of the query.
 
     Raises:
-        InputError: The query is an empty list, or it is not text and the corpus is a gallery of images.
+        InputError: The query holds no text, or it is not text and the corpus is a gallery of images.
     """
-    if isinstance(query, list) and not query:
-        raise InputError("query is []: expected a string, or a list of at least one string")
-    texts = isinstance(query, str) or (isinstance(query, list) and all(isinstance(text, str) for text in query))
-    if isinstance(corpus, Gallery) and corpus.kind == "image" and not texts:
+    if isinstance(corpus, Gallery) and corpus.kind == "text":
+        return None
+    array = isinstance(query, np.ndarray) and query.dtype.kind in "UO" and query.ndim == 1
+    several = array or isinstance(query, (list, tuple))
+    if several and not len(query):
+        raise InputError(f"query is {query!r}: expected a string, or a list of at least one string")
+    texts = list(query) if several else [query]
+    if all(isinstance(text, str) for text in texts):
+        return [str(text) for text in texts]
+    if several or (isinstance(corpus, Gallery) and corpus.kind == "image"):
         raise InputError(f"the query is a {type(query).__name__}: expected a string, or a list of strings")
-    return corpus.kind == "image" if isinstance(corpus, Gallery) else texts
+    return None
 
 
 def texts_of(gallery: Gallery) -> EncodedTexts:

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow_specs, words_axis
 from camp_sdk.runtime.engines.base import Arrays
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import check_writable, followed, is_empty, write_aside
-from camp_sdk.runtime.manifest import Manifest, TensorSpec
+from camp_sdk.runtime.manifest import Manifest
 
 FORMAT_VERSION = 1
 METADATA = "gallery.json"

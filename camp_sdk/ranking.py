@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from camp_sdk.arguments import Advance
 from camp_sdk.results import Match
+from camp_sdk.runtime.contract import GLOBAL_SUFFIX
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts
-from camp_sdk.runtime.manifest import GLOBAL_SUFFIX
 from camp_sdk.runtime.scoring import Logits, PairScorer, best, best_images, logit_matrix, nearest, pair_logits
 
 Ranked = tuple[NDArray[np.intp], Logits]  # indices and logits of one query's best items, best first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Match:
-    """One result of a ranking. Its fields can also be read as ``match["score"]``.
+class Match(Mapping[str, Any]):
+    """One result of a ranking. It is also a mapping of its fields: ``match["score"]``, ``json.dumps(dict(match))``.
 
     Args:
         corpus_id: Index of the item in the gallery; skipped pictures are not in the gallery and do not count.
@@ -56,13 +57,35 @@ class Match:
             raise KeyError(field)
         return getattr(self, field)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dataclass_fields__)
+
+    def __len__(self) -> int:
+        return len(self.__dataclass_fields__)
+
+
+class Ranking(list[Match]):
+    """The matches of one query, best first: a list, and what the model did not understand of the query.
+
+    Args:
+        matches: The matches, best first.
+        unknown_words: The words of the query that are not in the model's vocabulary, each once. They count for nothing
+            in the scores: for the query "a red zebra", a score is no evidence of a zebra. Empty if the query is an
+            image.
+    """
+
+    def __init__(self, matches: Iterable[Match] = (), unknown_words: Iterable[str] = ()) -> None:
+        super().__init__(matches)
+        self.unknown_words = tuple(unknown_words)
+
 
 @dataclass(frozen=True)
 class Explanation:
     """What the network looked at when it scored one pair: R regions and N words, both markers included.
 
     Args:
-        words: The N words, with the start marker first and the end marker last.
+        words: The N words, with the start marker first and the end marker last; ``<unk>`` for a word that the model
+            does not know.
         score: The score of the pair, 0 to 1 for sigmoid models; higher is better.
         to_words: float32 [R, N]: for each word, a distribution over regions; each column sums to 1.
         to_regions: float32 [R, N]: for each region, a distribution over words; each row sums to 1.

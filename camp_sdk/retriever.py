@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence, Sized
 from contextlib import closing
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from camp_sdk.arguments import (
     MAX_THREADS,
@@ -22,17 +22,16 @@ from camp_sdk.arguments import (
     silent,
 )
 from camp_sdk.features import FeatureReader, Image, kind_of, nothing_left
-from camp_sdk.gallery import Gallery, is_text_query, texts_of
+from camp_sdk.gallery import Gallery, texts_of, texts_of_query
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.ranking import Ranked, Ranker, matches_of
-from camp_sdk.results import Explanation, FloatArray, Match, Skipped
+from camp_sdk.results import Explanation, FloatArray, Ranking, Skipped
 from camp_sdk.runtime import scoring
-from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encode import FeatureEncoder, encode_texts
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, narrow, widen
-from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.open_engines import OpenEngines
 from camp_sdk.runtime.selftest import choose_tested_backend
 from camp_sdk.runtime.tokenizer import open_tokenizer
 
@@ -85,11 +84,13 @@ class Retriever:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         self.backend = choose_tested_backend(self.bundle, backend, precision)
         self.precision = precision
-        self._cuda_graphs = cuda_graphs
-        self._engines: dict[str, Engine] = {}
-        self._opening = threading.Lock()  # a graph is opened once, even if several threads need it at the same time
+        self._engines = OpenEngines(self.bundle, self.backend, precision, self._threads, cuda_graphs)
+        self._options = (backend, precision, threads, memory_budget_bytes, cuda_graphs)
         self._tokenizer = open_tokenizer(self.bundle)
         self._graphs = self.bundle.manifest.graphs_in(precision)
+
+    def __reduce__(self) -> tuple[type[Retriever], tuple[Any, ...]]:
+        return Retriever, (self.bundle, *self._options)  # opened anew in the other process
 
     def __repr__(self) -> str:
         return f"Retriever({str(self.bundle.folder)!r}, backend={self.backend!r})"
@@ -102,10 +103,7 @@ class Retriever:
 
     def close(self) -> None:
         """Free all engines. A later call opens the ones it needs again."""
-        with self._opening:
-            engines, self._engines = self._engines, {}
-        for engine in engines.values():
-            engine.close()
+        self._engines.close()
 
     def encode_images(
         self,
@@ -163,7 +161,7 @@ class Retriever:
                 skipped += batch.skipped
                 if batch.features is not None:
                     encoder = encoder or FeatureEncoder(
-                        self._engine("image"), total, partial(narrow, precision=precision)
+                        self._engines["image"], total, partial(narrow, precision=precision)
                     )
                     encoder.add(batch.features)
                 on_progress(len(batch))
@@ -192,7 +190,7 @@ class Retriever:
         if not listed:
             raise InputError(f"texts is {texts!r}: expected a list of at least one string")
         tokens = self._tokenizer.encode(listed)
-        return Gallery(encode_texts(self._engine("text"), self.bundle, tokens), listed, self.bundle)
+        return Gallery(encode_texts(self._engines["text"], self.bundle, tokens), listed, self.bundle)
 
     def open_gallery(self, folder: str | Path) -> Gallery:
         """Open a gallery that `Gallery.save` wrote, memory-mapped.
@@ -208,26 +206,27 @@ class Retriever:
     @overload
     def rank(
         self,
-        query: list[str],
+        query: list[str] | tuple[str, ...] | NDArray[np.str_],
         corpus: Corpus,
         top_k: int = 5,
         shortlist: int | None = None,
         on_progress: Advance = silent,
-    ) -> list[list[Match]]: ...
+    ) -> list[Ranking]: ...
 
     @overload
     def rank(
         self, query: Image, corpus: Corpus, top_k: int = 5, shortlist: int | None = None, on_progress: Advance = silent
-    ) -> list[Match]: ...
+    ) -> Ranking: ...
 
     def rank(
         self, query: Any, corpus: Corpus, top_k: int = 5, shortlist: int | None = None, on_progress: Advance = silent
-    ) -> list[Match] | list[list[Match]]:
+    ) -> Ranking | list[Ranking]:
         """Find the best matches of a query: images for a text, texts for an image.
 
         Args:
-            query: A text, a list of texts, or an image as `encode_images` takes it. A `Path` is always an image; a
-                string is a text, except that it is the path of an image if the corpus is a gallery of texts.
+            query: A text, several texts (a list, a tuple or an array of strings), or an image as `encode_images` takes
+                it. A `Path` is always an image; a string is a text, except that it is the path of an image if the
+                corpus is a gallery of texts.
             corpus: A gallery, or what `encode_images` (for texts) or `encode_texts` (for an image) takes to make one.
             top_k: The most matches to return for each query, 1 or more; a smaller gallery is returned whole.
             shortlist: Score only this many items, those whose global vectors are nearest to the query's; at least
@@ -235,23 +234,25 @@ class Retriever:
             on_progress: Receives the number of pairs in each block that was scored.
 
         Returns:
-            The matches, best first; equal logits keep the gallery's order. For a list of texts, one such list per text.
+            The matches, best first; equal logits keep the gallery's order. For several texts, one such list per text.
+            ``unknown_words`` of the list names the words of the query that the model does not know.
 
         Raises:
-            InputError: The query is empty or has no word that the model knows, ``top_k`` is below 1, ``shortlist`` is
-                below ``top_k``, or a shortlist is asked of a bundle without global vectors.
+            InputError: The query is empty or has no word by which the model can tell pictures apart, ``top_k`` is below
+                1, ``shortlist`` is below ``top_k``, or a shortlist is asked of a bundle without global vectors.
         """
         self.check_counts(top_k, shortlist)
-        if not is_text_query(query, corpus):
+        queries = texts_of_query(query, corpus)
+        if queries is None:
             texts, image = self._as_gallery(corpus, "text"), self._as_gallery([query], "image")
             ranker = Ranker(self._scorer(), top_k, shortlist, on_progress)
-            return self._matches(ranker.texts(self._images_of(image), texts_of(texts)), texts)
-        queries = [query] if isinstance(query, str) else list(query)
+            return self._ranking(ranker.texts(self._images_of(image), texts_of(texts)), texts)
         self.check_queries(queries)
-        images = self._as_gallery(corpus, "image")
-        encoded = texts_of(self.encode_texts(queries))
+        images, tokens = self._as_gallery(corpus, "image"), self._tokenizer.encode(queries)
+        encoded = encode_texts(self._engines["text"], self.bundle, tokens)
         ranker = Ranker(self._scorer(), top_k, shortlist, on_progress)
-        rankings = [self._matches(found, images) for found in ranker.images(encoded, self._images_of(images))]
+        found = enumerate(ranker.images(encoded, self._images_of(images)))
+        rankings = [self._ranking(ranked, images, tokens.unknown_words(text)) for text, ranked in found]
         return rankings[0] if isinstance(query, str) else rankings
 
     def check_queries(self, queries: Sequence[str]) -> None:
@@ -261,7 +262,8 @@ class Retriever:
             queries: The texts.
 
         Raises:
-            InputError: A query is empty, or has no word that the model knows.
+            InputError: A query is empty or has no word by which the model can tell pictures apart: none that it knows,
+                or only unknown ones and such as most captions have ("a" in "a zebra").
         """
         self._tokenizer.check_queries(queries)
 
@@ -352,12 +354,12 @@ class Retriever:
         texts = self.encode_texts([text])
         image = widen(self._images_of(gallery).take(slice(0, 1)))
         tensors = image | texts_of(texts).take(slice(0, 1))
-        explainer = self._engine("explainer")
+        explainer = self._engines["explainer"]
         out = explainer.run(scoring.feeds_of(self._graphs["explainer"].inputs, tensors))
         pixels = self.bundle.manifest.pixels
         regions = out["attention.to_words"].shape[2]
         return Explanation(
-            words=self._tokenizer.encode([text]).words[0],
+            words=self._tokenizer.encode([text]).shown(0),
             score=float(self._activate(self._logits(gallery, texts))[0, 0]),
             to_words=out["attention.to_words"][0, 0],
             to_regions=out["attention.to_regions"][0, 0],
@@ -366,14 +368,6 @@ class Retriever:
             grid=pixels.grid if pixels and pixels.grid[0] * pixels.grid[1] == regions else None,
             pixels=pixels,
         )
-
-    def _engine(self, graph: str) -> Engine:
-        with self._opening:
-            if graph not in self._engines:
-                self._engines[graph] = open_engine(
-                    self.bundle, graph, self.backend, self._threads, self.precision, self._cuda_graphs
-                )
-            return self._engines[graph]
 
     def _gallery_precision(self, precision: str | None) -> str:
         precision = precision or ("float16" if self.precision == "float16" else "float32")
@@ -386,14 +380,14 @@ class Retriever:
         return FeatureReader(
             manifest.pixels,
             manifest.feature_width,
-            lambda pixels: self._engine("vision").run({"pixels": pixels})["features"],
+            lambda pixels: self._engines["vision"].run({"pixels": pixels})["features"],
             self._threads,
             skip_broken,
             max_megapixels,
         )
 
     def _scorer(self) -> scoring.PairScorer:
-        return scoring.PairScorer(self._engine("scorer"), self._graphs["scorer"].inputs, self._memory_budget_bytes)
+        return scoring.PairScorer(self._engines["scorer"], self._graphs["scorer"].inputs, self._memory_budget_bytes)
 
     def _activate(self, logits: FloatArray) -> FloatArray:
         if not np.isfinite(logits).all():
@@ -404,8 +398,8 @@ class Retriever:
         encoded_images, encoded_texts = self._images_of(images), texts_of(texts)
         return scoring.logit_matrix(self._scorer(), encoded_images, encoded_texts, on_progress)
 
-    def _matches(self, ranked: Ranked, corpus: Gallery) -> list[Match]:
-        return matches_of(ranked, self._activate(ranked[1]), corpus.documents)
+    def _ranking(self, ranked: Ranked, corpus: Gallery, unknown_words: Sequence[str] = ()) -> Ranking:
+        return Ranking(matches_of(ranked, self._activate(ranked[1]), corpus.documents), unknown_words)
 
     def _as_gallery(self, corpus: Any, kind: str) -> Gallery:
         if not isinstance(corpus, Gallery):

@@ -59,9 +59,18 @@ def run_app(app: typer.Typer) -> None:
         sys.exit(130)
 
 
+JOINER = "\u200d"  # joins emoji to one, and letters in some scripts
+
+
 def visible(text: str) -> str:
-    """Text that is safe for a terminal: control characters other than line ends are written as escapes."""
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
+    """Text on one line that is safe for a terminal.
+
+    Line ends, other control characters, and characters that change the direction of what follows are written as
+    escapes.
+    """
+    return "".join(
+        ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c != JOINER else c for c in text
+    )
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

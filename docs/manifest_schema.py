@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.manifest import (
     ACTIVATIONS,
@@ -28,7 +29,6 @@ from camp_sdk.runtime.manifest import (
     LoweredGraphs,
     Manifest,
     PixelSpec,
-    TensorSpec,
 )
 
 FILE = Path(__file__).with_name("manifest.schema.json")

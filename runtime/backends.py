@@ -8,17 +8,17 @@ import platform
 from collections.abc import Container
 
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.base import Engine, check_contract
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine, import_onnxruntime, tensorrt_options
 from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine, import_openvino, require_bfloat16
 from camp_sdk.runtime.engines.profiles import Limits, profile_of
 from camp_sdk.runtime.engines.splitting import SplittingEngine
 from camp_sdk.runtime.errors import BackendError, BundleError
-from camp_sdk.runtime.manifest import GraphSpec
 from camp_sdk.runtime.tensorrt.engine import TensorRtEngine, plan_here
 from camp_sdk.runtime.tensorrt.library import open_library
 from camp_sdk.runtime.tensorrt.plans import LIBRARIES, graph_of, read_records, was_built, was_built_here
-from camp_sdk.runtime.threads import physical_cores
+from camp_sdk.runtime.threads import core_quota, physical_cores
 
 # Streams of the scorer on a processor. Two streams of one core each scored more pairs per second than one stream of two
 # cores: 4 to 7% more with OpenVINO, 12% and at times 50% more with ONNX Runtime. The cores of one stream wait for each
@@ -172,6 +172,7 @@ def open_engine(
     if (backend, graph, own) == ("onnxruntime-cuda", "text", "float32"):
         # cuDNN may run the GRU in TF32, and ONNX Runtime has no option to prevent it: logits would be off by 6e-4.
         backend = "onnxruntime"
+    threads = threads or core_quota()  # without a quota, the engines count the cores themselves
     alone = graph != "scorer" or backend not in ("onnxruntime", "openvino")
     streams = 1 if alone else min(STREAMS, threads or physical_cores())
     engine: Engine

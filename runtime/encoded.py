@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.runtime.contract import GLOBAL_SUFFIX, TensorSpec
 from camp_sdk.runtime.engines.base import Arrays
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.manifest import GLOBAL_SUFFIX, TensorSpec
 
 FLOAT32_BYTES = 4
 Indices = slice | Sequence[int] | NDArray[np.integer[Any]]

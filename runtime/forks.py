@@ -1,7 +1,7 @@
 """What a forked process does with objects it inherited.
 
-A fork copies memory, but only the thread that forks. Inference libraries wait for their other threads when they run, and
-also when they are closed, collected, or when the process exits.
+A fork copies all memory, but of the threads only the one that forks. Inference libraries wait for their other threads
+when they run, when their objects are destroyed, and when the process exits.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class Inherited(Protocol):
 
 
 _LIVE: WeakSet[Any] = WeakSet()
+_LIBRARIES: set[str] = set()  # modules whose objects have been watched, even if they are gone
 
 
 def watch_forks(thing: Inherited) -> None:
@@ -30,6 +31,7 @@ def watch_forks(thing: Inherited) -> None:
         thing: the object; it is forgotten when it is garbage-collected.
     """
     _LIVE.add(thing)
+    _LIBRARIES.add(type(thing).__module__)
 
 
 def abandon(natives: Iterable[Any]) -> None:
@@ -46,6 +48,19 @@ def abandon(natives: Iterable[Any]) -> None:
 def _after_fork() -> None:
     for thing in list(_LIVE):
         thing.forked()
+    if _LIBRARIES:
+        _exit_at_once()
+
+
+def _exit_at_once() -> None:
+    """Let the process end without the destructors of the libraries that were loaded before the fork.
+
+    They wait for threads that are not there. Python has ended by then, and what was loaded later has been destroyed.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc; it calls the last handler first, with the exit status
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
+        libc.__cxa_atexit(ctypes.cast(libc.fflush, ctypes.c_void_p), None, None)
 
 
 if hasattr(os, "register_at_fork"):

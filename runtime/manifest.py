@@ -1,7 +1,4 @@
-"""manifest.json of a bundle: one schema, read and written by the same types.
-
-Axis letters in shapes: I images, R regions, T texts, N words, D feature width; B, H, W for a batch of pictures.
-"""
+"""manifest.json of a bundle: one schema, read and written by the same types."""
 
 from __future__ import annotations
 
@@ -9,9 +6,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from camp_sdk.runtime.contract import MAX_NAME, GraphSpec, TensorSpec, check_graphs, inside
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import sha256_of
 
@@ -25,24 +23,8 @@ ACTIVATIONS = ("sigmoid", "none")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
 OPTIONAL_GRAPHS = ("explainer", "vision")
 FITS = ("stretch", "letterbox", "crop")
-GLOBAL_SUFFIX = ".global"
 PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16"}  # folders of the graphs in lower precisions
 EXPORT_AGAIN = "export the bundle again, or copy it again from where it was made"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor of a graph.
-
-    Args:
-        name: the tensor's name, which is the same in the encoders and the scorer.
-        dtype: numpy's name of the type.
-        shape: for each axis its size, or a letter if the size varies.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,42 +43,6 @@ class FileEntry:
     def of(cls, path: Path) -> FileEntry:
         """The entry for the current content of a file."""
         return cls(path.stat().st_size, sha256_of(path))
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One ONNX graph.
-
-    Args:
-        file: the graph's path relative to the bundle.
-        inputs: the graph's inputs, in order.
-        outputs: the graph's outputs, in order.
-    """
-
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> GraphSpec:
-        """The graph that a manifest's entry describes.
-
-        Args:
-            raw: the entry, as `as_dict` returns it.
-
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: the entry is invalid.
-        """
-        return cls(_inside(raw["file"]), _tensors(raw["inputs"]), _tensors(raw["outputs"]))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The manifest's entry."""
-        sides = {"inputs": self.inputs, "outputs": self.outputs}
-        entries = {
-            side: {spec.name: {"dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs}
-            for side, specs in sides.items()
-        }
-        return {"file": self.file, **entries}
 
 
 @dataclass(frozen=True)
@@ -154,10 +100,11 @@ class PixelSpec:
         rows, columns = (int(v) for v in raw["grid"])
         height, width = int(raw["height"]), int(raw["width"])
         finite = all(math.isfinite(value) for value in mean + std)
-        if not (finite and all(std) and 0 < height <= MAX_PIXELS and 0 < width <= MAX_PIXELS):
-            raise ValueError(f"pixels {raw}")
+        fits = all(0 < size <= MAX_PIXELS for size in (height, width, rows, columns))
+        if not (finite and all(std) and fits):
+            raise ValueError(f"pixels {str(raw)[:200]}, expected finite numbers, and sizes from 1 to {MAX_PIXELS}")
         if (fit := raw.get("fit", "stretch")) not in FITS:
-            raise ValueError(f"fit {fit!r}, expected one of {FITS}")
+            raise ValueError(f"fit {str(fit)[:MAX_NAME]!r}, expected one of {FITS}")
         return cls(height, width, mean, std, (rows, columns), fit)
 
     def as_dict(self) -> dict[str, Any]:
@@ -243,7 +190,7 @@ class Manifest:
         """
         graphs = _graphs(raw["graphs"])
         entries = raw["files"].items()
-        files = {_inside(name): FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries}
+        files = {inside(name): FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries}
         manifest = cls(
             variant=str(raw["variant"]),
             activation=raw["activation"],
@@ -338,18 +285,19 @@ def _check(manifest: Manifest) -> None:
     if manifest.activation not in ACTIVATIONS:
         raise ValueError(f"activation {manifest.activation!r}, expected one of {ACTIVATIONS}")
     for own in ({}, *lowered):
-        _check_contract(manifest.graphs | own)
+        check_graphs(manifest.graphs | own)
+    if manifest.pixels is not None:
+        _check_vision(manifest.graphs["vision"], manifest.pixels, manifest.feature_width)
 
 
-def _check_contract(graphs: dict[str, GraphSpec]) -> None:
-    made = {spec.name: spec for side in ("image", "text") for spec in graphs[side].outputs}
-    for spec in graphs["scorer"].inputs:
-        narrowed = replace(spec, dtype="float32") if spec.dtype == "float16" else spec
-        if made.get(spec.name) not in (spec, narrowed):
-            raise ValueError(f"the scorer reads {spec}, the encoders make {made.get(spec.name)}")
-    (features,) = graphs["image"].inputs
-    if len(features.shape) != 3 or not isinstance(features.shape[2], int):
-        raise ValueError(f"the image graph reads {features}, expected features [I, R, D] of a fixed width D")
+def _check_vision(vision: GraphSpec, pixels: PixelSpec, width: int) -> None:
+    (reads,), (makes,) = vision.inputs, vision.outputs
+    fits = reads.shape == ("B", 3, pixels.height, pixels.width)
+    if not fits or len(makes.shape) != 3 or makes.shape[::2] != ("B", width):
+        raise ValueError(
+            f"the vision graph turns {reads} into {makes}, expected pixels [B, 3, {pixels.height}, {pixels.width}] and "
+            f"features [B, R, {width}]"
+        )
 
 
 def _graphs(raw: Mapping[str, Any]) -> dict[str, GraphSpec]:
@@ -379,14 +327,3 @@ def _vocabulary(raw: Any) -> int | None:
     if type(raw) is not int or raw < 1:
         raise ValueError(f"vocabulary {raw!r}: expected a number of tokens, or null")
     return raw
-
-
-def _tensors(raw: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name, str(spec["dtype"]), tuple(spec["shape"])) for name, spec in raw.items())
-
-
-def _inside(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
-        raise ValueError(f"path {name!r} leaves the bundle")
-    return name

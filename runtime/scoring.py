@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.runtime.blocks import GROUP_TEXTS, batches, plan_blocks
+from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, widen
 from camp_sdk.runtime.engines.base import Arrays, Engine
 from camp_sdk.runtime.files import forget_pages
-from camp_sdk.runtime.manifest import TensorSpec
 from camp_sdk.runtime.residency import resident_parts
 from camp_sdk.runtime.threads import map_ahead
 

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.manifest import TOKENIZER_FILE
+from camp_sdk.runtime.manifest import EXPORT_AGAIN, TOKENIZER_FILE
 from camp_sdk.runtime.tokenizer_file import checked_tokenizer
 
+UNKNOWN = "<unk>"
 MAX_CHARACTERS = 10_000  # of a text; the rules of NLTK take 0.2 s for as many
 
 
@@ -30,13 +31,30 @@ class Tokens:
         ids: word indices [T, N], int64, padded with 0.
         lengths: the number of words of each text [T], int64, both markers counted.
         words: the words of each text, markers included.
-        unknown: the words of each text that are not in the vocabulary, each once, as in the text.
+        unknown: for each text, the places of the words that are not in the vocabulary.
     """
 
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
     words: tuple[tuple[str, ...], ...]
-    unknown: tuple[tuple[str, ...], ...] = ()
+    unknown: tuple[tuple[int, ...], ...] = ()
+
+    def unknown_words(self, text: int) -> tuple[str, ...]:
+        """The words of a text that are not in the vocabulary, each once, as in the text.
+
+        Args:
+            text: the index of the text.
+        """
+        return tuple(dict.fromkeys(self.words[text][place] for place in self.unknown[text]))
+
+    def shown(self, text: int) -> tuple[str, ...]:
+        """The words of a text as the network sees them: markers included, and ``<unk>`` for each unknown one.
+
+        Args:
+            text: the index of the text.
+        """
+        unknown = set(self.unknown[text])
+        return tuple(UNKNOWN if place in unknown else word for place, word in enumerate(self.words[text]))
 
     def distinct(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Find the texts that differ in their ids, which is all that the network reads of them.
@@ -68,7 +86,7 @@ class Tokenizer:
             self._backend = Backend.from_str(checked_tokenizer(content))
         self._name, self._stop_words = name, frozenset(stop_words)
         self._backend.encode_special_tokens = True  # a marker typed in a text is treated as an ordinary word
-        self._unknown = self._backend.model.unk_token
+        self._unknown = self._backend.model.unk_token  # such as <unk>
         normaliser = self._backend.normalizer
         self._composes = normaliser is not None and normaliser.normalize_str("e\u0301") == "\xe9"
 
@@ -98,12 +116,12 @@ class Tokenizer:
         for row, encoding in zip(ids, encodings, strict=True):
             row[: len(encoding.ids)] = encoding.ids
         words = tuple(_words(text, encoding) for text, encoding in zip(texts, encodings, strict=True))
-        unknown = tuple(self._unknown_of(own, encoding) for own, encoding in zip(words, encodings, strict=True))
+        places = (range(1, len(encoding.ids) - 1) for encoding in encodings)  # without the markers
+        unknown = tuple(
+            tuple(place for place in inner if encoding.tokens[place] == self._unknown)
+            for inner, encoding in zip(places, encodings, strict=True)
+        )
         return Tokens(ids, lengths, words, unknown)
-
-    def _unknown_of(self, words: tuple[str, ...], encoding: Any) -> tuple[str, ...]:
-        found = zip(words[1:-1], encoding.tokens[1:-1], strict=True)
-        return tuple(dict.fromkeys(word for word, token in found if token == self._unknown))
 
     def check_queries(self, texts: Sequence[str]) -> None:
         """Check that every query has words by which pictures can be told apart.
@@ -160,10 +178,16 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
         bundle: the bundle.
 
     Raises:
-        BundleError: its tokenizer.json is not one that the export writes.
+        BundleError: its tokenizer.json is not one that the export writes, or has words that the text graph does not
+            know.
     """
-    file = bundle.file(TOKENIZER_FILE)
-    return Tokenizer(file.read(), str(file.path))
+    file, known = bundle.file(TOKENIZER_FILE), bundle.manifest.vocabulary
+    tokenizer = Tokenizer(file.read(), str(file.path), bundle.manifest.stop_words)
+    if known is not None and tokenizer.vocabulary_size > known:
+        raise BundleError(
+            f"{file.path} has {tokenizer.vocabulary_size} words, the text graph knows {known}; {EXPORT_AGAIN}"
+        )
+    return tokenizer
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def test_a_gallery_in_half_precision_is_uploaded_once(
         for _ in range(3):
             found, expected = (r.score_matrix(g, CAPTIONS) for r, g in ((retriever, gallery), (plain, other)))
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)  # blocks of other sizes round elsewhere
-        scorer = retriever._engine("scorer")
+        scorer = retriever._engines["scorer"]
         assert len(scorer.residents) == 1
         del gallery
         gc.collect()

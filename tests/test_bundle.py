@@ -107,26 +107,29 @@ def test_a_schema_version_of_another_time(bundle_copy: Path, version: Any, advic
         Bundle(bundle_copy)
 
 
+GATES = ("graphs", "explainer", "outputs", "gates.words")
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(put("image.onnx", "graphs", "text", "file"), id="another graph's file"),
-        pytest.param(put("float16", "graphs", "text", "outputs", "text.global", "dtype"), id="another dtype"),
-        pytest.param(put(["T", 17], "graphs", "text", "outputs", "text.global", "shape"), id="another width"),
-        pytest.param(put(["T"], "graphs", "text", "outputs", "text.global", "shape"), id="fewer axes"),
-        pytest.param(put({"dtype": "float32", "shape": ["T"]}, "graphs", "text", "outputs", "text.x"), id="one more"),
-        pytest.param(drop("graphs", "text", "outputs", "text.global"), id="one less"),
+        pytest.param(put("image.onnx", "graphs", "explainer", "file"), id="another graph's file"),
+        pytest.param(put("float16", *GATES, "dtype"), id="another dtype"),
+        pytest.param(put(["I", "T", 17], *GATES, "shape"), id="another width"),
+        pytest.param(put(["T"], *GATES, "shape"), id="fewer axes"),
+        pytest.param(put({"dtype": "float32", "shape": ["T"]}, *GATES[:-1], "x"), id="one more"),
+        pytest.param(drop(*GATES), id="one less"),
     ],
 )
 def test_a_graph_that_is_not_what_the_manifest_says(bundle_copy: Path, change: Change) -> None:
     bundle = Bundle(rewrite(bundle_copy, change))
     with pytest.raises(BundleError, match=rf"\.onnx has the (in|out)puts .*, manifest\.json says .*; {AGAIN}"):
-        open_engine(bundle, "text", "onnxruntime")
+        open_engine(bundle, "explainer", "onnxruntime")
 
 
 def test_a_run_that_fails_names_the_graph(feature_retriever: Retriever) -> None:
     with pytest.raises(BackendError, match=r"ONNX Runtime cannot run .*image\.onnx"):
-        feature_retriever._engine("image").run({"features": np.zeros((2, 2), np.float32)})
+        feature_retriever._engines["image"].run({"features": np.zeros((2, 2), np.float32)})
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:

@@ -67,10 +67,10 @@ def test_from_features_and_captions_to_the_scores_of_the_released_code(retriever
 def test_scores_do_not_depend_on_the_padding(retriever: Retriever, padded: int) -> None:
     tokens = np.zeros((len(CAPTIONS), padded), np.int64)
     tokens[:, :49] = recorded("tokens")
-    sides = retriever._engine("image").run({"features": recorded("images")})
-    sides |= retriever._engine("text").run({"tokens": tokens, "lengths": recorded("lengths")})
+    sides = retriever._engines["image"].run({"features": recorded("images")})
+    sides |= retriever._engines["text"].run({"tokens": tokens, "lengths": recorded("lengths")})
     inputs = [spec.name for spec in retriever.bundle.manifest.graphs["scorer"].inputs]
-    logits = retriever._engine("scorer").run({name: sides[name] for name in inputs})["logits"]
+    logits = retriever._engines["scorer"].run({name: sides[name] for name in inputs})["logits"]
     expected = recorded(f"scores_{retriever.bundle.manifest.variant}")
     np.testing.assert_allclose(retriever._activate(logits), expected, rtol=0, atol=1e-5)
 
@@ -167,10 +167,10 @@ def test_onnx_equals_torch_at_other_shapes(retriever: Retriever, images: int, re
     tokens = np.zeros((len(lengths), max(lengths)), np.int64)
     for row, length in zip(tokens, lengths, strict=True):
         row[:length] = rng.integers(1, 52, length)
-    sides = retriever._engine("image").run({"features": features})
-    sides |= retriever._engine("text").run({"tokens": tokens, "lengths": np.array(lengths)})
+    sides = retriever._engines["image"].run({"features": features})
+    sides |= retriever._engines["text"].run({"tokens": tokens, "lengths": np.array(lengths)})
     inputs = [spec.name for spec in retriever.bundle.manifest.graphs["scorer"].inputs]
-    logits = retriever._engine("scorer").run({name: sides[name] for name in inputs})["logits"]
+    logits = retriever._engines["scorer"].run({name: sides[name] for name in inputs})["logits"]
     expected = model(torch.from_numpy(features), torch.from_numpy(tokens), torch.tensor(lengths))
     # Float32 sums of 24 terms in another order; attention logits of these weights reach ten.
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)

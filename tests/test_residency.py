@@ -127,7 +127,7 @@ def test_blocks_are_what_the_engine_prefers(setup: Setup) -> None:
 
 
 def test_on_the_host_nothing_moves(setup: Setup, feature_retriever: Retriever) -> None:
-    engine = feature_retriever._engine("scorer")
+    engine = feature_retriever._engines["scorer"]
     assert next(resident_parts(engine, setup.images, ["image.V"])) == (0, setup.images)
     assert engine.hold(setup.images.tensors) is setup.images.tensors
     assert setup.fake.allocations == 0

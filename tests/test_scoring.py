@@ -22,12 +22,12 @@ from camp_sdk.runtime import blocks as blocks_module
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.blocks import Blocks, plan_blocks
+from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.encoded import EncodedImages, narrow, narrow_specs, widen
 from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
 from camp_sdk.runtime.files import HeldFile
-from camp_sdk.runtime.manifest import TensorSpec
 from camp_sdk.runtime.scoring import PairScorer, best_images, nearest
 from camp_sdk.runtime.threads import physical_cores
 from tests.helpers.hardware import needs_bfloat16
@@ -84,7 +84,7 @@ def test_openvino_scores_from_many_threads_as_from_one(openvino: Retriever, many
 
 def test_a_run_of_openvino_that_fails_names_the_graph(openvino: Retriever) -> None:
     with pytest.raises(BackendError, match=r"OpenVINO cannot run .*image\.onnx"):
-        openvino._engine("image").run({"features": np.zeros((2, 2), np.float32)})
+        openvino._engines["image"].run({"features": np.zeros((2, 2), np.float32)})
 
 
 def test_openvino_refuses_what_is_no_graph(bundle_copy: Path) -> None:

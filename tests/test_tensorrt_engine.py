@@ -17,13 +17,13 @@ from camp_sdk import BackendError
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines import cuda
 from camp_sdk.runtime.engines.base import Arrays, Engine, check_contract
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.profiles import Limits, Profile
 from camp_sdk.runtime.engines.splitting import SplittingEngine
 from camp_sdk.runtime.files import HeldFile
-from camp_sdk.runtime.manifest import GraphSpec
 from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
 from camp_sdk.runtime.tensorrt.engine import TensorRtEngine
 from camp_sdk.runtime.tensorrt.library import here_of, open_library

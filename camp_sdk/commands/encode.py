@@ -15,8 +15,10 @@ from camp_sdk.commands.options import (
     BundleArgument,
     JsonOption,
     MegapixelsOption,
+    MemoryOption,
     PrecisionOption,
     SkipBrokenOption,
+    ThreadsOption,
 )
 from camp_sdk.data import open_rows
 from camp_sdk.gallery import Gallery
@@ -39,11 +41,13 @@ def encode_command(
     max_megapixels: MegapixelsOption = MAX_MEGAPIXELS,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "float32",
+    threads: ThreadsOption = None,
+    memory_budget: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Encode pictures or features once, as a gallery for camp rank --gallery."""
     check_output(output)
-    with Retriever(bundle, backend, precision) as retriever:
+    with Retriever(bundle, backend, precision, threads, memory_budget) as retriever:
         gallery = encode_all(retriever, images, skip_broken, max_megapixels, gallery_precision)
     gallery.save(output)
     summary = {"gallery": str(output), "images": len(gallery), "bytes": gallery.nbytes, "precision": gallery.precision}

@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from camp_sdk.commands.options import BackendOption, BundleArgument, JsonOption, PrecisionOption
+from camp_sdk.commands.options import (
+    BackendOption,
+    BundleArgument,
+    JsonOption,
+    MemoryOption,
+    PrecisionOption,
+    ThreadsOption,
+)
 from camp_sdk.data import load_split
 from camp_sdk.evaluation import Evaluation, evaluate, protocol_folds, work_of
 from camp_sdk.metrics import Direction
@@ -35,6 +42,8 @@ def eval_command(
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "float32",
+    threads: ThreadsOption = None,
+    memory_budget: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure recall on a split, in both directions."""
@@ -48,7 +57,10 @@ def eval_command(
         check_writable(output)  # before the work, not after it
     parts = protocol_folds(protocol, loaded) if protocol else folds or 1
     sizes = sorted({*(size for size in SHORTLISTS if size < shortlist), shortlist} - {0})
-    with Retriever(bundle, backend, precision) as retriever, progress_bars(work_of(loaded, parts)) as advance:
+    with (
+        Retriever(bundle, backend, precision, threads, memory_budget) as retriever,
+        progress_bars(work_of(loaded, parts)) as advance,
+    ):
         result = evaluate(retriever, loaded, parts, advance, protocol, sizes)
     setup = {"split": split, "backend": retriever.backend, "precision": precision}
     answer = json.dumps(result.as_dict() | setup, indent=2)

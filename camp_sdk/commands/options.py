@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from camp_sdk.runtime.backends import BACKENDS
+
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _bytes_of(text: str) -> int:
+    """The number of bytes of a size such as 512M."""
+    found = re.fullmatch(r"(\d{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found or not int(found[1]):
+        raise typer.BadParameter(f"{text!r}: expected a size such as 512M or 2G")
+    return int(found[1]) * UNITS[found[2].upper()]
+
 
 IMAGES_HELP = (
     "Folder of pictures (without subfolders), or .npy file of float32 features [I, R, D]; rows repeated five times "
@@ -18,6 +30,18 @@ BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder written by c
 BackendOption = Annotated[str, typer.Option(help=f"Inference engine: auto, {', '.join(BACKENDS)}.")]
 PrecisionOption = Annotated[
     str, typer.Option(help="float32; faster, with slightly different scores: float16 (GPUs), bfloat16 (openvino).")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="Threads on the CPU. Default: every core, within a container's quota.", min=1)
+]
+MemoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--memory-budget",
+        parser=_bytes_of,
+        metavar="SIZE",
+        help="Most memory for scoring, such as 512M or 2G. Default: as much as makes it fast.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SkipBrokenOption = Annotated[

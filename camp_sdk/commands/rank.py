@@ -19,15 +19,17 @@ from camp_sdk.commands.options import (
     BundleArgument,
     JsonOption,
     MegapixelsOption,
+    MemoryOption,
     PrecisionOption,
     SkipBrokenOption,
+    ThreadsOption,
 )
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.progress import progress_bar
 from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.terminal import visible
+from camp_sdk.terminal import stderr, visible
 
 
 def rank_command(
@@ -43,12 +45,14 @@ def rank_command(
     max_megapixels: MegapixelsOption = MAX_MEGAPIXELS,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "float32",
+    threads: ThreadsOption = None,
+    memory_budget: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rank pictures, or the rows of a file of features, by text."""
     if (images is None) == (gallery is None):
         raise InputError("give either --images or --gallery")
-    with Retriever(bundle, backend, precision) as retriever:
+    with Retriever(bundle, backend, precision, threads, memory_budget) as retriever:
         retriever.check_queries(query)  # before encoding pictures, which may take minutes
         retriever.check_counts(top_k, shortlist)
         if gallery is not None:
@@ -61,13 +65,16 @@ def rank_command(
             rankings = retriever.rank(query, corpus, top_k, shortlist, scored)
     if as_json:
         found = [
-            {"query": text, "matches": [_as_dict(match) for match in matches]}
+            {"query": text, "unknown_words": matches.unknown_words, "matches": [_as_dict(match) for match in matches]}
             for text, matches in zip(query, rankings, strict=True)
         ]
         typer.echo(json.dumps({"rankings": found, "skipped": [asdict(one) for one in corpus.skipped]}, indent=2))
     else:
         for text, matches in zip(query, rankings, strict=True):
             Console().print(_ranking_table(text, matches))
+            if matches.unknown_words:
+                words = ", ".join(map(visible, matches.unknown_words))
+                stderr.print(f"not in the model's vocabulary: {words}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _as_dict(match: Match) -> dict[str, Any]:

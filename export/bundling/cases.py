@@ -15,8 +15,8 @@ from torch import Tensor
 
 from camp_sdk.export.bundling.graphs import ExportError
 from camp_sdk.export.network.model import Camp
+from camp_sdk.runtime.contract import GLOBAL_SUFFIX
 from camp_sdk.runtime.engines.base import Arrays, Engine
-from camp_sdk.runtime.manifest import GLOBAL_SUFFIX
 
 TOP = 10
 ORDER = ("vision", "image", "text", "scorer", "explainer")  # each graph reads the outputs of those before it

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.network.camp import Tensors, TextEncoder, VisionNet, word_mask
 from camp_sdk.export.network.model import Camp
+from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.errors import CampError
-from camp_sdk.runtime.manifest import TensorSpec
 
 OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses
 FOLD_LIMIT = 1 << 31  # elements

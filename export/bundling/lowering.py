@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from camp_sdk.export.bundling.graphs import ExportError, spec_of
-from camp_sdk.runtime.manifest import GLOBAL_SUFFIX, TensorSpec
+from camp_sdk.runtime.contract import GLOBAL_SUFFIX, TensorSpec
 
 # Operators that only move values: they take the precision of their neighbours.
 MOVES = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "ReverseSequence", "Slice", "Split"}

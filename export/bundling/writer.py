@@ -22,6 +22,7 @@ from camp_sdk.export.bundling.lowering import lower_graph
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.onnxruntime_engine import import_onnxruntime
 from camp_sdk.runtime.engines.openvino_engine import require_bfloat16
 from camp_sdk.runtime.errors import InputError
@@ -31,7 +32,6 @@ from camp_sdk.runtime.manifest import (
     MANIFEST_FILE,
     PRECISION_FOLDERS,
     TOKENIZER_FILE,
-    GraphSpec,
     LoweredGraphs,
     Manifest,
     write_manifest,

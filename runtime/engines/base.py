@@ -9,8 +9,9 @@ from weakref import WeakKeyDictionary
 
 from numpy.typing import NDArray
 
+from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.errors import BundleError
-from camp_sdk.runtime.manifest import EXPORT_AGAIN, GraphSpec
+from camp_sdk.runtime.manifest import EXPORT_AGAIN
 
 Arrays = dict[str, NDArray[Any]]
 Interface = dict[str, tuple[str, tuple[Any, ...]]]  # dtype and shape by name; an axis of variable size is not an int
@@ -131,8 +132,8 @@ def check_outputs(graph: GraphSpec, feeds: Mapping[str, Any], outputs: Arrays) -
         expected = tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape)
         if not _fits((spec.dtype, expected), (spec.dtype, shape)):
             raise BundleError(
-                f"{graph.file} made {spec.name} {shape} of {_shapes(feeds)}, expected {expected}: the graph does not do "
-                f"what manifest.json promises; {EXPORT_AGAIN}"
+                f"{graph.file} made {spec.name} {shape} of {_shapes(feeds)}, expected {expected}: the graph breaks the "
+                f"contract in manifest.json; {EXPORT_AGAIN}"
             )
         # A letter that no input has, such as the regions that a vision graph makes, is the same for all outputs.
         sizes.update((axis, size) for axis, size in zip(spec.shape, shape, strict=True) if isinstance(axis, str))

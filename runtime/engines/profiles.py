@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from camp_sdk.runtime.contract import GraphSpec, TensorSpec
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.manifest import EXPORT_AGAIN, GraphSpec, Manifest, TensorSpec
+from camp_sdk.runtime.manifest import EXPORT_AGAIN, Manifest
 
 Shape = tuple[int, ...]
 Range = tuple[int, int, int]

@@ -16,11 +16,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
 from camp_sdk.runtime.engines.profiles import Profile
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.forks import abandon, watch_forks
-from camp_sdk.runtime.manifest import GraphSpec
 
 BUILD_OPTIONS = {"N": ("words", "--max-words"), "R": ("regions", "--max-regions")}
 Run = Callable[[Mapping[str, Any]], Arrays]

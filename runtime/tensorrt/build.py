@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.profiles import Limits, Profile, Shape, profile_of
 from camp_sdk.runtime.errors import BackendError, BundleError
 from camp_sdk.runtime.files import cache_folder, write_aside
 from camp_sdk.runtime.graph_file import read_graph
-from camp_sdk.runtime.manifest import EXPORT_AGAIN, GraphSpec
+from camp_sdk.runtime.manifest import EXPORT_AGAIN
 from camp_sdk.runtime.tensorrt.build_progress import BuildProgress, monitor_of
 from camp_sdk.runtime.tensorrt.library import Library, open_library
 from camp_sdk.runtime.tensorrt.plans import (

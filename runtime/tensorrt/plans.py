@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.profiles import AXIS_LIMIT, BYTES_LIMIT, Profile, Shape, fits_contract
 from camp_sdk.runtime.errors import BackendError, BundleError
 from camp_sdk.runtime.files import HeldFile, cache_folder
-from camp_sdk.runtime.manifest import GraphSpec
 
 FORMAT = 1
 ENGINES = "engines"  # the folder of a bundle that camp build writes to

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.base import Arrays
 from camp_sdk.runtime.engines.profiles import Profile
-from camp_sdk.runtime.manifest import GraphSpec
 
 SAME = {"rtol": 0, "atol": 1e-5}
 

@@ -1,0 +1,160 @@
+"""The contract of a bundle's graphs: the names, types and shapes of their inputs and outputs.
+
+Axis letters in shapes: I images, R regions, T texts, N words, D feature width; B, H, W for a batch of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+GLOBAL_SUFFIX = ".global"
+DTYPES = ("float32", "float16", "int64", "int8", "bool")
+MAX_NAME, MAX_AXES, MAX_TENSORS, MAX_SIZE = 100, 8, 64, 1 << 24
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a graph.
+
+    Args:
+        name: the tensor's name, which is the same in the encoders and the scorer.
+        dtype: numpy's name of the type.
+        shape: for each axis its size, or a letter if the size varies.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph.
+
+    Args:
+        file: the graph's path relative to the bundle.
+        inputs: the graph's inputs, in order.
+        outputs: the graph's outputs, in order.
+    """
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> GraphSpec:
+        """The graph that a manifest's entry describes.
+
+        Args:
+            raw: the entry, as `as_dict` returns it.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: the entry is invalid.
+        """
+        return cls(inside(raw["file"]), _tensors(raw["inputs"]), _tensors(raw["outputs"]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        sides = {"inputs": self.inputs, "outputs": self.outputs}
+        entries = {
+            side: {spec.name: {"dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs}
+            for side, specs in sides.items()
+        }
+        return {"file": self.file, **entries}
+
+
+# The inputs and outputs that have a fixed meaning, by graph; None where they are a matter of the network.
+ENDS: dict[str, tuple[set[str] | None, set[str] | None]] = {
+    "image": ({"features"}, None),
+    "text": ({"tokens", "lengths"}, None),
+    "scorer": (None, {"logits"}),
+    "vision": ({"pixels"}, {"features"}),
+}
+EXPLAINED = {"attention.to_words", "attention.to_regions"}
+SIDES = {"image": "I", "text": "T"}
+
+
+def check_graphs(graphs: Mapping[str, GraphSpec]) -> None:
+    """Check that graphs fit each other: what one reads, another makes.
+
+    Args:
+        graphs: the graphs of one precision by name; image, text and scorer are there.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    for name, (reads, makes) in ENDS.items():
+        for what, expected in (("reads", reads), ("makes", makes)):
+            specs = () if name not in graphs else graphs[name].inputs if what == "reads" else graphs[name].outputs
+            if name in graphs and expected is not None and (found := {spec.name for spec in specs}) != expected:
+                raise ValueError(f"the {name} graph {what} {sorted(found)}, expected {sorted(expected)}")
+    made = {spec.name: spec for side in SIDES for spec in graphs[side].outputs}
+    for side, letter in SIDES.items():
+        if wrong := [spec for spec in graphs[side].outputs if spec.shape[:1] != (letter,)]:
+            raise ValueError(f"the {side} graph makes {wrong[0]}, expected the first axis {letter}")
+    for reader in ("scorer", "explainer"):
+        for spec in graphs[reader].inputs if reader in graphs else ():
+            narrowed = replace(spec, dtype="float32") if spec.dtype == "float16" else spec
+            if made.get(spec.name) not in (spec, narrowed):
+                raise ValueError(f"the {reader} reads {spec}, the encoders make {made.get(spec.name)}")
+    _check_results(graphs)
+    _check_vectors(made.get(f"image{GLOBAL_SUFFIX}"), made.get(f"text{GLOBAL_SUFFIX}"))
+
+
+def _check_results(graphs: Mapping[str, GraphSpec]) -> None:
+    (logits,), (features,) = graphs["scorer"].outputs, graphs["image"].inputs
+    if logits.shape != ("I", "T"):
+        raise ValueError(f"the scorer makes {logits}, expected logits [I, T]")
+    if len(features.shape) != 3 or not isinstance(features.shape[2], int):
+        raise ValueError(f"the image graph reads {features}, expected features [I, R, D] of a fixed width D")
+    if "explainer" in graphs and not {spec.name for spec in graphs["explainer"].outputs} >= EXPLAINED:
+        raise ValueError(f"the explainer does not make {sorted(EXPLAINED)}")
+
+
+def _check_vectors(image: TensorSpec | None, text: TensorSpec | None) -> None:
+    """Check that there are global vectors of both sides or of none, and that they have a dot product."""
+    if image is None and text is None:
+        return
+    found = [None if spec is None else (spec.dtype, spec.shape[1:]) for spec in (image, text)]
+    if found[0] is None or found[0] != found[1] or [type(size) for size in found[0][1]] != [int]:
+        raise ValueError(f"global vectors {image} and {text}, expected [I, d] and [T, d] of one fixed width, or none")
+
+
+def _tensors(raw: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    if len(raw) > MAX_TENSORS:
+        raise ValueError(f"{len(raw)} tensors, expected at most {MAX_TENSORS}")
+    return tuple(_tensor(name, spec["dtype"], spec["shape"]) for name, spec in raw.items())
+
+
+def _tensor(name: str, dtype: Any, shape: Any) -> TensorSpec:
+    if not name.isprintable() or len(name) > MAX_NAME or dtype not in DTYPES:
+        raise ValueError(f"tensor {name[:MAX_NAME]!r} of type {str(dtype)[:MAX_NAME]!r}, expected one of {DTYPES}")
+    if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(_is_axis(axis) for axis in shape):
+        raise ValueError(
+            f"{name} has the shape {str(shape)[:MAX_NAME]}, expected letters and sizes from 1 to {MAX_SIZE}"
+        )
+    return TensorSpec(name, dtype, tuple(shape))
+
+
+def _is_axis(axis: Any) -> bool:
+    if isinstance(axis, str):
+        return axis.isprintable() and 0 < len(axis) <= MAX_NAME
+    return type(axis) is int and 1 <= axis <= MAX_SIZE
+
+
+def inside(name: str) -> str:
+    """Return a path relative to a bundle.
+
+    Args:
+        name: the path, as manifest.json has it.
+
+    Raises:
+        ValueError: the path leaves the bundle.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+        raise ValueError(f"path {name!r} leaves the bundle")
+    return name
