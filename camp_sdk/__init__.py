@@ -15,7 +15,7 @@ from camp_sdk.evaluation import Evaluation, evaluate
 from camp_sdk.gallery import Gallery
 from camp_sdk.metrics import Direction, Metrics, evaluate_matrix
 from camp_sdk.progress import progress_bar
-from camp_sdk.results import Explanation, Match, Skipped
+from camp_sdk.results import Explanation, Match, Ranking, Skipped
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.errors import BackendError, BundleError, CampError, InputError, MissingExtraError
@@ -35,6 +35,7 @@ __all__ = [
     "Match",
     "Metrics",
     "MissingExtraError",
+    "Ranking",
     "Retriever",
     "Skipped",
     "Split",

@@ -90,9 +90,10 @@ def reopened(folder: Path, fingerprint: str) -> Bundle:
 
 def _resolved(folder: Path) -> Path:
     try:
+        (folder / MANIFEST_FILE).is_file()
         return folder.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, or a name with a null character
-        raise BundleError(f"{str(folder)!r} cannot be the path of a bundle: {error}") from None
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a name that is too long
+        raise BundleError(f"{str(folder)[:200]!r} cannot be the path of a bundle: {error}") from None
 
 
 def _version(folder: Path) -> tuple[int, int] | None:

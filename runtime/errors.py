@@ -38,3 +38,7 @@ class MissingExtraError(BackendError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install it with: {install_command(extra)}")
+        self._arguments = (package, extra)
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), self._arguments  # an exception is rebuilt from its message otherwise

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from camp_sdk.diagnosis import BackendState, BundleState, Choice, Diagnosis, EngineState, SelfTestState, diagnose
 from camp_sdk.runtime.selftest import ON_PROCESSOR
-from camp_sdk.terminal import progress
+from camp_sdk.terminal import progress, visible
 
 
 def doctor_command(
@@ -129,4 +129,4 @@ def _yes_or_no(value: bool) -> Text:
 
 def _shown(text: str, style: str = "") -> Text:
     """Text that is safe to print: a bundle's files may hold markup or control characters."""
-    return Text("".join(letter if letter.isprintable() else "?" for letter in text), style=style)
+    return Text(visible(text), style=style)

@@ -1,0 +1,210 @@
+"""ONNX files before an engine sees them: whatever takes its data from elsewhere is refused, wherever it hides."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from camp_sdk import BundleError
+from camp_sdk.runtime import graph_file
+from camp_sdk.runtime.files import HeldFile
+from camp_sdk.runtime.graph_file import ATTRIBUTE, FUNCTION, GRAPH, MODEL, NODE, SPARSE, TENSOR, TRAINING, read_graph
+
+MESSAGES = {
+    "ModelProto": MODEL,
+    "GraphProto": GRAPH,
+    "NodeProto": NODE,
+    "AttributeProto": ATTRIBUTE,
+    "TensorProto": TENSOR,
+    "SparseTensorProto": SPARSE,
+    "FunctionProto": FUNCTION,
+    "TrainingInfoProto": TRAINING,
+}
+
+
+def read(tmp_path: Path, content: bytes) -> bytes:
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(content)
+    return read_graph(HeldFile(path))
+
+
+def outside(name: str = "w") -> TensorProto:
+    """A tensor that an engine would read from the process's memory."""
+    tensor = helper.make_tensor(name, TensorProto.FLOAT, [1], [1.0])
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "*/_ORT_MEM_ADDR_/*"), ("offset", "4096"), ("length", "4")):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    return tensor
+
+
+def model_of(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    return helper.make_model(helper.make_graph([*nodes, helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y]))
+
+
+def in_initializer() -> onnx.ModelProto:
+    model = model_of()
+    model.graph.initializer.append(outside())
+    return model
+
+
+def in_constant() -> onnx.ModelProto:
+    return model_of(helper.make_node("Constant", [], ["w"], value=outside()))
+
+
+def in_branch() -> onnx.ModelProto:
+    branch = in_initializer().graph
+    return model_of(helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch))
+
+
+def in_sparse() -> onnx.ModelProto:
+    model = model_of()
+    model.graph.sparse_initializer.add().values.CopyFrom(outside())
+    return model
+
+
+def in_function() -> onnx.ModelProto:
+    model = model_of()
+    model.functions.add().node.append(helper.make_node("Constant", [], ["w"], value=outside()))
+    return model
+
+
+def in_training() -> onnx.ModelProto:
+    model = model_of()
+    model.training_info.add().algorithm.CopyFrom(in_initializer().graph)
+    return model
+
+
+def location_only() -> onnx.ModelProto:
+    model = in_initializer()
+    model.graph.initializer[0].ClearField("external_data")
+    return model
+
+
+def entries_only() -> onnx.ModelProto:
+    model = in_initializer()
+    model.graph.initializer[0].ClearField("data_location")
+    return model
+
+
+HIDDEN = [
+    in_initializer,
+    in_constant,
+    in_branch,
+    in_sparse,
+    in_function,
+    in_training,
+    location_only,
+    entries_only,
+]
+
+
+def test_field_numbers_are_those_of_onnx() -> None:
+    """Every field that leads to a tensor is followed, and no other."""
+    holding = {"TensorProto"}
+    for _ in MESSAGES:  # what holds a tensor at any depth
+        for name in MESSAGES:
+            inner = (f.message_type.name for f in getattr(onnx, name).DESCRIPTOR.fields if f.message_type)
+            if holding.intersection(inner):
+                holding.add(name)
+    assert holding == MESSAGES.keys()
+    for name, kind in MESSAGES.items():
+        fields = getattr(onnx, name).DESCRIPTOR.fields
+        expected = {
+            f.number: MESSAGES[f.message_type.name]
+            for f in fields
+            if f.message_type and f.message_type.name in MESSAGES
+        }
+        assert kind.parts == expected, name
+    assert TensorProto.DESCRIPTOR.fields_by_name["external_data"].number in TENSOR.refused
+    assert TensorProto.DESCRIPTOR.fields_by_name["data_location"].number == graph_file.DATA_LOCATION
+    assert onnx.NodeProto.DESCRIPTOR.fields_by_name["op_type"].number == graph_file.OPERATOR
+    assert TensorProto.EXTERNAL == graph_file.EXTERNAL
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_a_tensor_from_elsewhere(tmp_path: Path, hidden: Callable[[], onnx.ModelProto]) -> None:
+    with pytest.raises(BundleError, match=r"graph\.onnx cannot be opened: it holds a tensor whose data lie outside"):
+        read(tmp_path, hidden().SerializeToString())
+
+
+def test_a_compiled_engine_inside_a_graph(tmp_path: Path) -> None:
+    node = helper.make_node("EPContext", ["x"], ["z"], domain="com.microsoft", ep_cache_context="engine.plan")
+    with pytest.raises(BundleError, match="it holds a compiled engine, which is a program"):
+        read(tmp_path, model_of(node).SerializeToString())
+
+
+def test_exported_graphs_are_read_as_they_are(feature_bundle: Path, picture_bundle: Path) -> None:
+    files = [*feature_bundle.rglob("*.onnx"), *picture_bundle.rglob("*.onnx")]
+    assert len(files) > 8
+    for file in files:
+        assert read_graph(HeldFile(file)) == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<?xml version='1.0'?><net name='other format'/>",  # OpenVINO's own format, which it also reads
+        b"\x1c\x00\x00\x00TFL3",
+        b"\x08\x0a",  # a version and no graph
+        b"\x3a\x05",  # a graph that ends before its content
+        b"\x3a\x80",  # a number that does not end
+        b"\x38\x01",  # a graph that is a number
+        b"\x3a" + b"\xff" * 10 + b"\x01",  # a length of more than 64 bits
+        b"PK\x03\x04",
+    ],
+)
+def test_other_files(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(BundleError, match=r"graph\.onnx cannot be opened: .*; export the bundle again"):
+        read(tmp_path, content)
+
+
+def test_messages_nested_without_end(tmp_path: Path) -> None:
+    content = b""
+    for _ in range(3000):  # a graph in an attribute of a node of a graph
+        for tag in (b"\x32", b"\x2a", b"\x0a"):
+            content = tag + _length(content) + content
+    with pytest.raises(BundleError, match="more than 64 levels"):
+        read(tmp_path, b"\x3a" + _length(content) + content)
+
+
+def _length(content: bytes) -> bytes:
+    size, out = len(content), b""
+    while size > 0x7F:
+        out, size = out + bytes([size & 0x7F | 0x80]), size >> 7
+    return out + bytes([size])
+
+
+def test_more_fields_than_any_graph_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_file, "MAX_FIELDS", 1000)
+    nodes = b"\x0a\x00" * 1001
+    with pytest.raises(BundleError, match="or 1000 fields"):
+        read(tmp_path, b"\x3a" + _length(nodes) + nodes)
+
+
+def test_damaged_files_are_read_or_refused(tmp_path: Path, feature_bundle: Path) -> None:
+    """What passes has no tensor from elsewhere, as ONNX's own reader finds."""
+    rng, whole = random.Random(0), in_branch().SerializeToString()
+    for _ in range(2000):
+        content = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        try:
+            found = read(tmp_path, bytes(content))
+        except BundleError:
+            continue
+        try:
+            model = onnx.load_from_string(found)
+        except Exception:  # protobuf has types of its own: an engine refuses the file, too
+            continue
+        assert b"_ORT_MEM_ADDR_" not in b"".join(
+            t.SerializeToString() for t in onnx.external_data_helper._get_all_tensors(model)
+        )
