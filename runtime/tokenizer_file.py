@@ -107,7 +107,7 @@ def _check_model(model: Any) -> dict[str, int]:
         len(indices) > 0 and all(type(index) is int for index in indices), "its vocabulary is not words and numbers"
     )
     _require(sorted(indices) == list(range(len(indices))), "its words are not numbered 0 to n - 1, each once")
-    _require(model.get("unk_token") in vocabulary, "its vocabulary has no word for unknown words")
+    _require(_text(model.get("unk_token")) in vocabulary, "its vocabulary has no word for unknown words")
     if kind == "WordPiece":
         prefix, most = model.get("continuing_subword_prefix"), model.get("max_input_chars_per_word")
         _require(isinstance(prefix, str) and len(prefix) <= MAX_PREFIX, "its prefix of word pieces is not a short text")
