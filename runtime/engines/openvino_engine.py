@@ -50,7 +50,7 @@ class OpenVinoEngine(Engine):
             with own_signal_stack():
                 self._compiled = core.compile_model(core.read_model(content), "CPU", settings)
         except Exception as error:  # openvino raises RuntimeError and its own types
-            raise BundleError(f"OpenVINO cannot open {graph.path}: {error}") from None
+            raise BundleError(f"OpenVINO cannot open {graph.path}: {' '.join(str(error).split())[:600]}") from None
         self._path, self.streams, self._forked = graph.path, streams, False
         # OpenVINO computes in its own threads. One extra caller keeps a run ready for the next free stream.
         self.callers = 1 if streams == 1 else streams + 1
@@ -74,7 +74,7 @@ class OpenVinoEngine(Engine):
             with own_signal_stack():
                 outputs = request.infer(dict(feeds), share_inputs=True)
         except Exception as error:  # openvino raises RuntimeError and its own types
-            raise BackendError(f"OpenVINO cannot run {self._path}: {error}") from None
+            raise BackendError(f"OpenVINO cannot run {self._path}: {' '.join(str(error).split())[:600]}") from None
         finally:
             if idle.qsize() < self.callers:  # each keeps buffers of its own: do not keep one for every thread there was
                 idle.put(request)
