@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from camp_sdk.runtime.arrays import map_array
 from camp_sdk.runtime.errors import BundleError
 
 CAPTIONS_PER_IMAGE = 5
@@ -155,10 +155,7 @@ def open_rows(path: Path) -> tuple[NDArray[np.float32], list[str]]:
 
 
 def _map_features(path: Path) -> NDArray[np.float32]:
-    try:
-        features: NDArray[Any] = open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be opened as a .npy file ({error}); copy it again") from None
+    features: NDArray[Any] = map_array(path, "copy it again")
     if features.dtype != np.float32 or features.ndim != 3 or not len(features):
         raise BundleError(f"{path} is {features.dtype} {features.shape}: expected float32 [images, regions, width]")
     return features

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
+from camp_sdk.runtime.arrays import map_array
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow_specs, words_axis
 from camp_sdk.runtime.engines.base import Arrays
@@ -167,10 +167,7 @@ def _read_metadata(path: Path) -> GalleryMetadata:
 
 def _map(path: Path, name: str, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray[Any, np.dtype[Any]]:
     file = path / f"{name}.npy"
-    try:
-        array = open_memmap(file, mode="r")
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{file} cannot be opened ({error}); encode the gallery again") from None
+    array = map_array(file, "encode the gallery again")
     fits = array.ndim == len(shape) and all(
         isinstance(s, str) or s == n for s, n in zip(shape, array.shape, strict=False)
     )

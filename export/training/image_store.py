@@ -21,8 +21,10 @@ from camp_sdk.export.training.vision_setup import Vision
 from camp_sdk.features import FeatureReader
 from camp_sdk.pictures import read_picture
 from camp_sdk.progress import progress_bar
+from camp_sdk.runtime.arrays import map_array
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.manifest import PixelSpec
 from camp_sdk.runtime.threads import available_cores, map_ahead
@@ -31,6 +33,8 @@ from camp_sdk.terminal import progress
 EXAMPLES = 24  # images of dev in each checkpoint
 AHEAD = 32  # pictures decoded in advance
 READING = 2  # increased whenever reading, normalising or a network changes, so that features kept before are not used
+
+KEEP_AGAIN = "delete it: the next run encodes the pictures again"
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,13 @@ def encode_pictures(splits: Sequence[Split], vision: Vision, folder: Path) -> li
             for split, file in missing:
                 with write_aside(file) as aside:
                     _encode(split, vision, engine, aside)
-    return [open_memmap(file, mode="r") for file in files]
+    return [map_array(file, KEEP_AGAIN) for file in files]
 
 
 def _is_whole(file: Path) -> bool:
     try:
-        open_memmap(file, mode="r")
-    except (OSError, ValueError):  # missing or truncated
+        map_array(file, KEEP_AGAIN)
+    except BundleError:  # missing or truncated
         return False
     return True
 
