@@ -168,4 +168,3 @@ def _check_size(header: Header, size: int) -> None:
         raise ValueError(
             f"{header.dtype} {header.shape} takes {header.nbytes} bytes, the file holds {size - header.offset}"
         )
-

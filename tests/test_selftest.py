@@ -136,7 +136,11 @@ def test_values_that_are_no_numbers_are_refused(bundle_copy: Path) -> None:
 
 
 def test_an_array_that_claims_more_than_there_is_takes_no_memory(bundle_copy: Path) -> None:
-    for shape, reason in (((1 << 40, 1 << 10), "expected 1 to"), ((64, 1024), "the file holds 0"), ((-1, -5), "whole numbers")):
+    for shape, reason in (
+        ((1 << 40, 1 << 10), "expected 1 to"),
+        ((64, 1024), "the file holds 0"),
+        ((-1, -5), "whole numbers"),
+    ):
         with zipfile.ZipFile(bundle_copy / "golden.npz", "w") as archive, archive.open("tokens.npy", "w") as file:
             npy.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": "<i8"})
         with pytest.raises(BundleError, match=f"not what was exported .*{reason}"):
