@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from camp_sdk.runtime.arrays import map_array
 from camp_sdk.runtime.errors import BundleError
+from camp_sdk.runtime.messages import brief
 
 CAPTIONS_PER_IMAGE = 5
 
@@ -103,9 +104,9 @@ def _parse_line(line: str, folder: Path, where: str) -> tuple[Path, list[str]]:
     try:
         inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
     except (OSError, ValueError) as error:
-        raise BundleError(f"{where}: file_name {name!r} cannot be a path ({error})") from None
+        raise BundleError(f"{where}: file_name {brief(name)} cannot be a path ({error})") from None
     if not inside:
-        raise BundleError(f"{where}: file_name {name!r} is outside the folder {folder}")
+        raise BundleError(f"{where}: file_name {brief(name)} is outside the folder {folder}")
     if not there:
         raise BundleError(f"{where}: {path} is missing")
     return path, captions

@@ -17,7 +17,6 @@ import typer
 from numpy.typing import NDArray
 
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import run_command, stderr
 
 EXAMPLES = 24
@@ -40,10 +39,11 @@ def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | 
     Raises:
         BundleError: the checkpoint, vocabulary or data set is broken or of another kind, or they do not fit together.
         InputError: ``output`` is not empty.
+        OSError: the disk is full, or nothing can be written to ``output``.
     """
     import torch  # imported here so that --help does not wait for it
 
-    from camp_sdk.export.network.checkpoint import KEY, Origin
+    from camp_sdk.export.network.checkpoint import KEY, Origin, write_checkpoint
     from camp_sdk.export.released.files import read_checkpoint, read_vocabulary
     from camp_sdk.export.released.nltk_words import nltk_tokenizer
 
@@ -62,8 +62,7 @@ def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | 
     origin = Origin(config, None, tokenizer, torch.from_numpy(images), captions, released.training)
     state = {f"model.{name}": tensor for name, tensor in released.weights.items()}
     path = output / "best.ckpt"
-    with write_aside(path) as aside:
-        torch.save({"state_dict": state, KEY: origin.as_dict()}, aside)
+    write_checkpoint({"state_dict": state, KEY: origin.as_dict()}, path)
     return path
 
 

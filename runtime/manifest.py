@@ -14,6 +14,7 @@ from typing import Any
 
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import sha256_of
+from camp_sdk.runtime.messages import brief
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -154,9 +155,9 @@ class PixelSpec:
         height, width = int(raw["height"]), int(raw["width"])
         finite = all(math.isfinite(value) for value in mean + std)
         if not (finite and all(std) and 0 < height <= MAX_PIXELS and 0 < width <= MAX_PIXELS):
-            raise ValueError(f"pixels {raw}")
+            raise ValueError(f"height, width, mean and std are {brief([raw[k] for k in ('height', 'width', 'mean', 'std')])}")
         if (fit := raw.get("fit", "stretch")) not in FITS:
-            raise ValueError(f"fit {fit!r}, expected one of {FITS}")
+            raise ValueError(f"fit {brief(fit)}, expected one of {FITS}")
         return cls(height, width, mean, std, (rows, columns), fit)
 
     def as_dict(self) -> dict[str, Any]:
@@ -293,7 +294,7 @@ def read_manifest(path: Path) -> Manifest:
         newer = type(version) is int and version > SCHEMA_VERSION
         what_to_do = "upgrade camp-sdk" if newer else EXPORT_AGAIN
         raise BundleError(
-            f"{path} has schema version {version!r}, this camp-sdk reads version {SCHEMA_VERSION}; {what_to_do}"
+            f"{path} has schema version {brief(version)}, this camp-sdk reads version {SCHEMA_VERSION}; {what_to_do}"
         )
     try:
         return Manifest.from_dict(raw)
@@ -324,7 +325,7 @@ def _check(manifest: Manifest) -> None:
     if unlisted := [name for name in [*(graph.file for graph in every), TOKENIZER_FILE] if name not in manifest.files]:
         raise ValueError(f"files without a hash: {unlisted}")
     if manifest.activation not in ACTIVATIONS:
-        raise ValueError(f"activation {manifest.activation!r}, expected one of {ACTIVATIONS}")
+        raise ValueError(f"activation {brief(manifest.activation)}, expected one of {ACTIVATIONS}")
     for own in ({}, *lowered):
         _check_contract(manifest.graphs | own)
 
@@ -362,5 +363,5 @@ def _tensors(raw: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
-        raise ValueError(f"path {name!r} leaves the bundle")
+        raise ValueError(f"path {brief(name)} leaves the bundle")
     return name
