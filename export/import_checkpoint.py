@@ -78,9 +78,11 @@ def real_examples(data: Path, width: int) -> tuple[NDArray[np.float32], list[str
     """
     from camp_sdk.data import load_split
 
-    names = [name for name in ("dev", "test") if (data / f"{name}_ims.npy").is_file()]
-    if not names and not (data / "dev").is_dir():
-        raise BundleError(f"{data} has neither dev_ims.npy nor test_ims.npy: expected a folder of precomputed features")
+    names = [name for name in ("dev", "val", "test") if (data / f"{name}_ims.npy").is_file()]
+    if not names and not (data / "dev").is_dir() and not (data / "val").is_dir():
+        raise BundleError(
+            f"{data} has neither dev_ims.npy, val_ims.npy nor test_ims.npy: expected a folder of precomputed features"
+        )
     split = load_split(data, names[0] if names else "dev")
     if split.has_pictures:
         raise BundleError(f"{data} holds pictures: expected precomputed features of width {width}")
@@ -88,7 +90,11 @@ def real_examples(data: Path, width: int) -> tuple[NDArray[np.float32], list[str
     if features.shape[2] != width:
         raise BundleError(f"{data} has features of width {features.shape[2]}, the checkpoint takes {width}")
     captions = [split.captions[index] for index in np.flatnonzero(split.image_of_caption < EXAMPLES)]
-    return np.array(features[:EXAMPLES]), captions
+    with np.errstate(over="ignore"):
+        examples = np.array(features[:EXAMPLES], np.float32)
+    if not np.isfinite(examples).all():
+        raise BundleError(f"{data} has features that are NaN or infinite: expected finite float32 numbers")
+    return examples, captions
 
 
 def random_examples(words: dict[str, int], width: int) -> tuple[NDArray[np.float32], list[str]]:

@@ -42,7 +42,8 @@ class Images:
     """The images of a run as training reads them.
 
     Args:
-        stores: The images of the train and the dev split: pictures uint8 [I, H, W, 3] or features float32 [I, R, D].
+        stores: The images of the train and the dev split: pictures uint8 [I, H, W, 3] or features [I, R, D] of
+            any float type.
         examples: A few images of dev for the checkpoint: pictures if the data set holds pictures, otherwise features.
         pixels: How to normalise the pictures in ``stores``; None for features.
     """
@@ -67,7 +68,7 @@ def prepare_images(
     dev = splits[1]
     if vision is None:
         stores: Any = splits[0].images, dev.images  # arrays
-        return Images(stores, np.array(dev.images[:EXAMPLES]))
+        return Images(stores, np.array(dev.images[:EXAMPLES], np.float32))
     spec = vision.pixels
     if vision.network is None or tuned:
         decoded = [decode_pictures(split, spec, scratch / f"{split.name}.npy") for split in splits]
