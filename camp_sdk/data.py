@@ -32,8 +32,8 @@ class Split:
 
     Args:
         name: The name of the split, such as "test".
-        images: Paths of I pictures, or features [I, R, D] in float16, float32 or float64, memory-mapped. Whoever reads a
-            batch of features converts it to float32.
+        images: Paths of I pictures, or features [I, R, D] in float16, float32 or float64, memory-mapped. Readers of
+            features convert them to float32, batch by batch.
         captions: T strings.
         image_of_caption: [T] int64: the index of the image that each caption describes.
     """

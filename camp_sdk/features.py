@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError, check_picture, is_lazy, normalise, read_picture
 from camp_sdk.results import Skipped
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import forget_pages
+from camp_sdk.runtime.files import absolute, forget_pages
 from camp_sdk.runtime.manifest import PixelSpec
 from camp_sdk.runtime.threads import available_cores, map_ahead
 
@@ -197,7 +196,7 @@ def _skipped(item: _Item) -> Skipped:
 def _items(images: Iterable[Image], names: Sequence[str] | None) -> Iterator[_Item]:
     for index, image in enumerate(images):
         document = str(image) if isinstance(image, (str, Path)) else None
-        file = None if document is None else os.path.abspath(document)
+        file = None if document is None else str(absolute(document))
         if names and index < len(names):
             document, file = names[index], None
         yield _Item(index, document, document or f"image {index}", image, file)

@@ -16,7 +16,7 @@ from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow_specs, words_axis
 from camp_sdk.runtime.engines.base import Arrays
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.files import check_writable, followed, is_empty, write_aside
+from camp_sdk.runtime.files import absolute, check_writable, followed, is_empty, write_aside
 from camp_sdk.runtime.manifest import Manifest, TensorSpec
 from camp_sdk.runtime.messages import brief
 
@@ -56,7 +56,7 @@ class GalleryMetadata:
             ValueError: The format, kind or precision is unknown.
         """
         documents = raw["documents"]
-        files = raw.get("files") or [None] * len(documents)  # older galleries have none
+        files = raw.get("files", [None] * len(documents))  # older galleries have none
         metadata = cls(raw["kind"], raw["precision"], raw["bundle"], documents, files)
         if raw["format"] != FORMAT_VERSION or metadata.precision not in PRECISIONS_OF.get(metadata.kind, ()):
             raise ValueError(f"expected format {FORMAT_VERSION} of kind image or text")
@@ -82,7 +82,7 @@ class GalleryMetadata:
         base = _around(folder)
         return replace(self, files=[file and _below(file, base) for file in self.files])
 
-    def absolute(self, folder: Path) -> GalleryMetadata:
+    def from_file(self, folder: Path) -> GalleryMetadata:
         """The metadata of the file of a gallery in this folder, as they are in memory."""
         base = _around(folder)
         # Only text: a gallery may come from anywhere, so nothing here opens what it names.
@@ -90,7 +90,7 @@ class GalleryMetadata:
 
 
 def _around(folder: Path) -> Path:
-    return Path(os.path.abspath(followed(folder))).parent
+    return absolute(followed(folder)).parent
 
 
 def _below(file: str, base: Path) -> str:
@@ -161,7 +161,7 @@ def _open(folder: Path, bundle: Bundle) -> tuple[GalleryMetadata, EncodedImages 
         raise BundleError(f"{folder} holds no items, expected at least one; encode it again")
     if len(encoded) != len(metadata.documents):
         raise BundleError(f"{folder}: {len(encoded)} items but {len(metadata.documents)} names; encode it again")
-    return metadata.absolute(folder), encoded
+    return metadata.from_file(folder), encoded
 
 
 def check_output(folder: Path) -> None:

@@ -155,7 +155,9 @@ class PixelSpec:
         height, width = int(raw["height"]), int(raw["width"])
         finite = all(math.isfinite(value) for value in mean + std)
         if not (finite and all(std) and 0 < height <= MAX_PIXELS and 0 < width <= MAX_PIXELS):
-            raise ValueError(f"height, width, mean and std are {brief([raw[k] for k in ('height', 'width', 'mean', 'std')])}")
+            raise ValueError(
+                f"height, width, mean and std are {brief([raw[k] for k in ('height', 'width', 'mean', 'std')])}"
+            )
         if (fit := raw.get("fit", "stretch")) not in FITS:
             raise ValueError(f"fit {brief(fit)}, expected one of {FITS}")
         return cls(height, width, mean, std, (rows, columns), fit)

@@ -68,7 +68,9 @@ def test_a_message_shows_little_of_a_value(value: Any, shown: str) -> None:
     assert brief(value) == shown
 
 
-@pytest.mark.parametrize("value", [laughs(), laughs(tuple), deep(100_000), [0] * 1_000_000, "x" * (1 << 24)], ids="abcde")
+@pytest.mark.parametrize(
+    "value", [laughs(), laughs(tuple), deep(100_000), [0] * 1_000_000, "x" * (1 << 24)], ids="abcde"
+)
 def test_a_message_is_short_whatever_the_value(value: Any) -> None:
     assert len(brief(value)) < 150
 
@@ -177,7 +179,10 @@ def test_parts_of_a_checkpoint_that_stand_for_many(tmp_path: Path, checkpoints: 
         ("model", {"width": "8"}),
         ("model", {"picture_size": 1 << 40}),
         ("model", {"variant": ["paper"]}),
-        ("model", {"words": "minilm", "sentence": dict.fromkeys(("layers", "heads", "inner_width", "positions"), 1 << 40)}),
+        (
+            "model",
+            {"words": "minilm", "sentence": dict.fromkeys(("layers", "heads", "inner_width", "positions"), 1 << 40)},
+        ),
     ],
 )
 def test_parts_of_another_kind_or_size_are_refused(tmp_path: Path, part: str, value: Any) -> None:
@@ -188,7 +193,7 @@ def test_parts_of_another_kind_or_size_are_refused(tmp_path: Path, part: str, va
         value["sentence"] = value["sentence"] and value["sentence"] | {"epsilon": 1e-5}
     raw[KEY][part] = value
     torch.save(raw, tmp_path / "c.ckpt")
-    with pytest.raises(BundleError, match="does not fit its own configuration|is not a checkpoint of camp train"):
+    with pytest.raises(BundleError, match=r"does not fit its own configuration|is not a checkpoint of camp train"):
         load_checkpoint(tmp_path / "c.ckpt")
 
 
@@ -218,7 +223,10 @@ def test_members_that_declare_more_than_the_file_holds_are_refused(tmp_path: Pat
 
 
 def test_a_checkpoint_may_not_ask_for_memory(tmp_path: Path) -> None:
-    for content in (b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.", b"\x80\x02c__builtin__\nbytearray\nK\x01\x85R."):
+    for content in (
+        b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
+        b"\x80\x02c__builtin__\nbytearray\nK\x01\x85R.",
+    ):
         with zipfile.ZipFile(tmp_path / "c.ckpt", "w") as archive:
             archive.writestr("c/data.pkl", content)
             archive.writestr("c/version", "3\n")

@@ -79,12 +79,12 @@ def check_pickle(content: bytes | IO[bytes]) -> None:
     memo: dict[int, tuple[int, int]] = {}
     for count, (op, argument, _) in enumerate(pickletools.genops(content)):
         if op.name in PUTS or op.name == "MEMOIZE":
-            index = len(memo) if op.name == "MEMOIZE" else int(argument)
+            index = len(memo) if argument is None else int(argument)
             if not 0 <= index <= count:  # unpicklers may make a list as long as the largest index
                 raise pickle.UnpicklingError(f"it keeps a value under the number {index}, after {count} steps")
             memo[index] = stack[-1] if stack else _ONE
         elif op.name in GETS:
-            stack.append(memo.get(int(argument), _ONE))
+            stack.append(memo.get(int(argument or 0), _ONE))
         elif op.name == "GLOBAL" and argument in REFUSED:
             raise pickle.UnpicklingError(f"it asks for {argument.replace(' ', '.')}, which is not data: refused")
         else:

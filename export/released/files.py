@@ -225,7 +225,9 @@ def _check_vocabulary(path: Path, attributes: Any) -> dict[str, int]:
         )
     if sorted(words.values()) != list(range(len(words))):
         raise BundleError(f"{path}: its {len(words)} words are not numbered 0 to {len(words) - 1}, each once")
-    if found := [f"{word} at {brief(words.get(word))}" for index, word in enumerate(SPECIALS) if words.get(word) != index]:
+    if found := [
+        f"{word} at {brief(words.get(word))}" for index, word in enumerate(SPECIALS) if words.get(word) != index
+    ]:
         raise BundleError(f"{path}: expected {', '.join(SPECIALS)} at 0 to 3, found {', '.join(found)}")
     if len(words) == len(SPECIALS):
         raise BundleError(f"{path} holds no words besides {', '.join(SPECIALS)}")
