@@ -1,7 +1,7 @@
 """Data sets on disk: folders of pictures with captions, and precomputed region features.
 
 Pictures: ``{split}/metadata.jsonl`` with one line ``{"file_name": ..., "captions": [...]}`` per picture (the
-ImageFolder convention). Features: ``{split}_ims.npy`` float32 [images, R, D] and ``{split}_caps.txt`` with one caption
+ImageFolder convention). Features: ``{split}_ims.npy`` float [images, R, D] and ``{split}_caps.txt`` with one caption
 per line. Both layouts in circulation are read: one row per image with five captions each, and one row per caption, with
 the row of each image repeated five times.
 """
@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from camp_sdk.runtime.arrays import map_array
 from camp_sdk.runtime.errors import BundleError
+from camp_sdk.runtime.messages import brief
 
 CAPTIONS_PER_IMAGE = 5
+OTHER_NAMES = {"dev": "val", "val": "dev"}
+Features = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,14 @@ class Split:
 
     Args:
         name: The name of the split, such as "test".
-        images: Paths of I pictures, or features [I, R, D] float32, memory-mapped.
+        images: Paths of I pictures, or features [I, R, D] in float16, float32 or float64, memory-mapped. Readers of
+            features convert them to float32, batch by batch.
         captions: T strings.
         image_of_caption: [T] int64: the index of the image that each caption describes.
     """
 
     name: str
-    images: Sequence[Path] | NDArray[np.float32]
+    images: Sequence[Path] | Features
     captions: list[str]
     image_of_caption: NDArray[np.int64]
 
@@ -51,20 +55,30 @@ def load_split(data: str | Path, split: str) -> Split:
     Args:
         data: The folder of the data set. A split of pictures is a folder with a file metadata.jsonl; a split of
             features is a pair of files such as test_ims.npy and test_caps.txt.
-        split: The name of the split, such as "train", "dev" or "test".
+        split: The name of the split, such as "train", "dev" or "test". Where there is no "dev", "val" is read, and the
+            other way round.
 
     Raises:
         BundleError: There is no such split, or one of its files is broken; the message names the file and the line.
     """
     folder = Path(data)
-    if (folder / split / "metadata.jsonl").is_file():
-        return _load_pictures(folder / split, split)
-    if (folder / f"{split}_ims.npy").is_file():
-        return _load_features(folder, split)
+    names = [split, OTHER_NAMES[split]] if split in OTHER_NAMES else [split]
+    for name in names:
+        if _is_file(folder / name / "metadata.jsonl"):
+            return _load_pictures(folder / name, split)
+        if _is_file(folder / f"{name}_ims.npy"):
+            return _load_features(folder, name, split)
     raise BundleError(
-        f"{folder} has no split {split!r}: expected {split}/metadata.jsonl (pictures) or {split}_ims.npy with "
-        f"{split}_caps.txt (features); make an example with: camp scenes --output {folder}"
+        f"{folder} has no split {' or '.join(map(brief, names))}: expected {split}/metadata.jsonl (pictures) or "
+        f"{split}_ims.npy with {split}_caps.txt (features); make an example with: camp scenes --output {folder}"
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError) as error:  # a name longer than the system allows, or with a zero byte
+        raise BundleError(f"{brief(str(path))} cannot be a path ({error})") from None
 
 
 def _load_pictures(folder: Path, split: str) -> Split:
@@ -103,9 +117,9 @@ def _parse_line(line: str, folder: Path, where: str) -> tuple[Path, list[str]]:
     try:
         inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
     except (OSError, ValueError) as error:
-        raise BundleError(f"{where}: file_name {name!r} cannot be a path ({error})") from None
+        raise BundleError(f"{where}: file_name {brief(name)} cannot be a path ({error})") from None
     if not inside:
-        raise BundleError(f"{where}: file_name {name!r} is outside the folder {folder}")
+        raise BundleError(f"{where}: file_name {brief(name)} is outside the folder {folder}")
     if not there:
         raise BundleError(f"{where}: {path} is missing")
     return path, captions
@@ -120,8 +134,8 @@ def _encodes(caption: str) -> bool:
     return True
 
 
-def _load_features(folder: Path, split: str) -> Split:
-    features_file, captions_file = folder / f"{split}_ims.npy", folder / f"{split}_caps.txt"
+def _load_features(folder: Path, name: str, split: str) -> Split:
+    features_file, captions_file = folder / f"{name}_ims.npy", folder / f"{name}_caps.txt"
     features = _map_features(features_file)
     captions = _read_captions(captions_file)
     rows, count = len(features), len(captions)
@@ -135,13 +149,13 @@ def _load_features(folder: Path, split: str) -> Split:
     return Split(split, features, captions, np.repeat(np.arange(len(features)), count // len(features)))
 
 
-def open_rows(path: Path) -> tuple[NDArray[np.float32], list[str]]:
+def open_rows(path: Path) -> tuple[Features, list[str]]:
     """Open a .npy file of features, memory-mapped.
 
     If the file repeats each row five times, once for each caption, only every fifth row is used.
 
     Args:
-        path: The file, float32 [I, R, D].
+        path: The file: float16, float32 or float64 [I, R, D].
 
     Returns:
         Features [I, R, D], and the name of each image, which is its row in the file: "row 5".
@@ -150,17 +164,15 @@ def open_rows(path: Path) -> tuple[NDArray[np.float32], list[str]]:
         BundleError: The file does not hold features.
     """
     rows = _map_features(path)
-    features = rows[::CAPTIONS_PER_IMAGE] if _repeats_rows(rows) else rows
+    whole = len(rows) % CAPTIONS_PER_IMAGE == 0
+    features = rows[::CAPTIONS_PER_IMAGE] if whole and _repeats_rows(rows) else rows
     return features, [f"row {row}" for row in range(0, len(rows), len(rows) // len(features))]
 
 
-def _map_features(path: Path) -> NDArray[np.float32]:
-    try:
-        features: NDArray[Any] = open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be opened as a .npy file ({error}); copy it again") from None
-    if features.dtype != np.float32 or features.ndim != 3 or not len(features):
-        raise BundleError(f"{path} is {features.dtype} {features.shape}: expected float32 [images, regions, width]")
+def _map_features(path: Path) -> Features:
+    features: NDArray[Any] = map_array(path, "copy it again")
+    if features.dtype.kind != "f" or features.ndim != 3 or not len(features):
+        raise BundleError(f"{path} is {features.dtype} {features.shape}: expected floats [images, regions, width]")
     return features
 
 
@@ -182,11 +194,11 @@ def _read_lines(path: Path) -> list[str]:
         raise BundleError(f"{path} is not UTF-8 text ({error}): convert it to UTF-8") from None
 
 
-def _distinct_rows(features: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
-    """Each image once, from a file that may repeat its row for each of its five captions."""
-    if len(features) == 1 or (features[0] != features[1]).any():
+def _distinct_rows(features: Features, path: Path) -> Features:
+    """Each image once, from a file with one row per caption, which may hold an image's row for each of its captions."""
+    if not _repeats_rows(features):  # two pictures may be equal
         return features
-    if not _repeats_rows(features):
+    if len(features) % CAPTIONS_PER_IMAGE:
         raise BundleError(
             f"{path} repeats its rows, as files with one row per caption do, but its {len(features)} rows are not "
             f"groups of {CAPTIONS_PER_IMAGE} equal ones"
@@ -194,8 +206,13 @@ def _distinct_rows(features: NDArray[np.float32], path: Path) -> NDArray[np.floa
     return features[::CAPTIONS_PER_IMAGE]
 
 
-def _repeats_rows(features: NDArray[np.float32]) -> bool:
-    """Whether each row is repeated five times; reads a few rows, not the whole file."""
+def _repeats_rows(features: Features) -> bool:
+    """Whether each row is repeated five times, except at the end; reads a few rows, not the whole file.
+
+    If the number of rows is no multiple of five, at least two groups must be repeated.
+    """
     groups, rest = divmod(len(features), CAPTIONS_PER_IMAGE)
-    some = np.unique(np.linspace(0, max(groups - 1, 0), 8).astype(int)) * CAPTIONS_PER_IMAGE
-    return not rest and all((features[k : k + CAPTIONS_PER_IMAGE] == features[k]).all() for k in some)
+    if groups < (2 if rest else 1):
+        return False
+    some = np.unique(np.linspace(0, groups - 1, 8).astype(int)) * CAPTIONS_PER_IMAGE
+    return all((features[k : k + CAPTIONS_PER_IMAGE] == features[k]).all() for k in some)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError, check_picture, is_lazy, normalise, read_picture
 from camp_sdk.results import Skipped
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import forget_pages
+from camp_sdk.runtime.files import absolute, forget_pages
 from camp_sdk.runtime.manifest import PixelSpec
 from camp_sdk.runtime.threads import available_cores, map_ahead
 
@@ -35,12 +35,14 @@ class _Item(NamedTuple):
         document: Its name in a gallery, or None.
         name: Its name in messages.
         image: The image itself; after decoding, its pixels, or the error if it cannot be read.
+        file: The absolute path of an image given as a path without a name.
     """
 
     place: int
     document: str | None
     name: str
     image: Any
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,13 @@ class FeatureBatch:
         features: Checked features [b, R, D] float32; None if every picture of the batch was left out.
         documents: The gallery's name for each image in ``features``.
         skipped: The pictures that were left out.
+        files: The absolute path of each image whose name in the gallery is its path; () if there are none.
     """
 
     features: Features | None
     documents: tuple[str | None, ...]
     skipped: tuple[Skipped, ...] = ()
+    files: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         """The number of images done, including those left out."""
@@ -127,7 +131,8 @@ class FeatureReader:
                 if good:
                     pixels = np.stack([item.image for item in good])  # [b, H, W, 3]
                     features = self.vision(normalise(pixels, spec))  # [b, R, D]
-                yield FeatureBatch(features, tuple(item.document for item in good), skipped)
+                files = tuple(item.file for item in good)
+                yield FeatureBatch(features, tuple(item.document for item in good), skipped, files)
 
     def _take(self, decoded: Iterator[_Item]) -> list[_Item]:
         """Items up to a full batch of readable ones, so that pictures left out do not change the other batches."""
@@ -191,9 +196,10 @@ def _skipped(item: _Item) -> Skipped:
 def _items(images: Iterable[Image], names: Sequence[str] | None) -> Iterator[_Item]:
     for index, image in enumerate(images):
         document = str(image) if isinstance(image, (str, Path)) else None
+        file = None if document is None else str(absolute(document))
         if names and index < len(names):
-            document = names[index]
-        yield _Item(index, document, document or f"image {index}", image)
+            document, file = names[index], None
+        yield _Item(index, document, document or f"image {index}", image, file)
 
 
 def _pictures_only(items: Iterator[_Item]) -> Iterator[_Item]:

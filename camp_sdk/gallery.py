@@ -29,6 +29,8 @@ class Gallery:
         precision: How the tensors are stored: "float32", "float16" or "int8".
         skipped: The pictures that `Retriever.encode_images` left out. It is not saved, and a selection or a join does
             not keep it.
+        files: The absolute path of each picture that was given as a path without a name, otherwise None; () for none.
+            A saved gallery keeps them relative to the folder around it, so that pictures may move together with it.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class Gallery:
         bundle: Bundle,
         precision: str = "float32",
         skipped: Sequence[Skipped] = (),
+        files: Sequence[str | None] = (),
     ) -> None:
         self.encoded = encoded
         self.documents = tuple(documents)
         self.precision = precision
         self.skipped = tuple(skipped)
+        self.files = tuple(files) or (None,) * len(self.documents)
         self._bundle = bundle
 
     @property
@@ -86,8 +90,8 @@ class Gallery:
             raise InputError(f"select takes a slice or a list of indices, not {indices!r}")
         if not len(chosen):
             raise InputError(f"select chose none of {len(self)} items: a gallery holds at least one")
-        documents = [self.documents[i] for i in chosen]
-        return Gallery(self.encoded.select(indices), documents, self._bundle, self.precision)
+        documents, files = ([names[i] for i in chosen] for names in (self.documents, self.files))
+        return Gallery(self.encoded.select(indices), documents, self._bundle, self.precision, files=files)
 
     @classmethod
     def join(cls, galleries: Iterable[Gallery]) -> Gallery:
@@ -97,7 +101,9 @@ class Gallery:
             galleries: At least one gallery. The result holds their items in this order.
 
         Raises:
-            InputError: There are no galleries, or they differ in bundle, kind, precision or number of regions.
+            InputError: There are no galleries, they differ in bundle, kind, precision or number of regions, or two of
+                them hold the same picture: the same file, or, of pictures that are not files, the same name with equal
+                tensors. Texts may repeat.
         """
         parts = list(galleries)
         if not parts or not all(isinstance(part, Gallery) for part in parts):
@@ -112,8 +118,10 @@ class Gallery:
             for name, array in part.encoded.tensors.items():
                 if array.shape[1:] != (shape := first.encoded.tensors[name].shape[1:]):
                     raise InputError(f"gallery {index} has {name} {array.shape[1:]} per item, the first has {shape}")
-        documents = [document for part in parts for document in part.documents]
-        return cls(joined([part.encoded for part in parts]), documents, first._bundle, first.precision)
+        if first.kind == "image":
+            _check_distinct(parts)
+        documents, files = ([name for part in parts for name in getattr(part, of)] for of in ("documents", "files"))
+        return cls(joined([part.encoded for part in parts]), documents, first._bundle, first.precision, files=files)
 
     def save(self, folder: str | Path) -> None:
         """Write the gallery as a folder, completely or not at all.
@@ -124,12 +132,15 @@ class Gallery:
         Raises:
             InputError: The folder exists and is not a gallery, or it also holds other files.
         """
-        metadata = GalleryMetadata(self.kind, self.precision, self.fingerprint, self.documents)
+        metadata = GalleryMetadata(self.kind, self.precision, self.fingerprint, self.documents, self.files)
         write_gallery(Path(folder), metadata, self.encoded)
 
     @classmethod
     def open(cls, folder: str | Path, bundle: Bundle) -> Gallery:
         """Open a saved gallery, memory-mapped; `Retriever.open_gallery` does this for its own bundle.
+
+        The name of a picture that was given as a path is its absolute path, so that it opens from any folder. If the
+        picture lies below the folder around the gallery, it is looked for there even after that folder has moved.
 
         Args:
             folder: The folder that `save` wrote.
@@ -140,7 +151,29 @@ class Gallery:
                 manifest.
         """
         metadata, encoded = open_gallery_files(Path(folder), bundle)
-        return cls(encoded, metadata.documents, bundle, metadata.precision)
+        documents = [file or name for file, name in zip(metadata.files, metadata.documents, strict=True)]
+        return cls(encoded, documents, bundle, metadata.precision, files=metadata.files)
+
+
+def _check_distinct(parts: Sequence[Gallery]) -> None:
+    """Raise InputError if two galleries of pictures hold the same one: it would take two places of every ranking."""
+    seen: dict[str, list[tuple[int, int]]] = {}  # gallery and item by file, or by name
+    for number, part in enumerate(parts):
+        for item, (file, name) in enumerate(zip(part.files, part.documents, strict=True)):
+            if (key := file or name) is None:
+                continue
+            for other, before in seen.setdefault(key, []):
+                if other != number and _same(parts[other], before, part, item):
+                    raise InputError(f"galleries {other} and {number} both hold {key}: leave it out of one of them")
+            seen[key].append((number, item))
+
+
+def _same(one: Gallery, first: int, other: Gallery, second: int) -> bool:
+    """Whether two items of one name are the same picture."""
+    if one.files[first] is not None and other.files[second] is not None:
+        return True
+    tensors = one.encoded.tensors, other.encoded.tensors
+    return all(np.array_equal(array[first], tensors[1][name][second]) for name, array in tensors[0].items())
 
 
 def texts_of_query(query: Any, corpus: Any) -> list[str] | None:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
+from camp_sdk.runtime.arrays import map_array
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow_specs, words_axis
 from camp_sdk.runtime.engines.base import Arrays
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.files import check_writable, followed, is_empty, write_aside
+from camp_sdk.runtime.files import absolute, check_writable, followed, is_empty, write_aside
 from camp_sdk.runtime.manifest import Manifest
+from camp_sdk.runtime.messages import brief
 
 FORMAT_VERSION = 1
 METADATA = "gallery.json"
+MAX_REASON = 300  # characters: errors may repeat what a file holds
 MAX_OPENINGS = 100  # attempts to open a gallery that is being replaced
 PRECISIONS_OF = {"image": GALLERY_PRECISIONS, "text": ("float32",)}  # by kind
 
@@ -34,12 +37,15 @@ class GalleryMetadata:
         precision: How the tensors are stored.
         bundle: The fingerprint of the bundle that encoded the gallery.
         documents: The name of each item, or None.
+        files: The path of each picture whose name is its path, otherwise None. In the file, it is relative to the
+            folder around the gallery if the picture lies below that; in memory, it is absolute.
     """
 
     kind: str
     precision: str
     bundle: str
     documents: Sequence[str | None]
+    files: Sequence[str | None]
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> GalleryMetadata:
@@ -50,17 +56,47 @@ class GalleryMetadata:
             TypeError: A value has the wrong type.
             ValueError: The format, kind or precision is unknown.
         """
-        metadata = cls(raw["kind"], raw["precision"], raw["bundle"], raw["documents"])
+        documents = raw["documents"]
+        files = raw.get("files", [None] * len(documents))  # older galleries have none
+        metadata = cls(raw["kind"], raw["precision"], raw["bundle"], documents, files)
         if raw["format"] != FORMAT_VERSION or metadata.precision not in PRECISIONS_OF.get(metadata.kind, ()):
             raise ValueError(f"expected format {FORMAT_VERSION} of kind image or text")
-        if not isinstance(metadata.bundle, str) or not isinstance(metadata.documents, list):
-            raise TypeError("bundle is not a string, or documents is not a list")
+        if not isinstance(metadata.bundle, str):
+            raise TypeError(f"bundle is {brief(metadata.bundle)}, expected a string")
+        for key, names in (("documents", documents), ("files", files)):
+            if not isinstance(names, list):
+                raise TypeError(f"{key} is {brief(names)}, expected a list")
+            if odd := [name for name in names if not (name is None or isinstance(name, str))]:
+                raise TypeError(f"{key} holds {brief(odd[0])}, expected strings or null")
+        if len(files) != len(documents):
+            raise ValueError(f"it has {len(files)} files for {len(documents)} documents")
         return metadata
 
     def as_dict(self) -> dict[str, Any]:
         """The metadata as a JSON document."""
         fields = {"kind": self.kind, "precision": self.precision, "bundle": self.bundle}
-        return {"format": FORMAT_VERSION, **fields, "documents": list(self.documents)}
+        files = {"files": list(self.files)} if any(self.files) else {}
+        return {"format": FORMAT_VERSION, **fields, "documents": list(self.documents), **files}
+
+    def beside(self, folder: Path) -> GalleryMetadata:
+        """The metadata as the file of a gallery in this folder holds them."""
+        base = _around(folder)
+        return replace(self, files=[file and _below(file, base) for file in self.files])
+
+    def from_file(self, folder: Path) -> GalleryMetadata:
+        """The metadata of the file of a gallery in this folder, as they are in memory."""
+        base = _around(folder)
+        # Only text: a gallery may come from anywhere, so nothing here opens what it names.
+        return replace(self, files=[file and os.path.normpath(base / file) for file in self.files])
+
+
+def _around(folder: Path) -> Path:
+    return absolute(followed(folder)).parent
+
+
+def _below(file: str, base: Path) -> str:
+    path = PurePath(file)
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else file
 
 
 def write_gallery(folder: Path, metadata: GalleryMetadata, encoded: EncodedImages | EncodedTexts) -> None:
@@ -81,8 +117,8 @@ def write_gallery(folder: Path, metadata: GalleryMetadata, encoded: EncodedImage
         if isinstance(encoded, EncodedTexts):
             arrays["lengths"] = encoded.lengths
         for name, array in arrays.items():
-            np.save(aside / f"{name}.npy", array, allow_pickle=False)
-        (aside / METADATA).write_text(json.dumps(metadata.as_dict()), encoding="utf-8")
+            np.save(_file(aside, name), array, allow_pickle=False)
+        (aside / METADATA).write_text(json.dumps(metadata.beside(folder).as_dict()), encoding="utf-8")
 
 
 def open_gallery_files(folder: Path, bundle: Bundle) -> tuple[GalleryMetadata, EncodedImages | EncodedTexts]:
@@ -122,9 +158,11 @@ def _open(folder: Path, bundle: Bundle) -> tuple[GalleryMetadata, EncodedImages 
         encoded = _map_images(folder, bundle.manifest, metadata.precision)
     else:
         encoded = _map_texts(folder, bundle.manifest)
+    if not len(encoded):
+        raise BundleError(f"{folder} holds no items, expected at least one; encode it again")
     if len(encoded) != len(metadata.documents):
         raise BundleError(f"{folder}: {len(encoded)} items but {len(metadata.documents)} names; encode it again")
-    return metadata, encoded
+    return metadata.from_file(folder), encoded
 
 
 def check_output(folder: Path) -> None:
@@ -158,25 +196,34 @@ def _is_gallery(folder: Path) -> bool:
 
 
 def _read_metadata(path: Path) -> GalleryMetadata:
-    if not path.is_file():
-        raise BundleError(f"{path} not found: expected a folder written by Gallery.save")
     try:
+        if not path.is_file():
+            raise BundleError(f"{path} not found: expected a folder written by Gallery.save")
         return GalleryMetadata.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is broken ({type(error).__name__}: {error}); encode the gallery again") from None
+    except OSError as error:  # such as a name longer than the system allows
+        raise BundleError(f"{path} cannot be read ({error.strerror}): expected a gallery's folder") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:MAX_REASON]}"
+        raise BundleError(f"{path} is broken ({reason}); encode the gallery again") from None
+
+
+def _file(folder: Path, name: str) -> Path:
+    """The file of a tensor, whose name comes from a bundle that may come from anywhere."""
+    if set(name) & set("/\\:\0"):
+        raise BundleError(f"the bundle's tensor {brief(name)} cannot be the name of a file; export the bundle again")
+    return folder / f"{name}.npy"
 
 
 def _map(path: Path, name: str, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray[Any, np.dtype[Any]]:
-    file = path / f"{name}.npy"
-    try:
-        array = open_memmap(file, mode="r")
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{file} cannot be opened ({error}); encode the gallery again") from None
+    file = _file(path, name)
+    array = map_array(file, "encode the gallery again")
     fits = array.ndim == len(shape) and all(
         isinstance(s, str) or s == n for s, n in zip(shape, array.shape, strict=False)
     )
     if array.dtype != dtype or not fits:
         raise BundleError(f"{file} is {array.dtype} {array.shape}, expected {dtype} {shape}; encode the gallery again")
+    if 0 in array.shape[1:]:
+        raise BundleError(f"{file} is {array.shape}: expected 1 or more along every axis; encode the gallery again")
     return array
 
 
@@ -199,7 +246,7 @@ def _map_texts(path: Path, manifest: Manifest) -> EncodedTexts:
     per_word = frozenset(spec.name for spec in manifest.text_tensors if words_axis(spec))
     arrays = _map_all(path, stored)
     lengths = np.array(_map(path, "lengths", "int64", ("T",)))
-    total = int(lengths.sum())
+    total = int(lengths.sum(dtype=np.float64))  # exact for every file, and huge lengths cannot overflow
     if (lengths < 1).any() or any(len(a) != (total if n in per_word else len(lengths)) for n, a in arrays.items()):
         raise BundleError(f"{path}: its tensors disagree on the number of texts or words; encode it again")
     return EncodedTexts(arrays, lengths, per_word)

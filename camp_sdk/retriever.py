@@ -153,11 +153,13 @@ class Retriever:
         if named is not None and total is not None and len(named) != total:
             raise InputError(f"{len(named)} names for {total} images: expected one each")
         documents: list[str | None] = []
+        files: list[str | None] = []
         skipped: list[Skipped] = []
         encoder: FeatureEncoder | None = None
         with closing(self._reader(skip_broken, max_megapixels).batches(images, named)) as batches:
             for batch in batches:
                 documents += batch.documents
+                files += batch.files or (None,) * len(batch.documents)
                 skipped += batch.skipped
                 if batch.features is not None:
                     encoder = encoder or FeatureEncoder(
@@ -171,7 +173,7 @@ class Retriever:
         given = len(encoded) + len(skipped)
         if named is not None and len(named) != given:
             raise InputError(f"{len(named)} names for {given} images: expected one each")
-        return Gallery(encoded, documents, self.bundle, precision, skipped)
+        return Gallery(encoded, documents, self.bundle, precision, skipped, files)
 
     def encode_texts(self, texts: Iterable[str]) -> Gallery:
         """Encode texts once, to rank them by image.

@@ -17,7 +17,6 @@ import typer
 from numpy.typing import NDArray
 
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import run_command, stderr
 
 EXAMPLES = 24
@@ -40,10 +39,11 @@ def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | 
     Raises:
         BundleError: the checkpoint, vocabulary or data set is broken or of another kind, or they do not fit together.
         InputError: ``output`` is not empty.
+        OSError: the disk is full, or nothing can be written to ``output``.
     """
     import torch  # imported here so that --help does not wait for it
 
-    from camp_sdk.export.network.checkpoint import KEY, Origin
+    from camp_sdk.export.network.checkpoint import KEY, Origin, write_checkpoint
     from camp_sdk.export.network.vocabulary import frequent_tokens
     from camp_sdk.export.released.files import read_checkpoint, read_vocabulary
     from camp_sdk.export.released.nltk_words import nltk_tokenizer
@@ -64,8 +64,7 @@ def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | 
     origin = Origin(config, None, tokenizer, torch.from_numpy(images), captions, released.training, stop_words)
     state = {f"model.{name}": tensor for name, tensor in released.weights.items()}
     path = output / "best.ckpt"
-    with write_aside(path) as aside:
-        torch.save({"state_dict": state, KEY: origin.as_dict()}, aside)
+    write_checkpoint({"state_dict": state, KEY: origin.as_dict()}, path)
     return path
 
 
@@ -81,9 +80,11 @@ def real_examples(data: Path, width: int) -> tuple[NDArray[np.float32], list[str
     """
     from camp_sdk.data import load_split
 
-    names = [name for name in ("dev", "test") if (data / f"{name}_ims.npy").is_file()]
-    if not names and not (data / "dev").is_dir():
-        raise BundleError(f"{data} has neither dev_ims.npy nor test_ims.npy: expected a folder of precomputed features")
+    names = [name for name in ("dev", "val", "test") if (data / f"{name}_ims.npy").is_file()]
+    if not names and not (data / "dev").is_dir() and not (data / "val").is_dir():
+        raise BundleError(
+            f"{data} has neither dev_ims.npy, val_ims.npy nor test_ims.npy: expected a folder of precomputed features"
+        )
     split = load_split(data, names[0] if names else "dev")
     if split.has_pictures:
         raise BundleError(f"{data} holds pictures: expected precomputed features of width {width}")
@@ -91,7 +92,11 @@ def real_examples(data: Path, width: int) -> tuple[NDArray[np.float32], list[str
     if features.shape[2] != width:
         raise BundleError(f"{data} has features of width {features.shape[2]}, the checkpoint takes {width}")
     captions = [split.captions[index] for index in np.flatnonzero(split.image_of_caption < EXAMPLES)]
-    return np.array(features[:EXAMPLES]), captions
+    with np.errstate(over="ignore"):
+        examples = np.array(features[:EXAMPLES], np.float32)
+    if not np.isfinite(examples).all():
+        raise BundleError(f"{data} has features that are NaN or infinite: expected finite float32 numbers")
+    return examples, captions
 
 
 def random_examples(words: dict[str, int], width: int) -> tuple[NDArray[np.float32], list[str]]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from camp_sdk.runtime.messages import brief
+
 GLOBAL_SUFFIX = ".global"
 DTYPES = ("float32", "float16", "int64", "int8", "bool")
 MAX_NAME, MAX_AXES, MAX_TENSORS, MAX_SIZE = 100, 8, 64, 1 << 24
@@ -131,11 +133,9 @@ def _tensors(raw: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 
 def _tensor(name: str, dtype: Any, shape: Any) -> TensorSpec:
     if not name.isprintable() or len(name) > MAX_NAME or dtype not in DTYPES:
-        raise ValueError(f"tensor {name[:MAX_NAME]!r} of type {str(dtype)[:MAX_NAME]!r}, expected one of {DTYPES}")
+        raise ValueError(f"tensor {name[:MAX_NAME]!r} of type {brief(dtype)}, expected one of {DTYPES}")
     if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(_is_axis(axis) for axis in shape):
-        raise ValueError(
-            f"{name} has the shape {str(shape)[:MAX_NAME]}, expected letters and sizes from 1 to {MAX_SIZE}"
-        )
+        raise ValueError(f"{name} has the shape {brief(shape)}, expected letters and sizes from 1 to {MAX_SIZE}")
     return TensorSpec(name, dtype, tuple(shape))
 
 
@@ -156,5 +156,5 @@ def inside(name: str) -> str:
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
-        raise ValueError(f"path {name!r} leaves the bundle")
+        raise ValueError(f"path {brief(name)} leaves the bundle")
     return name

@@ -137,6 +137,22 @@ def followed(target: Path) -> Path:
     return target.resolve() if target.is_symlink() else target
 
 
+def absolute(path: str | Path) -> Path:
+    """A path that leads to the same file from any folder. Links are kept, except before a "..", which depends on them.
+
+    Args:
+        path: the path of a file or folder; it need not exist.
+    """
+    whole = Path(path).absolute()
+    return (
+        whole
+        if ".." not in whole.parts
+        else whole.resolve()
+        if whole.name == ".."
+        else whole.parent.resolve() / whole.name
+    )
+
+
 @contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
     """Yield a path in a new folder beside ``target``; rename it to ``target`` on success, delete it on any exception.

@@ -7,15 +7,14 @@ manifest.py.
 from __future__ import annotations
 
 import io
-import math
 import zipfile
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from camp_sdk.runtime.arrays import read_member
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.manifest import EXPORT_AGAIN, Manifest
@@ -59,6 +58,8 @@ def read_golden(bundle: Bundle) -> Golden:
     file = bundle.file(GOLDEN_FILE)
     wanted = [name for name in DTYPES if name != "pixels" or "vision" in bundle.manifest.graphs]
     try:
+        if file.nbytes > len(wanted) * BYTES_LIMIT:
+            raise ValueError(f"it has {file.nbytes} bytes")
         with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
             arrays = {name: _read_array(archive, name) for name in wanted}
         _check(arrays, bundle.manifest)
@@ -69,18 +70,10 @@ def read_golden(bundle: Bundle) -> Golden:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """Read one array, whose size is checked before any of it is unpacked."""
-    with archive.open(f"{name}.npy") as file:
-        version = npy.read_magic(file)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, is_fortran, dtype = read_header(file)
-        if dtype != DTYPES[name]:
-            raise ValueError(f"{name} is of type {dtype}, expected {DTYPES[name]}")
-        nbytes = math.prod(shape) * dtype.itemsize
-        if not 0 < nbytes <= BYTES_LIMIT or min(shape) < 1:
-            raise ValueError(f"{name} has the shape {shape}: expected 1 to {BYTES_LIMIT} bytes")
-        content = file.read(nbytes)
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+    array = read_member(archive, name, BYTES_LIMIT)
+    if array.dtype != DTYPES[name]:
+        raise ValueError(f"{name} is of type {array.dtype}, expected {DTYPES[name]}")
+    return array
 
 
 def _check(arrays: Arrays, manifest: Manifest) -> None:

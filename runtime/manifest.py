@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from camp_sdk.runtime.contract import MAX_NAME, GraphSpec, TensorSpec, check_graphs, inside
+from camp_sdk.runtime.contract import GraphSpec, TensorSpec, check_graphs, inside
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import sha256_of
+from camp_sdk.runtime.messages import brief
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -102,9 +103,10 @@ class PixelSpec:
         finite = all(math.isfinite(value) for value in mean + std)
         fits = all(0 < size <= MAX_PIXELS for size in (height, width, rows, columns))
         if not (finite and all(std) and fits):
-            raise ValueError(f"pixels {str(raw)[:200]}, expected finite numbers, and sizes from 1 to {MAX_PIXELS}")
+            shown = brief([raw[key] for key in ("height", "width", "grid", "mean", "std")], 3)
+            raise ValueError(f"pixels {shown}, expected finite numbers, and sizes from 1 to {MAX_PIXELS}")
         if (fit := raw.get("fit", "stretch")) not in FITS:
-            raise ValueError(f"fit {str(fit)[:MAX_NAME]!r}, expected one of {FITS}")
+            raise ValueError(f"fit {brief(fit)}, expected one of {FITS}")
         return cls(height, width, mean, std, (rows, columns), fit)
 
     def as_dict(self) -> dict[str, Any]:
@@ -252,7 +254,7 @@ def read_manifest(path: Path) -> Manifest:
         newer = type(version) is int and version > SCHEMA_VERSION
         what_to_do = "upgrade camp-sdk" if newer else EXPORT_AGAIN
         raise BundleError(
-            f"{path} has schema version {version!r}, this camp-sdk reads version {SCHEMA_VERSION}; {what_to_do}"
+            f"{path} has schema version {brief(version)}, this camp-sdk reads version {SCHEMA_VERSION}; {what_to_do}"
         )
     try:
         return Manifest.from_dict(raw)
@@ -283,7 +285,7 @@ def _check(manifest: Manifest) -> None:
     if unlisted := [name for name in [*(graph.file for graph in every), TOKENIZER_FILE] if name not in manifest.files]:
         raise ValueError(f"files without a hash: {unlisted}")
     if manifest.activation not in ACTIVATIONS:
-        raise ValueError(f"activation {manifest.activation!r}, expected one of {ACTIVATIONS}")
+        raise ValueError(f"activation {brief(manifest.activation)}, expected one of {ACTIVATIONS}")
     for own in ({}, *lowered):
         check_graphs(manifest.graphs | own)
     if manifest.pixels is not None:

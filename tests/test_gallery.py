@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from camp_sdk import BundleError, Gallery, InputError, Retriever
 from camp_sdk.runtime import files
@@ -154,7 +155,20 @@ def test_pickled_objects_are_refused(feature_retriever: Retriever, images: Galle
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "5", "[]", "{}", '{"format": 2, "kind": "image", "bundle": "", "documents": []}']
+    "text",
+    [
+        "",
+        "{",
+        "5",
+        "[]",
+        "{}",
+        '{"format": 2, "kind": "image", "bundle": "", "documents": []}',
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"format": 1, "kind": {}, "precision": [], "bundle": "", "documents": []}',
+        "9" * 10_000,
+    ],
+    ids=range(10),
 )
 def test_metadata_of_another_kind(feature_retriever: Retriever, images: Gallery, tmp_path: Path, text: str) -> None:
     folder = saved(images, tmp_path / "gallery")
@@ -465,3 +479,185 @@ def test_what_cannot_be_joined(
     ):
         with pytest.raises(InputError, match=message):
             Gallery.join(parts)
+
+
+def changed(folder: Path, **keys: Any) -> None:
+    about = json.loads((folder / "gallery.json").read_text())
+    (folder / "gallery.json").write_text(json.dumps(about | keys))
+
+
+@pytest.mark.parametrize("key", ["documents", "files"])
+@pytest.mark.parametrize("value", [{}, "abc", 5, [1] * 10, [{"a": 2}] * 10, [["x"]] * 10, [True] * 10, ["x"] * 11])
+def test_names_of_another_kind_are_refused(
+    feature_retriever: Retriever, images: Gallery, tmp_path: Path, key: str, value: Any
+) -> None:
+    changed(saved(images, tmp_path / "gallery"), **{key: value or 7})
+    with pytest.raises(BundleError, match=r"gallery\.json is broken|items but 11 names"):
+        feature_retriever.open_gallery(tmp_path / "gallery")
+
+
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test_a_gallery_without_items_is_refused(
+    feature_retriever: Retriever, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = saved(request.getfixturevalue(kind), tmp_path / "gallery")
+    changed(folder, documents=[])
+    for file in folder.glob("*.npy"):
+        np.save(file, np.load(file)[:0])
+    with pytest.raises(BundleError, match="holds no items, expected at least one; encode it again"):
+        feature_retriever.open_gallery(folder)
+
+
+def test_a_gallery_without_regions_is_refused(feature_retriever: Retriever, images: Gallery, tmp_path: Path) -> None:
+    folder = saved(images, tmp_path / "gallery")
+    np.save(folder / "image.V.npy", images.encoded.tensors["image.V"][:, :0])
+    with pytest.raises(BundleError, match=r"image\.V\.npy is \(10, 0, 16\): expected 1 or more along every axis"):
+        feature_retriever.open_gallery(folder)
+
+
+@pytest.mark.parametrize("odd", [[-1], [0], [1 << 62, 1 << 62, 1 << 62, 1 << 62], [-(1 << 63)], [(1 << 63) - 1] * 2])
+def test_lengths_that_overflow_are_refused(
+    feature_retriever: Retriever, texts: Gallery, tmp_path: Path, odd: list[int]
+) -> None:
+    folder = saved(texts, tmp_path / "gallery")
+    lengths = np.load(folder / "lengths.npy")
+    lengths[: len(odd)] = odd
+    np.save(folder / "lengths.npy", lengths)
+    with pytest.raises(BundleError, match="disagree on the number of texts or words"):
+        feature_retriever.open_gallery(folder)
+
+
+def test_lengths_whose_sum_wraps_around_to_the_right_one_are_refused(
+    feature_retriever: Retriever, texts: Gallery, tmp_path: Path
+) -> None:
+    folder = saved(texts, tmp_path / "gallery")
+    lengths = np.load(folder / "lengths.npy")
+    lengths[:4] += 1 << 62  # 2 ** 64 in all
+    assert lengths.sum() == np.load(folder / "lengths.npy").sum()
+    np.save(folder / "lengths.npy", lengths)
+    with pytest.raises(BundleError, match="disagree on the number of texts or words"):
+        feature_retriever.open_gallery(folder)
+
+
+def test_a_gallery_of_a_name_too_long_is_refused(feature_retriever: Retriever, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="gallery"):
+        feature_retriever.open_gallery(tmp_path / ("x" * 5000))
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f2"])
+def test_arrays_of_another_machine_are_refused(
+    feature_retriever: Retriever, images: Gallery, tmp_path: Path, dtype: str
+) -> None:
+    folder = saved(images, tmp_path / "gallery")
+    np.save(folder / "image.V.npy", images.encoded.tensors["image.V"].astype(dtype))
+    with pytest.raises(BundleError, match=r"image\.V\.npy is .*, expected float32"):
+        feature_retriever.open_gallery(folder)
+
+
+# Where pictures lie
+
+
+@pytest.fixture
+def album(picture_retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with pictures, and a gallery of them that was made with relative paths."""
+    folder = tmp_path / "album"
+    (folder / "pictures").mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (32, 32), (60 * number, 90, 200)).save(folder / f"pictures/{number}.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "outside.png")
+    monkeypatch.chdir(folder)
+    paths = [*(f"pictures/{number}.png" for number in range(3)), "../outside.png"]
+    picture_retriever.encode_images([*paths, Image.new("RGB", (32, 32))]).save("gallery")
+    monkeypatch.chdir("/")
+    return folder
+
+
+def test_a_saved_gallery_names_pictures_beside_it_relative_to_its_folder(album: Path) -> None:
+    about = json.loads((album / "gallery/gallery.json").read_text())
+    assert about["documents"] == [*(f"pictures/{number}.png" for number in range(3)), "../outside.png", None]
+    outside = str(album.parent / "outside.png")
+    assert about["files"] == [*(f"pictures/{number}.png" for number in range(3)), outside, None]
+
+
+def test_names_of_pictures_open_from_anywhere(picture_retriever: Retriever, album: Path) -> None:
+    opened = picture_retriever.open_gallery(album / "gallery")
+    matches = picture_retriever.rank("a red circle", opened, top_k=5)
+    found = {match.corpus_id: match.document for match in matches}
+    assert [found[number] for number in range(3)] == [str(album / f"pictures/{number}.png") for number in range(3)]
+    assert (found[3], found[4]) == (str(album.parent / "outside.png"), None)
+    assert all(Path(name).is_file() for name in found.values() if name)
+
+
+def test_pictures_that_moved_with_their_gallery_are_found(
+    picture_retriever: Retriever, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    album.rename(moved := album.with_name("moved"))
+    monkeypatch.chdir(moved / "gallery")
+    for folder in (moved / "gallery", Path(), Path("../gallery")):
+        opened = picture_retriever.open_gallery(folder)
+        assert opened.documents[:3] == tuple(str(moved / f"pictures/{number}.png") for number in range(3))
+    opened.select([2, 4]).save("../../part")
+    part = picture_retriever.open_gallery(moved.parent / "part")
+    assert part.documents == (str(moved / "pictures/2.png"), None)
+
+
+def test_a_link_to_a_gallery_finds_its_pictures(picture_retriever: Retriever, album: Path) -> None:
+    (link := album.parent / "link").symlink_to(album / "gallery")
+    assert picture_retriever.open_gallery(link).documents[0] == str(album / "pictures/0.png")
+
+
+def test_a_gallery_of_before_opens_as_before(picture_retriever: Retriever, album: Path) -> None:
+    about = json.loads((album / "gallery/gallery.json").read_text())
+    del about["files"]
+    (album / "gallery/gallery.json").write_text(json.dumps(about))
+    opened = picture_retriever.open_gallery(album / "gallery")
+    assert opened.documents == tuple(about["documents"])
+    assert opened.files == (None,) * 5
+
+
+def test_given_names_stay(picture_retriever: Retriever, album: Path) -> None:
+    gallery = picture_retriever.encode_images([album / "pictures/0.png"], names=["blue"])
+    opened = picture_retriever.open_gallery(saved(gallery, album / "named"))
+    assert (opened.documents, opened.files) == (("blue",), (None,))
+
+
+def test_paths_of_a_stranger_are_only_text(picture_retriever: Retriever, album: Path) -> None:
+    files = ["../../../etc/passwd", "/dev/zero", "x" * 5000, "a\0b", None]
+    changed(album / "gallery", files=files)
+    opened = picture_retriever.open_gallery(album / "gallery")
+    assert opened.documents[1] == "/dev/zero"
+    assert len(picture_retriever.rank("a red circle", opened, top_k=5)) == 5
+
+
+# The same picture twice
+
+
+def test_the_same_file_is_not_joined_twice(
+    picture_retriever: Retriever, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = picture_retriever.open_gallery(album / "gallery")
+    monkeypatch.chdir(album / "pictures")
+    new = picture_retriever.encode_images(["1.png"])
+    other = picture_retriever.encode_images([Image.new("RGB", (32, 32), "red")], names=["red"])
+    joined = Gallery.join([old.select([0, 4]), new, other])
+    assert joined.documents == (str(album / "pictures/0.png"), None, "1.png", "red")
+    assert joined.files == (str(album / "pictures/0.png"), None, str(album / "pictures/1.png"), None)
+    with pytest.raises(InputError, match=r"galleries 0 and 2 both hold .*pictures/1\.png: leave it out of one of them"):
+        Gallery.join([old, other, new])
+
+
+def test_a_name_is_joined_twice_only_for_different_pictures(
+    feature_retriever: Retriever, features: NDArray[np.float32], images: Gallery
+) -> None:
+    again = feature_retriever.encode_images(features[:2], names=["image 5", "image 6"])
+    assert len(Gallery.join([images, again])) == 12
+    with pytest.raises(InputError, match="galleries 0 and 1 both hold image 3"):
+        Gallery.join([images, images.select([3])])
+
+
+def test_pictures_without_names_and_texts_may_repeat(
+    feature_retriever: Retriever, features: NDArray[np.float32], texts: Gallery
+) -> None:
+    nameless = feature_retriever.encode_images(features)
+    assert len(Gallery.join([nameless, nameless])) == 20
+    assert len(Gallery.join([texts, texts])) == 2 * len(texts)

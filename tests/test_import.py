@@ -422,12 +422,15 @@ def test_a_vocabulary_that_contradicts_itself_is_refused(tmp_path: Path, attribu
 
 DEEP = b"\x80\x02}U\x08word2idx}(" + b"(" * 3_000_000 + b"K\x01" + b"t" * 3_000_000 + b"K\x01us."
 ODD = {
-    "a tuple nested too deep": (DEEP, "holds data other than dicts, lists, text and whole numbers"),
+    "a tuple nested too deep": (DEEP, "holds a tuple of more than 1048576 values, or nested over 64"),
     "a set": (pickle.dumps({"word2idx": SMALL, "x": {1}}, 4), "holds data other than .*SET"),
     "a float": (pickle.dumps({"word2idx": SMALL, "x": 1.5}), "holds data other than .*FLOAT"),
     "a tuple": (pickle.dumps({"word2idx": SMALL, "x": (1, 2)}), "holds data other than .*TUPLE"),
     "none": (pickle.dumps({"word2idx": SMALL, "x": None}), "holds data other than .*NONE"),
-    "a huge idx": (pickle.dumps({"word2idx": SMALL, "idx": 1 << 600}), "idx is int, expected the number of words"),
+    "a huge idx": (
+        pickle.dumps({"word2idx": SMALL, "idx": 1 << 600}),
+        "idx is a whole number of 601 bits, expected the number",
+    ),
     "a huge key": (pickle.dumps({"word2idx": SMALL, "idx2word": {1 << 600: "dog"}}), "not the reverse"),
     "half a character": (pickle.dumps({"word2idx": SMALL | {"\ud800": 5}}), "words .in valid Unicode."),
     "half a character in JSON": (rb'{"word2idx": {"\ud800": 0}}', "words .in valid Unicode."),
@@ -478,10 +481,10 @@ def test_the_vocabulary_of_another_checkpoint_is_refused(tmp_path: Path) -> None
 # The command
 
 
-def data_folder(folder: Path, width: int, captions: int = 30) -> Path:
+def data_folder(folder: Path, width: int, captions: int = 30, dtype: str = "<f4") -> Path:
     data = folder / "tiny_precomp"
     data.mkdir()
-    np.save(data / "dev_ims.npy", np.random.default_rng(2).standard_normal((6, 4, width), dtype=np.float32))
+    np.save(data / "dev_ims.npy", np.random.default_rng(2).standard_normal((6, 4, width)).astype(dtype))
     (data / "dev_caps.txt").write_text("".join(f"{CAPTIONS[k % 6]}\n" for k in range(captions)))
     return data
 
@@ -491,6 +494,29 @@ def test_examples_come_from_the_data(tmp_path: Path) -> None:
     _, origin = load_checkpoint(import_checkpoint(FOLDER / "gate_fusion.pth.tar", VOCAB, tmp_path / "run", data))
     np.testing.assert_array_equal(origin.example_images, np.load(data / "dev_ims.npy"))
     assert origin.example_captions == [CAPTIONS[k % 6] for k in range(30)]
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8"])
+def test_examples_are_float32_whatever_the_data_are(tmp_path: Path, dtype: str) -> None:
+    data = data_folder(tmp_path, 40, dtype=dtype)
+    _, origin = load_checkpoint(import_checkpoint(FOLDER / "gate_fusion.pth.tar", VOCAB, tmp_path / "run", data))
+    assert origin.example_images.dtype == torch.float32
+    np.testing.assert_array_equal(origin.example_images, np.load(data / "dev_ims.npy").astype(np.float32))
+
+
+def test_examples_come_from_val_where_there_is_no_dev(tmp_path: Path) -> None:
+    data = data_folder(tmp_path, 40)
+    for name in ("ims.npy", "caps.txt"):
+        (data / f"dev_{name}").rename(data / f"val_{name}")
+    _, origin = load_checkpoint(import_checkpoint(FOLDER / "gate_fusion.pth.tar", VOCAB, tmp_path / "run", data))
+    assert len(origin.example_captions) == 30
+
+
+def test_examples_that_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
+    data = data_folder(tmp_path, 40)
+    np.save(data / "dev_ims.npy", np.full((6, 4, 40), 1e300))
+    with pytest.raises(BundleError, match="NaN or infinite"):
+        import_checkpoint(FOLDER / "gate_fusion.pth.tar", VOCAB, tmp_path / "run", data)
 
 
 @pytest.mark.parametrize(
@@ -508,7 +534,7 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path, width: int, captions: 
 
 
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"has neither dev_ims\.npy nor test_ims\.npy"):
+    with pytest.raises(BundleError, match=r"has neither dev_ims\.npy, val_ims\.npy nor test_ims\.npy"):
         import_checkpoint(FOLDER / "gate_fusion.pth.tar", VOCAB, tmp_path / "run", tmp_path)
 
 
@@ -532,7 +558,7 @@ def test_an_imported_checkpoint_can_be_trained_on(tmp_path: Path) -> None:
     from camp_sdk.export.training.run import run_training
 
     start = import_checkpoint(FOLDER / "gate_fusion.pth.tar", VOCAB, tmp_path / "imported")
-    data = data_folder(tmp_path, 40)
+    data = data_folder(tmp_path, 40, dtype=">f8")  # training reads any float type
     for name in ("ims.npy", "caps.txt"):
         (data / f"train_{name}").write_bytes((data / f"dev_{name}").read_bytes())
     config = TrainConfig(data, tmp_path / "run", "gate_fusion", start, epochs=1, batch_size=6, devices="1")

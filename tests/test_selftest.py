@@ -110,7 +110,7 @@ def test_what_was_exported_is_read(feature_bundle: Path, picture_bundle: Path) -
     ("changes", "reason"),
     [
         ({"logits": None}, "KeyError"),
-        ({"tokens": np.array([[{}]], dtype=object)}, "tokens is of type object"),
+        ({"tokens": np.array([[{}]], dtype=object)}, r"tokens is no array of numbers: it holds data of type .*\|O"),
         ({"logits": np.zeros((2, 2), np.float32)}, "logits has the shape"),
         ({"logits": np.zeros((0, 0), np.float32)}, "logits has the shape"),
         ({"features": np.zeros((8, 5, 13), np.float32)}, "features has the shape"),
@@ -136,7 +136,11 @@ def test_values_that_are_no_numbers_are_refused(bundle_copy: Path) -> None:
 
 
 def test_an_array_that_claims_more_than_there_is_takes_no_memory(bundle_copy: Path) -> None:
-    for shape, reason in (((1 << 40, 1 << 10), "expected 1 to"), ((64, 1024), "cannot reshape"), ((-1, -5), "1 to")):
+    for shape, reason in (
+        ((1 << 40, 1 << 10), "expected 1 to"),
+        ((64, 1024), "the file holds 0"),
+        ((-1, -5), "whole numbers"),
+    ):
         with zipfile.ZipFile(bundle_copy / "golden.npz", "w") as archive, archive.open("tokens.npy", "w") as file:
             npy.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": "<i8"})
         with pytest.raises(BundleError, match=f"not what was exported .*{reason}"):

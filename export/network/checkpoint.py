@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,13 +14,18 @@ import torch
 from torch import Tensor
 
 from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.network.pickles import check_checkpoint_file, check_values
 from camp_sdk.export.network.sentences import SentenceConfig
 from camp_sdk.runtime.errors import BundleError
-from camp_sdk.runtime.manifest import PixelSpec
+from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.manifest import MAX_PIXELS, PixelSpec
+from camp_sdk.runtime.messages import brief
 from camp_sdk.runtime.tokenizer import Tokenizer
 
 KEY = "camp"
 FORMAT = 1
+MAX_LIST = 5000  # characters of a message that lists tensors
+MAX_REASON = 300  # characters: errors may repeat what a file holds
 EASYDICT = "easydict.EasyDict"  # the class of the options in a released checkpoint
 
 
@@ -64,14 +70,34 @@ class Origin:
         return torch.from_numpy(normalise(self.example_images.numpy().astype(np.uint8), self.pixels))
 
 
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, completely or not at all.
+
+    Args:
+        checkpoint: tensors and plain values.
+        path: the file.
+
+    Raises:
+        OSError: the disk is full, or nothing can be written there; the error names the path.
+    """
+    content = io.BytesIO()  # inside torch.save, a full disk is not an OSError
+    torch.save(checkpoint, content)
+    with write_aside(path) as aside:
+        # Not `getbuffer`: after a failed write, collecting it crashes Python 3.12.
+        aside.write_bytes(content.getvalue())
+
+
 def load_plain(path: Path) -> Any:
     """Load a file written by torch.save that holds only tensors and plain values. No code in it is run.
 
     Raises:
-        BundleError: the file is truncated, not written by torch, or holds anything else.
+        BundleError: the file is truncated, not written by torch, holds anything else, or stands for much more data than
+            it has bytes.
     """
     try:
+        check_checkpoint_file(path)
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        check_values(loaded, path.stat().st_size)
     except Exception as error:  # for files that are not checkpoints, torch raises a dozen types
         refused = re.search(r"GLOBAL (\S+)", str(error))
         whole = "expected a whole file written by torch.save"
@@ -84,7 +110,7 @@ def load_plain(path: Path) -> Any:
 def first_line(error: Exception) -> str:
     """The first sentence of an error's first line: the rest of torch's messages advises running the file's code."""
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return line.split(". ")[0]
+    return line.split(". ")[0][:MAX_REASON]
 
 
 def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
@@ -105,18 +131,23 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
     if not Path(path).is_file():
         raise BundleError(f"{path} not found: expected a checkpoint written by camp train")
     loaded = load_plain(Path(path))
-    if not isinstance(loaded, dict) or not isinstance(loaded.get(KEY), dict) or loaded[KEY].get("format") != FORMAT:
+    own = loaded.get(KEY) if isinstance(loaded, dict) else None
+    version = own.get("format") if isinstance(own, dict) else None
+    if type(version) is not int or version != FORMAT:  # a tensor would compare as a tensor
         raise BundleError(
             f"{path} is not a checkpoint of camp train (format {FORMAT}): train with this version, or, if the released "
             "code wrote it, run camp import first"
         )
     try:
         origin = _parse(loaded[KEY])
-        model = Camp(origin.model)
         weights = {k.removeprefix("model."): v for k, v in loaded["state_dict"].items() if k.startswith("model.")}
+        _check_sizes(origin.model, weights)
+        model = Camp(origin.model)
         model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise BundleError(f"{path} does not fit its own configuration: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        shown = reason if len(reason) <= MAX_LIST else f"{reason[:MAX_LIST]}..."
+        raise BundleError(f"{path} does not fit its own configuration: {shown}") from None
     return model.eval(), origin
 
 
@@ -126,4 +157,28 @@ def _parse(raw: Mapping[str, Any]) -> Origin:
     sizes = raw["model"].get("sentence")  # missing in checkpoints that are older than sentence encoders
     model = ModelConfig(**(raw["model"] | {"sentence": SentenceConfig(**sizes) if sizes else None}))
     stop_words = [str(word) for word in raw.get("stop_words", [])]  # missing in older checkpoints
-    return Origin(model, pixels, **rest, stop_words=stop_words)
+    origin = Origin(model, pixels, **rest, stop_words=stop_words)
+    for name, kind in (("tokenizer", str), ("example_images", Tensor), ("example_captions", list), ("training", dict)):
+        if not isinstance(getattr(origin, name), kind):
+            raise TypeError(f"{name} is {brief(getattr(origin, name))}, expected {kind.__name__}")
+    if not all(isinstance(caption, str) for caption in origin.example_captions):
+        raise TypeError(f"example_captions are {brief(origin.example_captions)}, expected text")
+    return origin
+
+
+def _check_sizes(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the weights have the configured sizes, before a network of these sizes is made."""
+    if type(config.picture_size) is not int or not 0 <= config.picture_size <= MAX_PIXELS:
+        raise ValueError(f"picture_size is {brief(config.picture_size)}, expected 0 to {MAX_PIXELS}")
+    if config.sentence and not 0 < config.sentence.layers <= len(weights):
+        raise ValueError(f"sentence.layers is {brief(config.sentence.layers)}, expected at most {len(weights)}")
+    with torch.device("meta"):
+        expected = {name: tuple(weight.shape) for name, weight in Camp(config).named_parameters()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items() if isinstance(weight, Tensor)}
+    faults = [
+        f"{name} is {found.get(name, 'missing')}, expected {shape}"
+        for name, shape in expected.items()
+        if found.get(name) != shape
+    ]
+    if faults:
+        raise ValueError("; ".join(faults))

@@ -28,6 +28,7 @@ from camp_sdk.export.network.released import RELEASED, ReleasedScorer
 from camp_sdk.export.network.sentences import SentenceConfig, SentenceEncoder
 from camp_sdk.export.network.vocabulary import LEARNED
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.messages import brief
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Camp(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.variant not in SCORERS:
-            raise InputError(f"variant {config.variant!r}: expected one of {', '.join(SCORERS)}")
+            raise InputError(f"variant {brief(config.variant)}: expected one of {', '.join(SCORERS)}")
         self.config = config
         self.vision = _vision_of(config)
         self.image_encoder = ImageEncoder(config.feature_width, config.width)
@@ -136,4 +137,4 @@ def _vision_of(config: ModelConfig) -> VisionNet | EfficientNetLite | OnnxVision
         return EfficientNetLite(config.picture_size)
     if config.vision == "onnx":
         return OnnxVision()
-    raise InputError(f"vision {config.vision!r}: expected small, efficientnet-lite0 or onnx")
+    raise InputError(f"vision {brief(config.vision)}: expected small, efficientnet-lite0 or onnx")

@@ -22,9 +22,11 @@ from torch import Tensor
 
 from camp_sdk.export.network.checkpoint import EASYDICT, first_line, load_plain
 from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.network.pickles import check_pickle, is_plain
 from camp_sdk.export.network.released import RELEASED
 from camp_sdk.export.network.vocabulary import SPECIALS
 from camp_sdk.runtime.errors import BundleError
+from camp_sdk.runtime.messages import brief
 
 States = dict[str, dict[str, Tensor]]
 
@@ -89,7 +91,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _states(path: Path, model: Any) -> States:
     listed = isinstance(model, list) and len(model) == len(PARTS) and all(isinstance(state, dict) for state in model)
-    if not listed or not all(_is_plain(t) for state in model for t in state.values()):
+    if not listed or not all(is_plain(t) for state in model for t in state.values()):
         raise BundleError(f"{path} is not a CAMP checkpoint: expected model = [image, text, scorer], tensors by name")
     states: States = {part: {} for part in PARTS}
     for part, state in zip(PARTS, model, strict=True):
@@ -101,22 +103,15 @@ def _states(path: Path, model: Any) -> States:
     return states
 
 
-def _is_plain(tensor: Any) -> bool:
-    """Whether this is a dense tensor on the CPU that stores all its numbers, not a few broadcast to a huge shape."""
-    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.device.type != "cpu":
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
 def _config(path: Path, states: States, options: Mapping[str, Any]) -> ModelConfig:
     expected = f"expected one of {', '.join(RELEASED)}"
     variant = options.get("measure", _variant_of(states))
     if not isinstance(variant, str) or variant not in RELEASED:
-        raise BundleError(f"{path} has the scorer {variant!r}: {expected}")
+        raise BundleError(f"{path} has the scorer {brief(variant)}: {expected}")
     for name, value in FIXED_OPTIONS.items():
         found = options.get(name, value)
         if not isinstance(found, int) or found != value:
-            raise BundleError(f"{path} was trained with {name} = {found}: a different network, expected {value}")
+            raise BundleError(f"{path} was trained with {name} = {brief(found)}: a different network, expected {value}")
     width, feature_width = _shape(states["image"].get("fc.weight"), options, "embed_size", "img_dim")
     vocabulary_size, word_width = _shape(states["text"].get("embed.weight"), options, "vocab_size", "word_dim")
     return ModelConfig(vocabulary_size, variant, width, feature_width, word_width, global_vectors=False)
@@ -187,6 +182,7 @@ class _VocabularyUnpickler(pickle.Unpickler):
 
 
 def _unpickle(raw: bytes) -> Any:
+    check_pickle(raw)
     found = Counter(op.name for op, _, _ in pickletools.genops(raw))
     if not found.keys() - OPCODES:
         return _VocabularyUnpickler(raw).attributes()
@@ -229,7 +225,9 @@ def _check_vocabulary(path: Path, attributes: Any) -> dict[str, int]:
         )
     if sorted(words.values()) != list(range(len(words))):
         raise BundleError(f"{path}: its {len(words)} words are not numbered 0 to {len(words) - 1}, each once")
-    if found := [f"{word} at {words.get(word)}" for index, word in enumerate(SPECIALS) if words.get(word) != index]:
+    if found := [
+        f"{word} at {brief(words.get(word))}" for index, word in enumerate(SPECIALS) if words.get(word) != index
+    ]:
         raise BundleError(f"{path}: expected {', '.join(SPECIALS)} at 0 to 3, found {', '.join(found)}")
     if len(words) == len(SPECIALS):
         raise BundleError(f"{path} holds no words besides {', '.join(SPECIALS)}")
@@ -238,8 +236,7 @@ def _check_vocabulary(path: Path, attributes: Any) -> dict[str, int]:
         raise BundleError(f"{path}: idx2word is not the reverse of word2idx")
     count = attributes.get("idx", len(words))
     if count != len(words):
-        shown = count if isinstance(count, int) and abs(count) < 1 << 40 else type(count).__name__
-        raise BundleError(f"{path}: idx is {shown}, expected the number of words, {len(words)}")
+        raise BundleError(f"{path}: idx is {brief(count)}, expected the number of words, {len(words)}")
     return words
 
 

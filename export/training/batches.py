@@ -98,6 +98,8 @@ class CaptionDataset(Dataset[tuple[int, int]]):
         forget_pages(self.store)
         if self.pixels:
             return torch.from_numpy(normalise(rows, self.pixels))
+        with np.errstate(over="ignore"):
+            rows = rows.astype(np.float32, copy=False)
         finite = np.isfinite(rows).all(axis=(1, 2))
         if not finite.all():
             raise InputError(f"the features of image {indices[int(finite.argmin())]} are NaN or infinite")

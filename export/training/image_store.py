@@ -21,8 +21,10 @@ from camp_sdk.export.training.vision_setup import Vision
 from camp_sdk.features import FeatureReader
 from camp_sdk.pictures import read_picture
 from camp_sdk.progress import progress_bar
+from camp_sdk.runtime.arrays import map_array
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import HeldFile, write_aside
 from camp_sdk.runtime.manifest import PixelSpec
 from camp_sdk.runtime.threads import available_cores, map_ahead
@@ -32,13 +34,16 @@ EXAMPLES = 24  # images of dev in each checkpoint
 AHEAD = 32  # pictures decoded in advance
 READING = 2  # increased whenever reading, normalising or a network changes, so that features kept before are not used
 
+KEEP_AGAIN = "delete it: the next run encodes the pictures again"
+
 
 @dataclass(frozen=True)
 class Images:
     """The images of a run as training reads them.
 
     Args:
-        stores: The images of the train and the dev split: pictures uint8 [I, H, W, 3] or features float32 [I, R, D].
+        stores: The images of the train and the dev split: pictures uint8 [I, H, W, 3] or features [I, R, D] of
+            any float type.
         examples: A few images of dev for the checkpoint: pictures if the data set holds pictures, otherwise features.
         pixels: How to normalise the pictures in ``stores``; None for features.
     """
@@ -63,7 +68,7 @@ def prepare_images(
     dev = splits[1]
     if vision is None:
         stores: Any = splits[0].images, dev.images  # arrays
-        return Images(stores, np.array(dev.images[:EXAMPLES]))
+        return Images(stores, np.array(dev.images[:EXAMPLES], np.float32))
     spec = vision.pixels
     if vision.network is None or tuned:
         decoded = [decode_pictures(split, spec, scratch / f"{split.name}.npy") for split in splits]
@@ -116,13 +121,13 @@ def encode_pictures(splits: Sequence[Split], vision: Vision, folder: Path) -> li
             for split, file in missing:
                 with write_aside(file) as aside:
                     _encode(split, vision, engine, aside)
-    return [open_memmap(file, mode="r") for file in files]
+    return [map_array(file, KEEP_AGAIN) for file in files]
 
 
 def _is_whole(file: Path) -> bool:
     try:
-        open_memmap(file, mode="r")
-    except (OSError, ValueError):  # missing or truncated
+        map_array(file, KEEP_AGAIN)
+    except BundleError:  # missing or truncated
         return False
     return True
 
