@@ -74,7 +74,7 @@ def _with_clear_colour(picture: Image.Image, step: int) -> Image.Image:
     clear: Any = picture.info.get("transparency")
     if isinstance(clear, int) and step > 1:
         clear *= step
-    elif isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits each
+    elif isinstance(clear, tuple) and max(clear, default=0) > 255:  # of 16 bits each
         clear = tuple(number >> 8 for number in clear)
     else:
         return picture

@@ -215,21 +215,23 @@ def _add_decoder(source: Any) -> bool:
 
     brand = _brand(source)
     with REGISTERING:
-        if brand in HEIF_BRANDS and "HEIF" not in Image.OPEN:
-            try:
-                import pillow_heif
-
-                pillow_heif.register_heif_opener()
-            except ImportError:
-                raise OSError(f"it is HEIC, which needs pillow-heif: {install_command('heif')}") from None
-        elif brand in AVIF_BRANDS and "avif" not in features.get_supported():
-            try:
-                from pillow_heif import register_avif_opener  # only in older ones, of a time when Pillow had no AVIF
-
-                register_avif_opener()
-            except ImportError:
-                raise OSError("it is AVIF, which this Pillow does not decode: install Pillow 11.3 or newer") from None
+        if brand in HEIF_BRANDS and "HEIF" not in Image.OPEN and not _register("register_heif_opener"):
+            raise OSError(f"it is HEIC, which needs pillow-heif: {install_command('heif')}")
+        # pillow-heif decoded AVIF as long as Pillow did not.
+        if brand in AVIF_BRANDS and "avif" not in features.get_supported() and not _register("register_avif_opener"):
+            raise OSError("it is AVIF, which this Pillow does not decode: install Pillow 11.3 or newer")
     return brand in HEIF_BRANDS | AVIF_BRANDS
+
+
+def _register(opener: str) -> bool:
+    """Call a function of pillow-heif, and return whether it is there to be called."""
+    try:
+        import pillow_heif
+
+        getattr(pillow_heif, opener)()
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def _brand(source: Any) -> bytes:
