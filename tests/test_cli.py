@@ -322,7 +322,8 @@ def test_what_is_no_picture_is_passed_over_in_one_line(
     answer = json.loads(result.out)
     assert (result.code, answer["skipped"], answer["passed_over"]) == (0, [], passed_over)
     assert result.err.splitlines()[0] == (
-        "2 passed over: a\\x1b\\nb.txt (it is in no format that Pillow knows); sub (a folder: pictures in it are not read)"
+        "2 passed over: a\\x1b\\nb.txt (it is in no format that Pillow knows); "
+        "sub (a folder: pictures in it are not read)"
     )
 
 
