@@ -123,8 +123,8 @@ class Retriever:
         generator ahead of the network; do not write to an image after the generator has yielded it.
 
         Args:
-            images: Pictures, or region features from a detector. Pictures are an iterable of paths, open files, bytes
-                of picture files, PIL images and uint8 arrays [H, W, 3], in any mixture. Features are one float array [I, R, D],
+            images: Pictures, or region features from a detector. Pictures are an iterable of paths, bytes of picture
+                files, PIL images and uint8 arrays [H, W, 3], in any mixture. Features are one float array [I, R, D],
                 which may be memory-mapped, or an iterable of float arrays [R, D]. All images of a gallery must have
                 the same number of regions R; another gallery may have another.
             names: The name of each image, for `Match.document`. Default: the path of an image given as a path,
