@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ def checked_names(names: Iterable[Any] | None) -> list[str] | None:
     return [str(name) for name in listed]
 
 
+def _value(item: Any) -> Any:
+    """What tells an item from others: the file it stands for, its own value, or its identity."""
+    if isinstance(item, os.PathLike):
+        return Path(os.fsdecode(item))
+    return item if isinstance(item, (str, bytes)) else id(item)
+
+
 def distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.intp]]:
     """Remove duplicates: strings, paths and bytes are compared by value, arrays and PIL images by identity.
 
@@ -83,7 +91,7 @@ def distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.intp]]:
     kept: list[Any] = []
     where = np.empty(len(items), np.intp)
     for index, item in enumerate(items):
-        key = item if isinstance(item, (str, Path, bytes)) else id(item)
+        key = _value(item)
         if key not in places:
             places[key] = len(kept)
             kept.append(item)

@@ -8,20 +8,21 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError, check_picture, is_lazy, normalise, read_picture
+from camp_sdk.picture_files import is_one_picture, path_name
+from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError, check_picture, held, is_lazy, normalise, read_picture
 from camp_sdk.results import Skipped
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import absolute, forget_pages
 from camp_sdk.runtime.manifest import PixelSpec
 from camp_sdk.runtime.threads import available_cores, map_ahead
 
-Image = Any  # a path, the bytes of a picture file, a PIL image, a uint8 array [H, W, 3], or float features [R, D]
+# A path, a file object, the bytes of a picture file, a PIL image, a uint8 array [H, W, 3], or float features [R, D].
+Image = Any
 Features = NDArray[np.float32]
 ENCODE_IMAGES = 32
 LOG = logging.getLogger("camp_sdk")
@@ -148,6 +149,8 @@ class FeatureReader:
 
     def _read(self, item: _Item, spec: PixelSpec) -> _Item:
         """The item with its image replaced by its pixels [H, W, 3], or by the error if it cannot be read."""
+        if isinstance(item.image, PictureError):
+            return item
         pixels: NDArray[np.uint8] | PictureError
         try:
             pixels = read_picture(item.image, spec.height, spec.width, item.name, spec.fit, self.max_megapixels)
@@ -195,7 +198,7 @@ def _skipped(item: _Item) -> Skipped:
 
 def _items(images: Iterable[Image], names: Sequence[str] | None) -> Iterator[_Item]:
     for index, image in enumerate(images):
-        document = str(image) if isinstance(image, (str, Path)) else None
+        document = path_name(image)
         file = None if document is None else str(absolute(document))
         if names and index < len(names):
             document, file = names[index], None
@@ -207,7 +210,15 @@ def _pictures_only(items: Iterator[_Item]) -> Iterator[_Item]:
         if _is_features(item.image):
             raise InputError(f"{item.name} is ready features, those before it are pictures: encode them separately")
         check_picture(item.image, item.name)  # raises at once: what is not a picture at all is never left out
-        yield item
+        yield _held(item)
+
+
+def _held(item: _Item) -> _Item:
+    """The item with what the caller may change, move or close read into memory, or with the error of reading it."""
+    try:
+        return item._replace(image=held(item.image, item.name))
+    except PictureError as error:
+        return item._replace(image=error)
 
 
 def _reads_now(item: _Item) -> bool:
@@ -222,7 +233,7 @@ def kind_of(image: Any) -> str:
     """The type of an image, for messages."""
     if isinstance(image, np.ndarray):
         return f"{image.dtype} array {image.shape}"
-    return "picture" if isinstance(image, (str, Path, bytes)) else type(image).__name__
+    return "picture" if is_one_picture(image) else type(image).__name__
 
 
 def nothing_left(skipped: Sequence[Skipped]) -> str:

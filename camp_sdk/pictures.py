@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import math
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.colours import flatten, samples_of
+from camp_sdk.picture_files import in_memory, is_one_picture, open_picture, open_without_metadata, reason_of
+from camp_sdk.png_chunks import is_metadata_limit
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import FITS, PixelSpec
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # width, height: the order that Pillow uses
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_MEGAPIXELS = 80.0  # below both limits of Pillow, of which the lower only warns
 ORIENTATION = 0x0112  # the EXIF tag
 # The transposition, by Pillow's name, that turns a picture with each value of the tag upright. Pillow's own
@@ -40,30 +41,8 @@ FROM_RIGHT = (2, 3, 6, 7)  # starts at the right edge of the upright picture,
 FROM_BOTTOM = (3, 4, 7, 8)  # starts at its bottom edge.
 
 EXIF_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # hold EXIF data not parsed yet
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """List the picture files of a folder, recognised by their suffixes and sorted by name; subfolders are not read.
-
-    Dangling links are listed, so that they are reported as broken pictures.
-
-    Raises:
-        InputError: It is not a folder, or it holds no pictures.
-    """
-    from PIL import features
-
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: expected a folder of pictures")
-    suffixes = SUFFIXES | ({".avif"} if "avif" in features.get_supported() else set())
-    found = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in suffixes and (path.is_file() or not path.exists())
-    )
-    if not found:
-        raise InputError(
-            f"{folder} holds no pictures (its subfolders are not read): expected files ending in "
-            f"{', '.join(sorted(suffixes))}"
-        )
-    return found
+REDUCED = ("JPEG", "MPO")  # formats that can be decoded at a part of their size, and whose EXIF data come before
+FAILED = "_camp_sdk_failed"  # an attribute of a caller's image: the frame that could not be read, and why
 
 
 def read_picture(
@@ -83,7 +62,8 @@ def read_picture(
     most 2.
 
     Args:
-        picture: A path, the bytes of a picture file, a PIL image (which is not altered) or a uint8 array [H, W, 3].
+        picture: A path, a file object (read from where it stands, and not closed), the bytes of a picture file, a PIL
+            image (whose pixels are not altered) or a uint8 array [H, W, 3].
         height: In pixels.
         width: In pixels.
         name: The picture's name in messages.
@@ -100,19 +80,15 @@ def read_picture(
     if fit not in FITS:
         raise InputError(f"fit is {fit!r}: expected one of {', '.join(FITS)}")
     check_picture(picture, name)
+    wanted = _Wanted((width, height), name, fit, max_megapixels)
     try:
-        with _open(picture) as opened:
-            if opened.width * opened.height > max_megapixels * 1e6:
-                raise PictureError(
-                    f"{name} has {opened.width} x {opened.height} pixels: at most {max_megapixels:g} megapixels are "
-                    "decoded; raise the limit with `max_megapixels`"
-                )
-            upright, box = _decode(opened, (width, height), fit, opened is not picture)
-            return np.asarray(_fitted(upright, box, (width, height), fit))
+        return _read(held(picture, name), wanted)
     except (InputError, MemoryError):  # running out of memory does not mean that the picture is broken
         raise
     except Exception as error:  # decoders raise a dozen types of errors for broken files
-        raise PictureError(f"{name} cannot be read as a picture: {_reason(error)}") from None
+        reason = reason_of(error)
+        _remember(picture, reason)
+        raise _broken(name, reason) from None
 
 
 class PictureError(InputError):
@@ -135,14 +111,38 @@ def check_picture(picture: Any, name: str) -> None:
         if picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 and picture.size:
             return
         found = f"{picture.dtype} array {picture.shape}"
-    elif isinstance(picture, (str, Path, bytes, Image.Image)):
+    elif isinstance(picture, io.TextIOBase):
+        found = "file opened as text"
+    elif is_one_picture(picture) or isinstance(picture, Image.Image):
         return
     else:
         found = type(picture).__name__
     raise InputError(
-        f"{name} is a {found}: expected a path, the bytes of a picture file, a PIL image, a uint8 array [H, W, 3] or "
-        "float features [R, D]"
+        f"{name} is a {found}: expected a path, a file opened with 'rb', the bytes of a picture file, a PIL image, a "
+        "uint8 array [H, W, 3] or float features [R, D]"
     )
+
+
+def held(picture: Any, name: str) -> Any:
+    """A picture that can be read later and in another thread: file objects and buffers are read into memory now.
+
+    Args:
+        picture: A picture as `check_picture` accepts it.
+        name: Its name in messages.
+
+    Raises:
+        PictureError: The file object cannot be read.
+    """
+    try:
+        return in_memory(picture)
+    except MemoryError:
+        raise
+    except Exception as error:  # file objects of any kind
+        raise _broken(name, reason_of(error)) from None
+
+
+def _broken(name: str, reason: str) -> PictureError:
+    return PictureError(f"{name} cannot be read as a picture: {reason}")
 
 
 def is_lazy(picture: Any) -> bool:
@@ -160,26 +160,57 @@ def is_lazy(picture: Any) -> bool:
     )
 
 
+class _Wanted(NamedTuple):
+    size: Size
+    name: str
+    fit: str
+    max_megapixels: float
+
+
+def _read(picture: Any, wanted: _Wanted) -> NDArray[np.uint8]:
+    try:
+        with _open(picture) as opened:
+            return _pixels(opened, wanted, opened is not picture)
+    except ValueError as error:
+        file = getattr(picture, "fp", picture)  # a caller's image was refused at the end of its file
+        if not is_metadata_limit(error) or file is None or getattr(picture, "is_animated", False):
+            raise
+        refused = error
+    with open_without_metadata(file, refused) as opened:
+        return _pixels(opened, wanted, True)
+
+
 def _open(picture: Any) -> AbstractContextManager[Image.Image]:
     from PIL import Image
 
-    # Otherwise Pillow does this at the first file of a rarer format, and files that other threads open then are not
-    # recognised.
-    Image.init()
     if isinstance(picture, Image.Image):
+        frame, reason = getattr(picture, FAILED, (None, ""))
+        if frame == picture.tell():  # Pillow takes a picture whose decoder failed for one that is decoded
+            raise OSError(reason)
         return nullcontext(picture)  # the caller closes it
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
-    formats = [name for name in Image.ID if name != "EPS"]  # an EPS file is a program, which Ghostscript would run
-    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=formats)
+    return open_picture(picture)
 
 
-def _reason(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
+def _remember(picture: Any, reason: str) -> None:
+    """Note that a caller's image cannot be read, so that it is refused again if it is passed again."""
+    from PIL import ImageFile
 
-    if isinstance(error, UnidentifiedImageError):  # for bytes, its own message shows a memory address
-        return "it is in no format that Pillow knows"
-    return str(error) or type(error).__name__
+    if isinstance(picture, ImageFile.ImageFile):
+        setattr(picture, FAILED, (picture.tell(), reason))
+
+
+def _pixels(opened: Image.Image, wanted: _Wanted, own: bool) -> NDArray[np.uint8]:
+    if not opened.width * opened.height:
+        raise OSError(f"it has {opened.width} x {opened.height} pixels")
+    if opened.width * opened.height > wanted.max_megapixels * 1e6:
+        raise PictureError(
+            f"{wanted.name} has {opened.width} x {opened.height} pixels: at most {wanted.max_megapixels:g} megapixels "
+            "are decoded; raise the limit with `max_megapixels`"
+        )
+    upright, box = _decode(opened, wanted.size, wanted.fit, own)
+    return np.asarray(_fitted(upright, box, wanted.size, wanted.fit))
 
 
 def _decode(opened: Image.Image, size: Size, fit: str, own: bool) -> tuple[Image.Image, Box]:
@@ -191,25 +222,35 @@ def _decode(opened: Image.Image, size: Size, fit: str, own: bool) -> tuple[Image
     """
     from PIL import Image
 
+    drafted = None
+    if own and opened.format in REDUCED:
+        turned = _orientation(opened) in TURNED
+        drafted = opened.draft(None, _least_size(opened.size, size[::-1] if turned else size, fit))
+    samples = samples_of(opened)
+    opened.load()  # before anything that loads it in passing: only the first attempt raises what is wrong with it
     orientation = _orientation(opened)
-    turned = orientation in TURNED
-    drafted = opened.draft(None, _least_size(opened.size, size[::-1] if turned else size, fit)) if own else None
-    opened.load()  # some formats have their mode only now
-    turn = UPRIGHT.get(_orientation(opened))  # read again: Pillow turns TIFFs upright on loading
-    upright = _flatten(opened.transpose(Image.Transpose[turn]) if turn else opened)
+    turn = UPRIGHT.get(orientation)
+    upright = flatten(opened.transpose(Image.Transpose[turn]) if turn else opened, samples)
     if drafted is None:
         return upright, (0, 0, *upright.size)
     _, (_, _, across, down) = drafted
-    across, down = (down, across) if turned else (across, down)
+    across, down = (down, across) if orientation in TURNED else (across, down)
     left = upright.width - across if orientation in FROM_RIGHT else 0
     top = upright.height - down if orientation in FROM_BOTTOM else 0
     return upright, (left, top, left + across, top + down)
 
 
 def _orientation(opened: Image.Image) -> Any:
-    """The EXIF orientation, or 1 (upright) if it cannot be read: bad EXIF data do not make a picture broken."""
+    """The EXIF orientation, or 1 (upright) if it cannot be read: bad EXIF data do not make a picture broken.
+
+    Call it for a picture that is loaded, or whose format does not load it here, so that no other error is meant.
+    """
+    if opened.format == "HEIF":  # its decoder has turned it, as the container says; the EXIF data say so once more
+        return 1
     try:
         return opened.getexif().get(ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # Pillow's parser raises errors of any type
         return 1
 
@@ -228,29 +269,6 @@ def _scales(picture: tuple[float, float], size: Size, fit: str) -> tuple[float, 
         return across, down
     both = min(across, down) if fit == "letterbox" else max(across, down)
     return both, both
-
-
-def _flatten(picture: Image.Image) -> Image.Image:
-    from PIL import Image
-
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(picture)).convert("RGB")
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
-def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
-    """Scale 16-bit grey, or floats of 0..1 or 0..255, to 0..255 [H, W]: Pillow would clip at 255 instead of scaling."""
-    values = np.asarray(picture)
-    if picture.mode == "F":
-        numbers: NDArray[np.float32] = np.nan_to_num(values)
-        scale = np.float32(255 if numbers.max() <= 1 else 1)
-        return np.rint(numbers.clip(0, 255) * scale).astype(np.uint8)
-    grey: NDArray[np.uint8] = (values.clip(0, 65535) >> 8).astype(np.uint8)
-    grey[values == picture.info.get("transparency", -1)] = 255
-    return grey
 
 
 def _fitted(upright: Image.Image, box: Box, size: Size, fit: str) -> Image.Image:

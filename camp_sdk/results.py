@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.picture_files import path_name
 from camp_sdk.pictures import read_picture
 from camp_sdk.runtime.errors import InputError, MissingExtraError
 from camp_sdk.runtime.files import write_aside
@@ -147,7 +148,7 @@ class Explanation:
         spec = self.pixels
         seen = None
         if picture is not None and spec is not None:  # twice as sharp as the network saw it
-            name = str(picture) if isinstance(picture, (str, Path)) else "the picture"
+            name = path_name(picture) or "the picture"
             seen = read_picture(picture, 2 * spec.height, 2 * spec.width, name, spec.fit, math.inf)
         shown = range(1, len(self.words) - 1)  # without the markers
         figure = Figure(figsize=(1.5 * len(shown), 1.9), layout="constrained")

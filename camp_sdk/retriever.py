@@ -23,6 +23,7 @@ from camp_sdk.arguments import (
 )
 from camp_sdk.features import FeatureReader, Image, kind_of, nothing_left
 from camp_sdk.gallery import Gallery, texts_of, texts_of_query
+from camp_sdk.picture_files import is_one_picture, is_path
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.ranking import Ranked, Ranker, matches_of
 from camp_sdk.results import Explanation, FloatArray, Ranking, Skipped
@@ -143,8 +144,8 @@ class Retriever:
                 to encode; the message names the image. Also for an argument of the wrong type or out of range.
         """
         precision = self._gallery_precision(precision)
-        if isinstance(images, (str, Path, bytes)) or not is_several(images):
-            found = "bytes" if isinstance(images, bytes) else repr(images)
+        if is_one_picture(images) or not is_several(images):
+            found = type(images).__name__ if is_one_picture(images) and not is_path(images) else repr(images)
             raise InputError(f"images is {found}: expected a list of images, or one array [I, R, D]")
         if not isinstance(max_megapixels, (int, float, np.number)) or not max_megapixels > 0:
             raise InputError(f"`max_megapixels` is {max_megapixels!r}: expected a number above 0")

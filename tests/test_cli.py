@@ -142,12 +142,13 @@ def test_a_gallery_is_encoded_once_and_ranked_many_times(
     encoded = json.loads(camp("encode", picture_bundle, *options, "--backend", "onnxruntime", "--json").out)
     opened = picture_retriever.open_gallery(tmp_path / "gallery")
     summary = {"gallery": str(tmp_path / "gallery"), "images": 8, "bytes": opened.nbytes, "precision": kept}
-    assert encoded == summary | {"skipped": []}
+    passed_over = [{"name": "metadata.jsonl", "reason": "it is in no format that Pillow knows"}]
+    assert encoded == summary | {"skipped": [], "passed_over": passed_over}
     for query in (QUERY, "a large blue star"):
         asked = ["--gallery", tmp_path / "gallery", "--query", query, "--backend", "onnxruntime", "--json"]
         found = json.loads(camp("rank", picture_bundle, *asked).out)
         matches = [match_as_dict(match) for match in picture_retriever.rank(query, opened)]
-        assert found == {"rankings": [{"query": query, "matches": matches}], "skipped": []}
+        assert found == {"rankings": [{"query": query, "matches": matches}], "skipped": [], "passed_over": []}
 
 
 def match_as_dict(match: Match) -> dict[str, Any]:
@@ -227,7 +228,7 @@ def test_rank_json_is_in_order(camp: Camp, picture_bundle: Path, scenes: Path, p
     answer = json.loads(result.out)
     paths = sorted((scenes / "test").glob("*.png"))
     expected = picture_retriever.rank(QUERY, paths, 3)
-    assert list(answer) == ["rankings", "skipped"]
+    assert list(answer) == ["rankings", "skipped", "passed_over"]
     ((query, matches),) = (one.values() for one in answer["rankings"])
     assert (query, answer["skipped"]) == (QUERY, [])
     assert [match["rank"] for match in matches] == [1, 2, 3]
@@ -300,6 +301,30 @@ def test_rank_skips_broken_pictures_if_told(camp: Camp, picture_bundle: Path, tm
     assert documents == {str(folder / "one.png"), str(folder / "two.png")}
     reason = "cannot be read as a picture: it is in no format that Pillow knows"
     assert answer["skipped"] == [{"index": 0, "name": str(folder / "broken.jpg"), "reason": reason}]
+
+
+@pytest.mark.parametrize("command", ["rank", "encode"])
+def test_what_is_no_picture_is_passed_over_in_one_line(
+    camp: Camp, picture_bundle: Path, tmp_path: Path, command: str
+) -> None:
+    folder = tmp_path / "pictures"
+    pictures_named(folder, "one.png")
+    (folder / "one.png").rename(folder / "one")  # found by its content
+    (folder / "a\x1b\nb.txt").write_text("text")
+    (folder / "sub").mkdir()
+    (folder / ".hidden").write_text("text")
+    more = ["--query", QUERY] if command == "rank" else ["--output", tmp_path / "gallery"]
+    result = camp(command, picture_bundle, "--images", folder, *more, "--json")
+    passed_over = [
+        {"name": "a\x1b\nb.txt", "reason": "it is in no format that Pillow knows"},
+        {"name": "sub", "reason": "a folder: pictures in it are not read"},
+    ]
+    answer = json.loads(result.out)
+    assert (result.code, answer["skipped"], answer["passed_over"]) == (0, [], passed_over)
+    assert result.err.splitlines()[0] == (
+        "2 passed over: a\\x1b\\nb.txt (it is in no format that Pillow knows); "
+        "sub (a folder: pictures in it are not read)"
+    )
 
 
 def test_rank_names_what_it_skips_on_standard_error(picture_bundle: Path, tmp_path: Path) -> None:

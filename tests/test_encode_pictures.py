@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from PIL import Image, ImageSequence
 
 from camp_sdk import Bundle, Gallery, InputError, Retriever, Skipped
 from camp_sdk import features as features_module
+from camp_sdk.arguments import distinct
 from camp_sdk.features import FeatureReader
 from camp_sdk.pictures import PictureError, read_picture
 from camp_sdk.runtime.manifest import FITS
@@ -39,6 +41,14 @@ def as_bytes(pixels: NDArray[np.uint8], kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
+
+
+class AsPath(os.PathLike[str]):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +108,10 @@ def test_kinds_and_sizes_may_be_mixed(picture_retriever: Retriever, paths: list[
         Image.open,
         lambda path: Image.open(path).convert("RGB"),
         lambda path: np.asarray(Image.open(path)),
+        lambda path: io.BytesIO(path.read_bytes()),
+        lambda path: bytearray(path.read_bytes()),
+        lambda path: memoryview(path.read_bytes()),
+        AsPath,
     ]
     mixed = (form(path) for form, path in zip(itertools.cycle(forms), paths, strict=False))
     assert_same(picture_retriever.encode_images(mixed), picture_retriever.encode_images(paths))
@@ -172,6 +186,55 @@ def test_encoded_bytes_rank_texts_and_make_pairs(picture_retriever: Retriever, p
 def test_bytes_in_place_of_a_list(picture_retriever: Retriever, paths: list[Path]) -> None:
     with pytest.raises(InputError, match="images is bytes: expected a list of images"):
         picture_retriever.encode_images(paths[0].read_bytes())
+
+
+@pytest.mark.parametrize("form", [io.BytesIO, bytearray, memoryview])
+def test_one_file_in_place_of_a_list(
+    picture_retriever: Retriever, paths: list[Path], form: Callable[[bytes], Any]
+) -> None:
+    with pytest.raises(InputError, match=rf"images is {form.__name__}: expected a list of images"):
+        picture_retriever.encode_images(form(paths[0].read_bytes()))
+    with pytest.raises(InputError, match="expected a list of images"):
+        picture_retriever.encode_images(AsPath(paths[0]))
+
+
+def test_a_path_of_any_kind_is_the_document(picture_retriever: Retriever, paths: list[Path]) -> None:
+    with os.scandir(paths[0].parent) as entries:
+        listed = sorted(entries, key=lambda entry: entry.name)[:3]
+    assert picture_retriever.encode_images([*listed, AsPath(paths[3])]).documents == tuple(map(str, paths[:4]))
+
+
+def test_paths_of_any_kind_are_scored_once(picture_retriever: Retriever, paths: list[Path]) -> None:
+    images, where = distinct([AsPath(paths[0]), paths[0], AsPath(paths[1]), AsPath(paths[0])])
+    assert (len(images), where.tolist()) == (2, [0, 0, 1, 0])
+    file = io.BytesIO(paths[0].read_bytes())
+    scores = picture_retriever.score([(file, QUERY), (file, QUERY), (paths[0], QUERY)])
+    assert len(set(scores.tolist())) == 1
+
+
+def test_a_generator_may_close_and_reuse_its_files(picture_bundle: Path, paths: list[Path]) -> None:
+    def opened() -> Iterator[Any]:
+        buffer = bytearray(1 << 14)
+        for path in paths[:20]:
+            with path.open("rb") as file:
+                yield file
+            with path.open("rb") as file:
+                yield memoryview(buffer)[: file.readinto(buffer)]
+
+    twice = [path for path in paths[:20] for _ in range(2)]
+    np.testing.assert_array_equal(read_all(picture_bundle, opened(), threads=4), read_all(picture_bundle, twice))
+
+
+def test_files_are_read_in_the_callers_thread(picture_bundle: Path, paths: list[Path]) -> None:
+    threads: set[int] = set()
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            threads.add(threading.get_ident())
+            return super().read(size)
+
+    read_all(picture_bundle, [Watched(path.read_bytes()) for path in paths[:10]], threads=4)
+    assert threads == {threading.get_ident()}
 
 
 # Ahead of the network, but not far
@@ -337,6 +400,23 @@ def test_names_stay_with_what_is_kept(
     for wrong in (names[:3], [*names, "e"], []):
         with pytest.raises(InputError, match=f"{len(wrong)} names for 4 images: expected one each"):
             picture_retriever.encode_images(form(images), wrong, skip_broken=True)
+
+
+def test_a_damaged_picture_is_skipped_in_every_form(
+    picture_retriever: Retriever, paths: list[Path], tmp_path: Path
+) -> None:
+    data = bytearray(as_bytes(np.tile(picture(1), (4, 4, 1))))
+    data[data.index(b"IDAT") + 900] ^= 1
+    (tmp_path / "flipped.png").write_bytes(data)
+    closed = io.BytesIO(data)
+    closed.close()
+    with Image.open(io.BytesIO(data)) as opened:
+        forms = [bytes(data), tmp_path / "flipped.png", io.BytesIO(data), closed, opened, opened]
+        gallery = picture_retriever.encode_images([*forms, paths[0]], skip_broken=True)
+    assert [skipped.index for skipped in gallery.skipped] == [0, 1, 2, 3, 4, 5]
+    assert len({skipped.reason for skipped in gallery.skipped}) == 2  # the closed one has its own
+    with pytest.raises(PictureError, match=r"image 0 cannot be read as a picture: .* closed file"):
+        picture_retriever.encode_images([closed])
 
 
 def test_all_skipped(picture_retriever: Retriever) -> None:

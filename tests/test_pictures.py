@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, features
 
 from camp_sdk import InputError, pictures
-from camp_sdk.pictures import find_pictures, normalise, read_picture
+from camp_sdk.picture_files import find_pictures
+from camp_sdk.pictures import normalise, read_picture
 from camp_sdk.runtime.manifest import FITS, PixelSpec
 
 ORIENTATION = 0x0112
@@ -296,8 +297,10 @@ def test_a_jpeg_decoded_small_is_the_same_picture(
     stored = Image.fromarray(turned(np.asarray(smooth(603, 397)), orientation)).convert(mode)
     data = encoded(stored, "JPEG", quality=95, exif=orientated(orientation))
     decoded: list[tuple[int, int]] = []
-    flatten = pictures._flatten
-    monkeypatch.setattr(pictures, "_flatten", lambda picture: (decoded.append(picture.size), flatten(picture))[1])
+    flatten = pictures.flatten
+    monkeypatch.setattr(
+        pictures, "flatten", lambda picture, *how: (decoded.append(picture.size), flatten(picture, *how))[1]
+    )
     for side in (20, 40, 90, 150):
         small = read_picture(data, side, side, "it", fit)
         assert all(got >= 2 * need for got, need in zip(decoded[-1], needed(603, 397, side, fit), strict=True))
@@ -415,7 +418,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         pytest.param(np.zeros((4, 4, 4), np.uint8), r"uint8 array \(4, 4, 4\)", id="four channels"),
         pytest.param(np.zeros((3, 4, 5), np.uint8), r"uint8 array \(3, 4, 5\)", id="channels first"),
         pytest.param(None, "NoneType", id="nothing"),
-        pytest.param(bytearray(b"bytes"), "bytearray", id="bytearray"),
+        pytest.param(io.StringIO("text"), "file opened as text", id="text file"),
     ],
 )
 def test_something_else_than_a_picture(picture: Any, found: str) -> None:
@@ -459,23 +462,25 @@ def test_what_is_beyond_pillows_own_limits(side: int) -> None:
 @needs_avif
 def test_find_pictures_knows_avif_where_pillow_does(tmp_path: Path) -> None:
     (tmp_path / "a.avif").touch()
-    assert find_pictures(tmp_path) == [tmp_path / "a.avif"]
+    assert find_pictures(tmp_path).paths == [tmp_path / "a.avif"]
 
 
 def test_find_pictures_sorts_and_knows_suffixes(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpg", "c.txt", "d"):
         (tmp_path / name).touch()
-    assert find_pictures(tmp_path) == [tmp_path / "a.jpg", tmp_path / "b.PNG"]
+    assert find_pictures(tmp_path).paths == [tmp_path / "a.jpg", tmp_path / "b.PNG"]
 
 
 def test_find_pictures_takes_files_only(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "folder.png").mkdir()
-    assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+    assert find_pictures(tmp_path).paths == [tmp_path / "a.png"]
 
 
 def test_find_pictures_in_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no pictures .*: expected files ending in .*\.png"):
+    with pytest.raises(
+        InputError, match=r"holds no pictures .*: expected files in a format that Pillow knows, .*\.png$"
+    ):
         find_pictures(tmp_path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from camp_sdk.commands.encode import encode_all
+from camp_sdk.commands.encode import as_lists, encode_all
 from camp_sdk.commands.options import (
     IMAGES_HELP,
     BackendOption,
@@ -24,6 +24,7 @@ from camp_sdk.commands.options import (
     SkipBrokenOption,
     ThreadsOption,
 )
+from camp_sdk.picture_files import PassedOver
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.progress import progress_bar
 from camp_sdk.results import Match
@@ -55,11 +56,12 @@ def rank_command(
     with Retriever(bundle, backend, precision, threads, memory_budget) as retriever:
         retriever.check_queries(query)  # before encoding pictures, which may take minutes
         retriever.check_counts(top_k, shortlist)
+        passed_over: Sequence[PassedOver] = ()
         if gallery is not None:
             corpus = retriever.open_gallery(gallery)
         else:
             assert images is not None
-            corpus = encode_all(retriever, images, skip_broken, max_megapixels)
+            corpus, passed_over = encode_all(retriever, images, skip_broken, max_megapixels)
         pairs = len(query) * min(len(corpus), shortlist or len(corpus))
         with progress_bar("scoring pairs", pairs) as scored:
             rankings = retriever.rank(query, corpus, top_k, shortlist, scored)
@@ -68,7 +70,7 @@ def rank_command(
             {"query": text, "unknown_words": matches.unknown_words, "matches": [_as_dict(match) for match in matches]}
             for text, matches in zip(query, rankings, strict=True)
         ]
-        typer.echo(json.dumps({"rankings": found, "skipped": [asdict(one) for one in corpus.skipped]}, indent=2))
+        typer.echo(json.dumps({"rankings": found} | as_lists(corpus.skipped, passed_over), indent=2))
     else:
         for text, matches in zip(query, rankings, strict=True):
             Console().print(_ranking_table(text, matches))
