@@ -17,6 +17,10 @@ from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.forks import abandon, watch_forks
 from camp_sdk.runtime.graph_file import read_graph
 
+# Prepared primitives that OpenVINO keeps for shapes it has met. Its default keeps so many that a process grows by
+# gigabytes in a day of queries of all lengths; none at all makes each query of a new length a fifth slower.
+CACHED_SHAPES = 64
+
 
 class OpenVinoEngine(Engine):
     """OpenVINO on one graph file, on the CPU.
@@ -42,7 +46,7 @@ class OpenVinoEngine(Engine):
         openvino = import_openvino()
         # By default, OpenVINO computes float32 graphs in bfloat16 where that is faster.
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "NUM_STREAMS": streams}
-        settings["CPU_RUNTIME_CACHE_CAPACITY"] = 0  # it keeps buffers for every shape it has met: gigabytes in a day
+        settings["CPU_RUNTIME_CACHE_CAPACITY"] = CACHED_SHAPES
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         core, content = openvino.Core(), read_graph(graph)
