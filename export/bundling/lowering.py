@@ -22,6 +22,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from camp_sdk.export.bundling.anonymous import anonymise
 from camp_sdk.export.bundling.graphs import ExportError, spec_of
 from camp_sdk.export.bundling.ranges import (
     FLOATS,
@@ -100,7 +101,7 @@ def _normalised(source: Path) -> ir.Model:
 
 
 def _saved(model: ir.Model, target: Path) -> onnx.ModelProto:
-    proto = ir.to_proto(model)
+    proto = anonymise(ir.to_proto(model), target.stem)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker and its shape inference have types of their own
