@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -122,6 +122,11 @@ def _difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
     if expected.shape != found.shape:
         return float("nan")
     return float(np.abs(expected.astype(np.float64) - found).max())
+
+
+def figures_of(check: Any) -> dict[str, Any]:
+    """The fields of a check for the manifest, with three digits: the others differ with the order of sums."""
+    return {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in asdict(check).items()}
 
 
 def checks_table(title: str, columns: Sequence[str], checks: Sequence[Check]) -> Table:

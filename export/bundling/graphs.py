@@ -20,6 +20,7 @@ import torch
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torch import Tensor, nn
 
+from camp_sdk.export.bundling.anonymous import anonymise, anonymous_bytes
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.network.camp import Tensors, TextEncoder, VisionNet, word_mask
 from camp_sdk.export.network.model import Camp
@@ -216,7 +217,7 @@ def export_graph(graph: Graph, path: Path) -> tuple[list[TensorSpec], list[Tenso
             fixed.
     """
     if isinstance(graph.module, OnnxVision):
-        path.write_bytes(graph.module.graph)
+        path.write_bytes(anonymous_bytes(graph.module.graph, graph.name))
         return check_graph(path, graph)
     shapes = {
         name: {axis: torch.export.Dim.DYNAMIC for axis, letter in enumerate(letters) if letter in DYNAMIC}
@@ -251,6 +252,8 @@ def export_graph(graph: Graph, path: Path) -> tuple[list[TensorSpec], list[Tenso
 def check_graph(path: Path, graph: Graph) -> tuple[list[TensorSpec], list[TensorSpec]]:
     """Name the axes in an exported file after the contract's letters, and compare the file with the contract.
 
+    What the file says of the machine that made it is taken out.
+
     Args:
         path: the exported file, which is written again with the names.
         graph: what the file should contain.
@@ -261,7 +264,7 @@ def check_graph(path: Path, graph: Graph) -> tuple[list[TensorSpec], list[Tensor
     Raises:
         ExportError: the file is not valid, an input or output is missing, or an axis that should be dynamic is fixed.
     """
-    model = onnx.load(path)
+    model = anonymise(onnx.load(path), graph.name)
     _name_axes(model, graph)
     try:
         onnx.checker.check_model(model, full_check=True)

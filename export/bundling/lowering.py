@@ -4,7 +4,8 @@ Strongly typed engines (TensorRT), and engines configured to compute in float32 
 the graph specifies.
 
 float16: operators that need the range or the digits of float32 stay in float32. These are softmax, normalisation, sums,
-products of two activations (a sum of 1,024 squares overflows at a root mean square of 8) and the logits.
+products of two activations (a sum of 1,024 squares overflows at a root mean square of 8), quotients without a bound and
+the logits.
 
 bfloat16: for processors that multiply matrices in it. It has only three digits, so it is used only for the maps of
 every region and word of every pair, which are nine tenths of the work in the variants that have them. Attention,
@@ -21,16 +22,23 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from camp_sdk.export.bundling.anonymous import anonymise
 from camp_sdk.export.bundling.graphs import ExportError, spec_of
+from camp_sdk.export.bundling.ranges import (
+    FLOATS,
+    MOVES,
+    PRODUCTS,
+    activations,
+    is_square,
+    shares_of,
+    sides_of,
+    unbounded_values,
+)
 from camp_sdk.runtime.contract import GLOBAL_SUFFIX, TensorSpec
 
-# Operators that only move values: they take the precision of their neighbours.
-MOVES = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "ReverseSequence", "Slice", "Split"}
-MOVES |= {"Squeeze", "Transpose", "Unsqueeze"}
 # Elementwise operators that lose little accuracy in half precision.
 ELEMENTWISE = {"Add", "Cast", "Gelu", "Mul", "Relu", "Sigmoid", "Sub", "Tanh", "Where", "AveragePool", "MaxPool"}
 SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-PRODUCTS = {"MatMul", "Gemm", "Conv", "GRU"}
 FLOAT = ir.DataType.FLOAT
 
 
@@ -93,7 +101,7 @@ def _normalised(source: Path) -> ir.Model:
 
 
 def _saved(model: ir.Model, target: Path) -> onnx.ModelProto:
-    proto = ir.to_proto(model)
+    proto = anonymise(ir.to_proto(model), target.stem)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker and its shape inference have types of their own
@@ -106,10 +114,12 @@ def half_nodes(graph: ir.Graph) -> set[ir.Node]:
     """The nodes that compute in float16."""
     low: set[ir.Node] = set()
     made_low = {value for value in graph.inputs if value.dtype == ir.DataType.FLOAT16}
-    logits, shares, sides = _behind_logits(graph), _made_by_softmax(graph), _sides(graph)
+    logits, shares, sides, unbounded = _behind_logits(graph), shares_of(graph), sides_of(graph), unbounded_values(graph)
     nodes = [node for node in graph if _is_float(node)]
     for node in nodes:
-        inputs = _activations(node)
+        inputs = activations(node)
+        if any(value in unbounded for value in (*inputs, *node.outputs)):
+            continue
         if node.op_type in PRODUCTS:
             is_map = node.op_type == "GRU" or len(inputs) < 2  # a GRU's second is its initial state
             chosen = is_map and node not in logits
@@ -146,8 +156,8 @@ def _is_bulk(rows: ir.Value | None, weights: ir.Value | None) -> bool:
 
 def _follows(node: ir.Node) -> bool:
     """Whether an operator is as accurate in half precision as its inputs are."""
-    if node.op_type == "Mul" and node.inputs[0] is node.inputs[1]:
-        return False  # a square: a sum often follows, and the sum of many squares would overflow
+    if is_square(node):
+        return False  # a sum often follows, and the sum of many squares would overflow
     by_constant = node.op_type == "Div" and node.inputs[1] is not None and node.inputs[1].const_value is not None
     return by_constant or node.op_type in MOVES | ELEMENTWISE
 
@@ -169,15 +179,6 @@ def _is_cross(inputs: list[ir.Value], sides: dict[ir.Value, str], made_low: set[
     return {sides.get(value) for value in inputs} == {"image", "text"} and all(v in made_low for v in inputs)
 
 
-def _sides(graph: ir.Graph) -> dict[ir.Value, str]:
-    """The side, "image" or "text", of each input and of each value that only moves an input."""
-    sides = {value: (value.name or "").split(".")[0] for value in graph.inputs}
-    for node in graph:
-        if node.op_type in MOVES and (inputs := _activations(node)) and inputs[0] in sides:
-            sides[node.outputs[0]] = sides[inputs[0]]
-    return sides
-
-
 def _behind_logits(graph: ir.Graph) -> set[ir.Node]:
     """The last matrix products before the output `logits`."""
     found: set[ir.Node] = set()
@@ -189,28 +190,8 @@ def _behind_logits(graph: ir.Graph) -> set[ir.Node]:
         if node.op_type in PRODUCTS:
             found.add(node)
         else:
-            waiting += [value.producer() for value in _activations(node)]
+            waiting += [value.producer() for value in activations(node)]
     return found
-
-
-def _made_by_softmax(graph: ir.Graph) -> set[ir.Value]:
-    """Values that are softmax weights, including those that were moved, scaled or averaged afterwards."""
-    shares: set[ir.Value] = set()
-    for node in graph:
-        inputs = _activations(node)
-        carried = node.op_type in MOVES | {"Div", "Mul", "ReduceMean", "ReduceSum"} and any(v in shares for v in inputs)
-        averaged = node.op_type in {"Add", "MatMul"} and all(value in shares for value in inputs)
-        if node.op_type == "Softmax" or carried or averaged:
-            shares.update(node.outputs)
-    return shares
-
-
-def _activations(node: ir.Node) -> list[ir.Value]:
-    """The inputs of a node that are floating-point numbers and not constants."""
-    return [v for v in node.inputs if v is not None and v.const_value is None and v.dtype in FLOATS]
-
-
-FLOATS = (FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def _is_float(node: ir.Node) -> bool:

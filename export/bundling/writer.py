@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from camp_sdk.export.bundling import parity, precision_gate
-from camp_sdk.export.bundling.cases import checks_table, reference_outputs, require
+from camp_sdk.export.bundling.cases import checks_table, figures_of, reference_outputs, require
 from camp_sdk.export.bundling.graphs import ExportError, export_graph, graphs_of
 from camp_sdk.export.bundling.lowering import lower_graph
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
@@ -75,7 +75,7 @@ def export_bundle(checkpoint: Path, output: Path, precisions: Collection[str] = 
         checks = parity.check_parity(model, origin, Bundle(aside))
         stderr.print(checks_table(parity.TITLE, parity.COLUMNS, checks))
         require(checks, parity.FAILURE)
-        manifest = replace(manifest, parity=tuple(asdict(check) for check in checks))
+        manifest = replace(manifest, parity=tuple(figures_of(check) for check in checks))
         write_manifest(aside, manifest)
         for precision in precisions:
             manifest = add_precision(precision, model, origin, manifest, aside)
@@ -105,7 +105,7 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
     def with_graphs(
         graphs: Mapping[str, GraphSpec], checks: Collection[precision_gate.PrecisionCheck] = ()
     ) -> Manifest:
-        lowered = LoweredGraphs(dict(graphs), tuple(asdict(check) for check in checks))
+        lowered = LoweredGraphs(dict(graphs), tuple(figures_of(check) for check in checks))
         changed = replace(manifest, precisions=manifest.precisions | {precision: lowered})
         write_manifest(folder, changed)
         return changed

@@ -250,7 +250,7 @@ class GateFusionNew(GateFusion):
         return unit(to_words, image["image.VV"]), unit(to_regions, gram)
 
     def scaled(self, summary: Tensor) -> Tensor:
-        return cast(Tensor, summary / (summary.norm(dim=-1, keepdim=True) + EPSILON))
+        return summary / above_zero(summary.norm(dim=-1, keepdim=True))
 
 
 def unit(weights: Tensor, gram: Tensor) -> Tensor:
@@ -262,7 +262,13 @@ def unit(weights: Tensor, gram: Tensor) -> Tensor:
     """
     squared = (messages(weights, gram) * weights).sum(-1, keepdim=True)
     # Clamped above zero, where a square root has no gradient.
-    return weights / (squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt() + EPSILON)
+    return weights / above_zero(squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt())
+
+
+def above_zero(lengths: Tensor) -> Tensor:
+    """Lengths plus 1e-8, to divide by."""
+    # A row of one number: the exporter's optimiser takes a plain 1e-8 for zero, and leaves the addition out.
+    return lengths + lengths.new_full((1,), EPSILON)
 
 
 RELEASED: dict[str, type[ReleasedScorer]] = {

@@ -19,6 +19,7 @@ from camp_sdk.data import Split
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.module import TrainingData
+from camp_sdk.export.training.vision_setup import anonymous
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import check_writable, sha256_of, write_aside
 from camp_sdk.terminal import stderr
@@ -159,7 +160,7 @@ def check_resumed(config: TrainConfig, data: TrainingData, origin: Origin) -> No
             f"`resume`: {last} holds {found.model} and its words; these data lead to {model}, or to other words"
         )
     if data.vision is not None and before.vision is not None and not config.tune_vision:
-        own, now = before.vision.state_dict(), data.vision.state_dict()
+        own, now = anonymous(before.vision).state_dict(), data.vision.state_dict()  # older checkpoints keep it whole
         if own.keys() != now.keys() or not all(torch.equal(own[name], now[name]) for name in own):
             raise InputError(f"`resume`: {last} was trained with another `vision` network: give the original one")
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -19,6 +20,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from camp_sdk.export.training.config import TrainConfig
@@ -43,8 +45,32 @@ class WholeCheckpoints(TorchCheckpointIO):
             aside.write_bytes(content.getvalue())
 
 
+class NamelessTensorBoard(TensorBoardLogger):
+    """TensorBoard's log, whose file name does not hold the machine's name."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer, which opens its file when it is made."""
+        from tensorboard.summary.writer import event_file_writer
+
+        real = event_file_writer.socket
+        event_file_writer.socket = SimpleNamespace(gethostname=lambda: "camp")
+        try:
+            return super().experiment
+        finally:
+            event_file_writer.socket = real
+
+
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's callback, but it keeps the best score of a run whose folder was moved: files are known by name."""
+    """Lightning's callback, but its state knows files by name: it names no folder, and a run may be moved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the names of files in place of their paths."""
+        state = super().state_dict()
+        paths = {name: Path(path).name for name, path in state.items() if name.endswith("_path") and path}
+        best = {Path(path).name: score for path, score in state["best_k_models"].items()}
+        return state | paths | {"best_k_models": best, "dirpath": None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, with every path in the run's present folder."""
@@ -119,7 +145,7 @@ def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> lightning.T
         max_epochs=config.epochs,
         precision=config.precision,  # type: ignore[arg-type]  # Lightning checks the string itself
         devices=config.devices,
-        logger=[CSVLogger(config.output, "logs", ""), TensorBoardLogger(config.output, "logs", "")],
+        logger=[CSVLogger(config.output, "logs", ""), NamelessTensorBoard(config.output, "logs", "")],
         callbacks=callbacks,
         plugins=[WholeCheckpoints()],
         gradient_clip_val=CLIP_NORM,

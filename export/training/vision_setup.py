@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from camp_sdk.data import Split
+from camp_sdk.export.bundling.anonymous import anonymous_bytes
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision, read_vision
 from camp_sdk.export.network.camp import VisionNet
 from camp_sdk.export.network.checkpoint import Origin
@@ -19,6 +21,7 @@ from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import MAX_PIXELS, PixelSpec
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # pixel mean and deviation of most pretrained networks
+Network = TypeVar("Network")
 LITE = (127 / 255,) * 3, (128 / 255,) * 3  # the same of EfficientNet-Lite
 
 
@@ -64,9 +67,16 @@ def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] 
     return _open_efficientnet(config) if config.vision == EFFICIENTNET else _open_onnx(config)
 
 
+def anonymous(network: Network) -> Network:
+    """The same vision network; a user's graph without what it says of the machine that made it."""
+    if isinstance(network, OnnxVision):
+        network.graph = anonymous_bytes(network.graph, "vision")
+    return network
+
+
 def _of_checkpoint(model: Camp, origin: Origin) -> Vision:
     assert origin.pixels is not None
-    network = None if isinstance(model.vision, VisionNet) else model.vision
+    network = None if isinstance(model.vision, VisionNet) else anonymous(model.vision)
     return Vision(model.config.vision, origin.pixels, model.config.feature_width, network)
 
 
@@ -98,7 +108,7 @@ def _open_efficientnet(config: TrainConfig) -> Vision:
 
 
 def _open_onnx(config: TrainConfig) -> Vision:
-    network = read_vision(Path(config.vision))
+    network = anonymous(read_vision(Path(config.vision)))
     (height, width), (regions, feature_width) = network.size, network.shape
     if config.picture_size not in (0, height):
         raise InputError(f"`picture_size` {config.picture_size}: {config.vision} takes {height} x {width} pixels")
