@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import ctypes
-import io
 import logging
 import os
 import sys
@@ -16,13 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from camp_sdk.export.network.checkpoint import write_checkpoint
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.runtime.files import write_aside
 
@@ -38,11 +37,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint. Raises OSError, naming the path, if the disk is full."""
-        content = io.BytesIO()  # inside torch.save, a full disk is not an OSError
-        torch.save(checkpoint, content)
-        with write_aside(Path(path)) as aside:
-            # Not `getbuffer`: after a failed write, collecting it crashes Python 3.12.
-            aside.write_bytes(content.getvalue())
+        write_checkpoint(checkpoint, Path(path))
 
 
 class NamelessTensorBoard(TensorBoardLogger):
