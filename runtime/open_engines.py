@@ -24,7 +24,8 @@ class OpenEngines:
     def __init__(self, bundle: Bundle, backend: str, precision: str, threads: int | None, cuda_graphs: bool) -> None:
         self._bundle, self._backend, self._precision = bundle, backend, precision
         self._threads, self._cuda_graphs = threads, cuda_graphs
-        self.forked()
+        self._engines: dict[str, Engine] = {}
+        self._opening = threading.Lock()  # a graph is opened once, even if several threads need it at the same time
         watch_forks(self)
 
     def __getitem__(self, graph: str) -> Engine:
@@ -53,5 +54,4 @@ class OpenEngines:
 
     def forked(self) -> None:
         """Begin without engines: those of the other process cannot run here."""
-        self._engines: dict[str, Engine] = {}
-        self._opening = threading.Lock()  # a graph is opened once, even if several threads need it at the same time
+        self._engines, self._opening = {}, threading.Lock()

@@ -98,7 +98,8 @@ class Tokenizer:
     @property
     def max_words(self) -> int:
         """The most words, or word pieces, of a text; markers are not counted."""
-        return int(self._backend.truncation["max_length"]) - self._backend.num_special_tokens_to_add(is_pair=False)
+        truncation: Any = self._backend.truncation  # always set: the file was checked
+        return int(truncation["max_length"]) - self._backend.num_special_tokens_to_add(is_pair=False)
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Encode texts.

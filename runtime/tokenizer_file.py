@@ -121,6 +121,7 @@ def _check_markers(processor: Any, vocabulary: Mapping[str, int]) -> None:
     """Check that a text gets one marker at each end, both in the vocabulary."""
     single = processor.get("single") if isinstance(processor, dict) else None
     _require(_kinds_of(single) == ["SpecialToken", "Sequence", "SpecialToken"], "it does not add a marker at each end")
+    assert single is not None
     markers = processor.get("special_tokens")
     _require(isinstance(markers, dict), "its markers have no indices")
     for place in (0, 2):

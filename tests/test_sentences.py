@@ -20,7 +20,7 @@ from camp_sdk.export.bundling import precision_gate
 from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.network import sentences
 from camp_sdk.export.network.camp import word_mask
-from camp_sdk.export.network.checkpoint import KEY, Origin, load_checkpoint, open_tokenizer
+from camp_sdk.export.network.checkpoint import KEY, Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp, ModelConfig
 from camp_sdk.export.network.sentences import SentenceEncoder, load_pretrained, read_config, read_tokenizer
 from camp_sdk.export.training.config import TrainConfig
@@ -60,7 +60,7 @@ def tiny_encoder() -> SentenceEncoder:
 
 def tokens_of(texts: list[str], words: str = "tiny") -> tuple[Tensor, Tensor]:
     """Tokens [T, N] and lengths [T]."""
-    tokens = open_tokenizer(read_tokenizer(words)).encode(texts)
+    tokens = Tokenizer(read_tokenizer(words)).encode(texts)
     return torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths)
 
 
@@ -86,7 +86,7 @@ def test_vectors_are_those_of_transformers() -> None:
 def test_vectors_of_the_published_encoder() -> None:
     """The same for all-MiniLM-L6-v2 itself."""
     width, config = read_config(REAL)
-    encoder = SentenceEncoder(open_tokenizer(read_tokenizer(REAL)).vocabulary_size, width, config)
+    encoder = SentenceEncoder(Tokenizer(read_tokenizer(REAL)).vocabulary_size, width, config)
     load_pretrained(encoder, REAL)
     vectors = encoder(*tokens_of(["Two dogs are jumping on a wide sandy beach!", "star"], REAL))
     expected = {
@@ -150,7 +150,7 @@ def test_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def tokenizer() -> Tokenizer:
-    return open_tokenizer(read_tokenizer("tiny"))
+    return Tokenizer(read_tokenizer("tiny"))
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Tokens:

@@ -19,7 +19,7 @@ from torch import Tensor
 from camp_sdk import Bundle, BundleError, InputError, MissingExtraError, Retriever, load_split
 from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.network.backbones import DEPTHS, SHARE, EfficientNetLite, OnnxVision, read_vision
-from camp_sdk.export.network.checkpoint import load_checkpoint, open_tokenizer
+from camp_sdk.export.network.checkpoint import load_checkpoint
 from camp_sdk.export.network.vocabulary import build_tokenizer
 from camp_sdk.export.training import image_store
 from camp_sdk.export.training.batches import CaptionDataset
@@ -33,6 +33,7 @@ from camp_sdk.runtime.engines.profiles import Limits
 from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
 from camp_sdk.runtime.tensorrt.library import here_of
+from camp_sdk.runtime.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, WIDTH, REGIONS = (24, 32), 5, 12  # height and width in pixels; regions of 8 x 8 pixels
@@ -303,7 +304,7 @@ def test_pictures_of_one_sentence_are_no_negatives_of_each_other(tmp_path: Path)
     lines = [f'{{"file_name": "{name}", "captions": {own}}}'.replace("'", '"') for name, own in captions.items()]
     (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(lines))
     split = load_split(tmp_path, "train")
-    tokenizer = open_tokenizer(build_tokenizer(split.captions, 1).to_str())
+    tokenizer = Tokenizer(build_tokenizer(split.captions, 1).to_str())
     data = CaptionDataset(split, np.zeros((3, 2, 2), np.float32), tokenizer, None)
     batch = data.collate([data[index] for index in (0, 2, 3, 5)])  # one: apple; two: apple, food; three: food
     expected = [

@@ -24,7 +24,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from camp_sdk import Gallery, Retriever, Split, evaluate, load_split
+from camp_sdk import Gallery, Ranking, Retriever, Split, evaluate, load_split
 from camp_sdk.commands.eval import evaluation_table
 from camp_sdk.evaluation import work_of
 from camp_sdk.export.network.vocabulary import LEARNED
@@ -219,7 +219,7 @@ def query_card(
     try:
         matches = retriever.rank(text, gallery, top_k=len(gallery))
     except InputError:
-        matches = []
+        matches = Ranking()
     right = [rows[match.corpus_id]["hexcode"] == hexcode for match in matches]
     shown = [
         {name: rows[match.corpus_id][name] for name in ("file_name", "concept", "style")}
