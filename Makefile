@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo released emoji test lint types docs format accuracy bench bench-gpu install clean
+.PHONY: demo released emoji fuzz test lint types docs format accuracy bench bench-gpu install clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,11 @@ docs: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Damaged and hostile files of every kind, kills at random points, and threads; the tests run a small part of it. Failing
+# files are kept in build/fuzz.
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz --output build/fuzz
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

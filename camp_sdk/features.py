@@ -19,6 +19,7 @@ from camp_sdk.results import Skipped
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import absolute, forget_pages
 from camp_sdk.runtime.manifest import PixelSpec
+from camp_sdk.runtime.messages import visible
 from camp_sdk.runtime.threads import available_cores, map_ahead
 
 # A path, a file object, the bytes of a picture file, a PIL image, a uint8 array [H, W, 3], or float features [R, D].
@@ -192,7 +193,7 @@ class FeatureReader:
 
 def _skipped(item: _Item) -> Skipped:
     reason = str(item.image).removeprefix(f"{item.name} ")
-    LOG.warning("left out %s: %s", item.name, reason)
+    LOG.warning("left out %s: %s", visible(item.name), visible(reason))
     return Skipped(item.place, item.name, reason)
 
 

@@ -6,7 +6,6 @@ import io
 import re
 import signal
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from camp_sdk.runtime.errors import CampError, InputError, MissingExtraError
+from camp_sdk.runtime.messages import visible
 
 T = TypeVar("T")
 
@@ -57,20 +57,6 @@ def run_app(app: typer.Typer) -> None:
     except KeyboardInterrupt:
         stderr.print("interrupted", style="red")
         sys.exit(130)
-
-
-JOINER = "\u200d"  # joins emoji to one, and letters in some scripts
-
-
-def visible(text: str) -> str:
-    """Text on one line that is safe for a terminal.
-
-    Line ends, other control characters, and characters that change the direction of what follows are written as
-    escapes.
-    """
-    return "".join(
-        ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c != JOINER else c for c in text
-    )
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

@@ -1,12 +1,14 @@
-"""How messages show values that were read from a file, whatever they are."""
+"""How messages show what came from elsewhere, whatever it is: values of a file, names, queries."""
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 MAX_TEXT = 80
 MAX_ITEMS = 4
 MAX_BITS = 256
+JOINER = "\u200d"  # joins emoji to one, and letters in some scripts
 
 
 def brief(value: Any, levels: int = 2) -> str:
@@ -33,3 +35,14 @@ def brief(value: Any, levels: int = 2) -> str:
         return f"[{', '.join(shown)}]" if isinstance(value, list) else f"({', '.join(shown)}{comma})"
     article = "an" if type(value).__name__[:1] in "aeiouAEIOU" else "a"
     return f"{article} {type(value).__name__}"
+
+
+def visible(text: str) -> str:
+    """Text on one line that is safe for a terminal.
+
+    Line ends, other control characters, and characters that change the direction of what follows are written as
+    escapes.
+    """
+    return "".join(
+        ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c != JOINER else c for c in text
+    )

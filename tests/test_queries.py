@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from camp_sdk import InputError, Match, Ranking, Retriever
-from camp_sdk.terminal import visible
+from camp_sdk.runtime.messages import visible
 from tests.helpers.command import Camp
 from tests.helpers.manifests import put, rewrite
 

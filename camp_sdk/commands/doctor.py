@@ -13,8 +13,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from camp_sdk.diagnosis import BackendState, BundleState, Choice, Diagnosis, EngineState, SelfTestState, diagnose
+from camp_sdk.runtime.messages import visible
 from camp_sdk.runtime.selftest import ON_PROCESSOR
-from camp_sdk.terminal import progress, visible
+from camp_sdk.terminal import progress
 
 
 def doctor_command(

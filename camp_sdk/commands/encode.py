@@ -31,7 +31,8 @@ from camp_sdk.results import Skipped
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.terminal import stderr, visible
+from camp_sdk.runtime.messages import visible
+from camp_sdk.terminal import stderr
 
 STORED_HELP = f"Storage: {', '.join(GALLERY_PRECISIONS)}; fewer bits take less space but change scores slightly."
 

@@ -30,7 +30,8 @@ from camp_sdk.progress import progress_bar
 from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.terminal import stderr, visible
+from camp_sdk.runtime.messages import visible
+from camp_sdk.terminal import stderr
 
 
 def rank_command(
