@@ -105,6 +105,30 @@ class Explanation:
     grid: tuple[int, int] | None
     pixels: PixelSpec | None = None
 
+    @classmethod
+    def of(
+        cls, outputs: Mapping[str, FloatArray], words: tuple[str, ...], score: float, pixels: PixelSpec | None
+    ) -> Explanation:
+        """The explanation of one pair.
+
+        Args:
+            outputs: What the explainer's graph made of the pair.
+            words: The N words.
+            score: The score of the pair.
+            pixels: How the picture was fitted; None for a model of ready features.
+        """
+        regions = outputs["attention.to_words"].shape[2]
+        return cls(
+            words=words,
+            score=score,
+            to_words=outputs["attention.to_words"][0, 0],
+            to_regions=outputs["attention.to_regions"][0, 0],
+            region_gates=outputs["gates.regions"][0, 0] if "gates.regions" in outputs else None,
+            word_gates=outputs["gates.words"][0, 0] if "gates.words" in outputs else None,
+            grid=pixels.grid if pixels and pixels.grid[0] * pixels.grid[1] == regions else None,
+            pixels=pixels,
+        )
+
     def word_map(self, word: int) -> FloatArray:
         """Show where one word looks, on the picture as it was fitted.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,16 @@ from camp_sdk.arguments import (
     Advance,
     check_top_k,
     checked_count,
-    checked_names,
     distinct,
     is_several,
     silent,
 )
-from camp_sdk.features import FeatureReader, Image, kind_of, nothing_left
+from camp_sdk.encoding import checked_images, encode_batches
+from camp_sdk.features import FeatureReader, Image, kind_of
 from camp_sdk.gallery import Gallery, texts_of, texts_of_query
-from camp_sdk.picture_files import is_one_picture, is_path
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.ranking import Ranked, Ranker, matches_of
-from camp_sdk.results import Explanation, FloatArray, Ranking, Skipped
+from camp_sdk.results import Explanation, FloatArray, Ranking
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encode import FeatureEncoder, encode_texts
@@ -121,10 +120,10 @@ class Retriever:
         generator ahead of the network; do not write to an image after the generator has yielded it.
 
         Args:
-            images: Pictures, or region features from a detector. Pictures are an iterable of paths, bytes of picture
-                files, PIL images and uint8 arrays [H, W, 3], in any mixture. Features are one float array [I, R, D],
-                which may be memory-mapped, or an iterable of float arrays [R, D]. All images of a gallery must have
-                the same number of regions R; another gallery may have another.
+            images: Pictures, or region features from a detector. Pictures are an iterable of paths, open files, bytes
+                of picture files, PIL images and uint8 arrays [H, W, 3], in any mixture. Features are one float array
+                [I, R, D], which may be memory-mapped, or an iterable of float arrays [R, D]. All images of a gallery
+                must have the same number of regions R; another gallery may have another.
             names: The name of each image, for `Match.document`. Default: the path of an image given as a path,
                 otherwise none.
             on_progress: Receives the number of images in each batch that was encoded.
@@ -144,37 +143,17 @@ class Retriever:
                 to encode; the message names the image. Also for an argument of the wrong type or out of range.
         """
         precision = self._gallery_precision(precision)
-        if is_one_picture(images) or not is_several(images):
-            found = type(images).__name__ if is_one_picture(images) and not is_path(images) else repr(images)
-            raise InputError(f"images is {found}: expected a list of images, or one array [I, R, D]")
-        if not isinstance(max_megapixels, (int, float, np.number)) or not max_megapixels > 0:
-            raise InputError(f"`max_megapixels` is {max_megapixels!r}: expected a number above 0")
-        named = checked_names(names)
-        total = len(images) if isinstance(images, Sized) else None
-        if named is not None and total is not None and len(named) != total:
-            raise InputError(f"{len(named)} names for {total} images: expected one each")
-        documents: list[str | None] = []
-        files: list[str | None] = []
-        skipped: list[Skipped] = []
-        encoder: FeatureEncoder | None = None
+        named, total = checked_images(images, names, max_megapixels)
+
+        def open_encoder() -> FeatureEncoder:
+            return FeatureEncoder(self._engines["image"], total, partial(narrow, precision=precision))
+
         with closing(self._reader(skip_broken, max_megapixels).batches(images, named)) as batches:
-            for batch in batches:
-                documents += batch.documents
-                files += batch.files or (None,) * len(batch.documents)
-                skipped += batch.skipped
-                if batch.features is not None:
-                    encoder = encoder or FeatureEncoder(
-                        self._engines["image"], total, partial(narrow, precision=precision)
-                    )
-                    encoder.add(batch.features)
-                on_progress(len(batch))
-        if encoder is None:
-            raise InputError(nothing_left(skipped))
-        encoded = encoder.encoded()
-        given = len(encoded) + len(skipped)
+            found = encode_batches(batches, open_encoder, on_progress)
+        given = len(found.encoded) + len(found.skipped)
         if named is not None and len(named) != given:
             raise InputError(f"{len(named)} names for {given} images: expected one each")
-        return Gallery(encoded, documents, self.bundle, precision, skipped, files)
+        return Gallery(found.encoded, found.documents, self.bundle, precision, found.skipped, found.files)
 
     def encode_texts(self, texts: Iterable[str]) -> Gallery:
         """Encode texts once, to rank them by image.
@@ -359,18 +338,8 @@ class Retriever:
         tensors = image | texts_of(texts).take(slice(0, 1))
         explainer = self._engines["explainer"]
         out = explainer.run(scoring.feeds_of(self._graphs["explainer"].inputs, tensors))
-        pixels = self.bundle.manifest.pixels
-        regions = out["attention.to_words"].shape[2]
-        return Explanation(
-            words=self._tokenizer.encode([text]).shown(0),
-            score=float(self._activate(self._logits(gallery, texts))[0, 0]),
-            to_words=out["attention.to_words"][0, 0],
-            to_regions=out["attention.to_regions"][0, 0],
-            region_gates=out["gates.regions"][0, 0] if "gates.regions" in out else None,
-            word_gates=out["gates.words"][0, 0] if "gates.words" in out else None,
-            grid=pixels.grid if pixels and pixels.grid[0] * pixels.grid[1] == regions else None,
-            pixels=pixels,
-        )
+        score = float(self._activate(self._logits(gallery, texts))[0, 0])
+        return Explanation.of(out, self._tokenizer.encode([text]).shown(0), score, self.bundle.manifest.pixels)
 
     def _gallery_precision(self, precision: str | None) -> str:
         precision = precision or ("float16" if self.precision == "float16" else "float32")
