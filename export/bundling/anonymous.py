@@ -19,7 +19,7 @@ def anonymise(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         name: the new name of its graph.
     """
     for field in ("producer_name", "producer_version", "domain", "model_version"):
-        model.ClearField(field)  # type: ignore[arg-type]  # the stubs want a literal
+        model.ClearField(field)
     _clear(model)
     for function in model.functions:
         _clear(function)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import importlib
 import io
 import logging
 import os
@@ -17,10 +18,10 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from camp_sdk.export.training.config import TrainConfig
@@ -52,14 +53,13 @@ class NamelessTensorBoard(TensorBoardLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The writer, which opens its file when it is made."""
-        from tensorboard.summary.writer import event_file_writer
-
-        real = event_file_writer.socket
-        event_file_writer.socket = SimpleNamespace(gethostname=lambda: "camp")
+        files: Any = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+        network = files.socket
+        files.socket = SimpleNamespace(gethostname=lambda: "camp")
         try:
             return super().experiment
         finally:
-            event_file_writer.socket = real
+            files.socket = network
 
 
 class RunCheckpoint(ModelCheckpoint):
