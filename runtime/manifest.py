@@ -73,7 +73,7 @@ class PixelSpec:
         width: in pixels.
         mean: the mean of each channel.
         std: the standard deviation of each channel.
-        grid: rows and columns of the regions.
+        grid: rows and columns of the regions; (0, 0) if they do not tile the picture.
         fit: "stretch" (height and width are scaled independently; the default if the key is missing), "letterbox" (the
             whole picture is scaled to fit and centred on white) or "crop" (the picture is scaled to cover the size, and
             its middle is used).
@@ -101,7 +101,8 @@ class PixelSpec:
         rows, columns = (int(v) for v in raw["grid"])
         height, width = int(raw["height"]), int(raw["width"])
         finite = all(math.isfinite(value) for value in mean + std)
-        fits = all(0 < size <= MAX_PIXELS for size in (height, width, rows, columns))
+        fits = all(0 < size <= MAX_PIXELS for size in (height, width))
+        fits = fits and ((rows, columns) == (0, 0) or all(0 < size <= MAX_PIXELS for size in (rows, columns)))
         if not (finite and all(std) and fits):
             shown = brief([raw[key] for key in ("height", "width", "grid", "mean", "std")], 3)
             raise ValueError(f"pixels {shown}, expected finite numbers, and sizes from 1 to {MAX_PIXELS}")

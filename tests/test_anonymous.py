@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import shutil
 import socket
 import sysconfig
@@ -191,6 +192,9 @@ def test_a_run_writes_nothing_of_this_machine(data: Path, tmp_path: Path) -> Non
     config = TrainConfig(data, tmp_path / "run", variant="gate_fusion", attention_epochs=1, epochs=2, **sizes)
     run_training(config)
     assert_nothing_of_this_machine(config.output, 8)
+    events = [path.name for path in config.output.rglob("events.*")]
+    assert events
+    assert all(re.fullmatch(r"events\.out\.tfevents\.\d+\.camp\.\d+\.\d+", name) for name in events)
     assert json.loads((config.output / "run.json").read_text())["options"]["variant"] == "gate_fusion"
     (state,) = (
         state

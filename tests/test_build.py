@@ -60,7 +60,7 @@ def test_every_graph_builds(
     bundle = Bundle(half_bundle(variant))
     order = EngineOrder(bundle, graph, precision, here())
     (tmp_path / order.spec.file).parent.mkdir(exist_ok=True)
-    (tmp_path / order.spec.file).write_bytes(bundle.file(order.spec.file).read_bytes())
+    (tmp_path / order.spec.file).write_bytes(bundle.file(order.spec.file).read())
     bundle.folder = tmp_path  # engines are written here
     record = build_engine(order)
     assert (record.graph, record.precision) == (graph, order.own_precision)

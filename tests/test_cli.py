@@ -148,7 +148,11 @@ def test_a_gallery_is_encoded_once_and_ranked_many_times(
         asked = ["--gallery", tmp_path / "gallery", "--query", query, "--backend", "onnxruntime", "--json"]
         found = json.loads(camp("rank", picture_bundle, *asked).out)
         matches = [match_as_dict(match) for match in picture_retriever.rank(query, opened)]
-        assert found == {"rankings": [{"query": query, "matches": matches}], "skipped": [], "passed_over": []}
+        assert found == {
+            "rankings": [{"query": query, "unknown_words": [], "matches": matches}],
+            "skipped": [],
+            "passed_over": [],
+        }
 
 
 def match_as_dict(match: Match) -> dict[str, Any]:
@@ -229,8 +233,8 @@ def test_rank_json_is_in_order(camp: Camp, picture_bundle: Path, scenes: Path, p
     paths = sorted((scenes / "test").glob("*.png"))
     expected = picture_retriever.rank(QUERY, paths, 3)
     assert list(answer) == ["rankings", "skipped", "passed_over"]
-    ((query, matches),) = (one.values() for one in answer["rankings"])
-    assert (query, answer["skipped"]) == (QUERY, [])
+    ((query, unknown, matches),) = (one.values() for one in answer["rankings"])
+    assert (query, unknown, answer["skipped"]) == (QUERY, [], [])
     assert [match["rank"] for match in matches] == [1, 2, 3]
     assert [match["document"] for match in matches] == [match.document for match in expected]
     assert [match["logit"] for match in matches] == sorted((m.logit for m in expected), reverse=True)
@@ -581,7 +585,7 @@ def test_a_file_that_holds_no_features_is_refused(camp: Camp, feature_bundle: Pa
     np.save(tmp_path / "x.npy", np.zeros((3, 4), np.float32))
     result = camp("rank", feature_bundle, "--images", tmp_path / "x.npy", "--query", QUERY)
     assert result.code == 1
-    assert "expected float32 [images, regions, width]" in result.err
+    assert "expected floats [images, regions, width]" in result.err
 
 
 @pytest.mark.parametrize("query", ["", "zebra"])

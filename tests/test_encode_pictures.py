@@ -307,7 +307,7 @@ def test_an_error_leaves_no_thread(
     before = threading.enumerate()
     with Retriever(picture_bundle, "onnxruntime", threads=2) as retriever:
         if where == "network":
-            monkeypatch.setattr(retriever, "_engine", fail)
+            monkeypatch.setattr(OpenEngines, "__getitem__", lambda engines, graph: fail(graph))
         with pytest.raises((InputError, LookupError)) as raised:
             retriever.encode_images(images, on_progress=fail if where == "progress" else ignore)
         assert [thread for thread in threading.enumerate() if thread.name.startswith("camp-sdk")] == []

@@ -151,8 +151,8 @@ def test_a_manifest_of_impossible_sizes_is_refused(bundle: Bundle, changed: dict
 
 def test_a_plan_that_fits_is_found(bundle: Bundle) -> None:
     folder = write_engine(bundle)
-    path, record = find_plan(bundle, "image", "float32", replace(ORIN, driver="CUDA 13.0"))
-    assert path == folder / "engine.plan"
+    plan, record = find_plan(bundle, "image", "float32", replace(ORIN, driver="CUDA 13.0"))
+    assert plan.path == folder / "engine.plan"
     assert (record.graph, record.profile, record.build_s) == ("image", PROFILE, 1.5)
 
 
@@ -167,7 +167,7 @@ def test_of_several_that_fit_the_last_built_is_taken(bundle: Bundle) -> None:
     write_engine(bundle, built_at=5.0)
     other: Profile = {"features": ((1, 1, 12), (8, 36, 12), (8, 100, 12))}
     newest = write_engine(bundle, built_at=9.0, profile=other)
-    assert find_plan(bundle, "image", "float32", ORIN)[0].parent == newest
+    assert find_plan(bundle, "image", "float32", ORIN)[0].path.parent == newest
 
 
 COMMAND = "build it with: camp build .* --backend tensorrt --precision float32 --graph image"
@@ -361,7 +361,7 @@ def test_engines_outside_the_bundle_are_not_seen(bundle: Bundle, tmp_path: Path)
 def test_a_broken_record_does_not_hide_a_sound_one(bundle: Bundle) -> None:
     sound = write_engine(bundle)
     (write_engine(bundle, replace(ORIN, version="9.9")) / "engine.json").write_text("{")
-    assert find_plan(bundle, "image", "float32", ORIN)[0].parent == sound
+    assert find_plan(bundle, "image", "float32", ORIN)[0].path.parent == sound
     assert [folder for folder, _ in read_records(bundle.folder)[0]] == [sound]
 
 

@@ -17,7 +17,6 @@ from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.splitting import SplittingEngine
-from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.residency import resident_parts
 from camp_sdk.runtime.scoring import PairScorer, best_images, logit_matrix
 from camp_sdk.runtime.tensorrt.engine import TensorRtEngine
@@ -58,7 +57,7 @@ def setup(
         plan = write_plan(tmp_path / "engine.plan", graph, profile)
         engine = SplittingEngine(TensorRtEngine(plan, "tensorrt"), spec, profile)
     else:
-        engine = OnnxRuntimeEngine(HeldFile(graph))
+        engine = OnnxRuntimeEngine(graph)
         engine._device, engine._memory, engine.blocks = "cuda", ("cpu", 0), (8, 4)  # the fake's memory is the host's
     yield Setup(fake, PairScorer(engine, spec.inputs), images, texts, expected)
     engine.close()

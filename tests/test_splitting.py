@@ -15,14 +15,15 @@ from camp_sdk.runtime.engines.base import Arrays
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.profiles import Profile
 from camp_sdk.runtime.engines.splitting import Range, SplittingEngine, ranges_of, run_in_parts
+from camp_sdk.runtime.files import HeldFile
 from tests.helpers.profiles import SAME, feeds_of, profile_between
 
 
 class Strict(OnnxRuntimeEngine):
     """An engine that refuses what its profile does not hold, and counts its runs."""
 
-    def __init__(self, path: Path, profile: Profile) -> None:
-        super().__init__(path)
+    def __init__(self, graph: HeldFile, profile: Profile) -> None:
+        super().__init__(graph)
         self.profile, self.runs = profile, 0
 
     def _run(self, feeds: Mapping[str, Any]) -> Arrays:

@@ -50,11 +50,11 @@ class Setup:
     trt: FakeTensorRt
     spec: GraphSpec
     profile: Profile
-    plan: Path
-    graph: Path
+    plan: HeldFile
+    graph: HeldFile
 
     def plain(self, feeds: Arrays) -> Arrays:
-        with OnnxRuntimeEngine(HeldFile(self.graph)) as engine:
+        with OnnxRuntimeEngine(self.graph) as engine:
             return engine.run(feeds)
 
 
@@ -85,7 +85,7 @@ def test_every_graph_gives_what_onnx_runtime_gives(
     profile, path = profile_between(spec, {}, LARGEST), bundle.file(spec.file)
     feeds = feeds_of(spec, SIZES)
     plan = write_plan(tmp_path / "own.plan", path, profile)
-    with TensorRtEngine(plan, "tensorrt") as engine, OnnxRuntimeEngine(HeldFile(path)) as plain:
+    with TensorRtEngine(plan, "tensorrt") as engine, OnnxRuntimeEngine(path) as plain:
         assert_same(engine.run(feeds), plain.run(feeds))
         check_contract(engine, spec)
 
@@ -259,7 +259,7 @@ def test_a_plan_that_is_none(setup: Setup, tmp_path: Path) -> None:
         BackendError,
         match=r"cannot load .*broken\.plan: Magic tag does not match; rebuild it with camp build --force",
     ):
-        TensorRtEngine(tmp_path / "broken.plan", "tensorrt")
+        TensorRtEngine(HeldFile(tmp_path / "broken.plan"), "tensorrt")
 
 
 def test_without_a_driver_no_plan_is_touched(setup: Setup) -> None:

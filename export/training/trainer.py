@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import importlib
 import logging
 import os
 import sys
@@ -47,14 +48,13 @@ class NamelessTensorBoard(TensorBoardLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The writer, which opens its file when it is made."""
-        from tensorboard.summary.writer import event_file_writer
-
-        real = event_file_writer.socket
-        event_file_writer.socket = SimpleNamespace(gethostname=lambda: "camp")
+        files: Any = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+        network = files.socket
+        files.socket = SimpleNamespace(gethostname=lambda: "camp")
         try:
             return super().experiment
         finally:
-            event_file_writer.socket = real
+            files.socket = network
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -14,7 +14,6 @@ import pytest
 from camp_sdk import BackendError, Bundle
 from camp_sdk.runtime import backends
 from camp_sdk.runtime.engines.profiles import Profile
-from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.tensorrt.plans import Here, PlanRecord
 from tests.helpers.fake_cuda import write_plan
 from tests.helpers.profiles import profile_between
@@ -34,8 +33,8 @@ def plans_in(folder: Path, *built: str) -> PlanHere:
             raise BackendError(f"no {library} engine was built for {graph}")
         spec = bundle.manifest.graphs_in(precision)[graph]
         profile = profile_between(spec, {}, LARGEST)
-        plan = write_plan(folder / f"{graph}.plan", bundle.file(spec.file).path, profile)
-        return HeldFile(plan), SimpleNamespace(profile=profile)  # type: ignore[return-value]  # enough to run
+        plan = write_plan(folder / f"{graph}.plan", bundle.file(spec.file), profile)
+        return plan, SimpleNamespace(profile=profile)  # type: ignore[return-value]  # enough to run
 
     return plan_here
 

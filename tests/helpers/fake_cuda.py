@@ -24,6 +24,7 @@ import pytest
 
 from camp_sdk.runtime.engines.onnxruntime_engine import ONNX_TYPES
 from camp_sdk.runtime.engines.profiles import Profile
+from camp_sdk.runtime.files import HeldFile
 
 TRT_NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int8": "INT8", "bool": "BOOL"}
 SHIFTED = 256
@@ -419,10 +420,10 @@ class FakeContext:
             cache.kernels.add(kernel)
 
 
-def write_plan(path: Path, graph: Path, profile: Profile) -> Path:
+def write_plan(path: Path, graph: HeldFile, profile: Profile) -> HeldFile:
     """A plan of the fake TensorRT."""
-    path.write_text(json.dumps({"graph": str(graph), "profile": profile}))
-    return path
+    path.write_text(json.dumps({"graph": str(graph.path), "profile": profile}))
+    return HeldFile(path)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str = "tensorrt") -> tuple[FakeCuda, FakeTensorRt]:
