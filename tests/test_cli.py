@@ -391,7 +391,7 @@ def failing(name: str, bundle: Path, scenes: Path, tmp_path: Path) -> tuple[list
         "no folder": (["rank", bundle, "--images", tmp_path / "no", "--query", QUERY], "is not a folder"),
         "no pictures": (["rank", bundle, "--images", tmp_path / "empty", "--query", QUERY], "holds no pictures"),
         "unknown backend": ([*rank, QUERY, "--backend", "abacus"], "backend 'abacus': expected auto"),
-        "no split": (["eval", bundle, "--data", scenes, "--split", "val"], "has no split 'val'"),
+        "no split": (["eval", bundle, "--data", scenes, "--split", "other"], "has no split 'other'"),
         "no data": (["eval", bundle, "--data", tmp_path / "empty"], "has no split 'test'"),
     }[name]
 

@@ -24,6 +24,7 @@ from camp_sdk.arguments import distinct
 from camp_sdk.features import FeatureReader
 from camp_sdk.pictures import PictureError, read_picture
 from camp_sdk.runtime.manifest import FITS
+from camp_sdk.runtime.open_engines import OpenEngines
 from camp_sdk.runtime.threads import map_ahead
 from tests.helpers.manifests import put, rewrite
 from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH
