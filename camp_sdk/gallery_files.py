@@ -17,14 +17,13 @@ from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow_specs, words_axis
 from camp_sdk.runtime.engines.base import Arrays
 from camp_sdk.runtime.errors import BundleError, InputError
-from camp_sdk.runtime.files import absolute, check_writable, followed, is_empty, write_aside
+from camp_sdk.runtime.files import absolute, check_writable, followed, is_empty, opened_whole, write_aside
 from camp_sdk.runtime.manifest import Manifest
 from camp_sdk.runtime.messages import brief
 
 FORMAT_VERSION = 1
 METADATA = "gallery.json"
 MAX_REASON = 300  # characters: errors may repeat what a file holds
-MAX_OPENINGS = 100  # attempts to open a gallery that is being replaced
 PRECISIONS_OF = {"image": GALLERY_PRECISIONS, "text": ("float32",)}  # by kind
 
 
@@ -133,17 +132,7 @@ def open_gallery_files(folder: Path, bundle: Bundle) -> tuple[GalleryMetadata, E
             manifest.
     """
     # Another process may replace the gallery while it is read: do not mix old names with new tensors.
-    for _ in range(MAX_OPENINGS):
-        version = _version(folder)
-        try:
-            opened = _open(folder, bundle)
-        except BundleError:
-            if _version(folder) == version:
-                raise
-        else:
-            if _version(folder) == version:
-                return opened
-    raise BundleError(f"{folder} is being replaced again and again: open it when that has ended")
+    return opened_whole(folder / METADATA, lambda: _open(folder, bundle))
 
 
 def _open(folder: Path, bundle: Bundle) -> tuple[GalleryMetadata, EncodedImages | EncodedTexts]:
@@ -176,15 +165,6 @@ def check_output(folder: Path) -> None:
     if target.exists() and not is_empty(target) and not _is_gallery(target):
         raise InputError(f"{target} exists and is not a gallery, or holds other files too: name another folder")
     check_writable(target)
-
-
-def _version(folder: Path) -> tuple[int, int] | None:
-    """Changes when another gallery is saved under the same name; None if there is no gallery."""
-    try:
-        found = (folder / METADATA).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def _is_gallery(folder: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,7 +26,6 @@ AVIF_BRANDS = frozenset((b"avif", b"avis"))
 HEADERS_ONLY = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 MAX_FILE_BYTES = 1 << 30  # of a file object, which is read into memory; a path has no such limit
 NAMES_SHOWN = 3
-REGISTERING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -214,12 +212,11 @@ def _add_decoder(source: Any) -> bool:
     from PIL import Image, features
 
     brand = _brand(source)
-    with REGISTERING:
-        if brand in HEIF_BRANDS and "HEIF" not in Image.OPEN and not _register("register_heif_opener"):
-            raise OSError(f"it is HEIC, which needs pillow-heif: {install_command('heif')}")
-        # pillow-heif decoded AVIF as long as Pillow did not.
-        if brand in AVIF_BRANDS and "avif" not in features.get_supported() and not _register("register_avif_opener"):
-            raise OSError("it is AVIF, which this Pillow does not decode: install Pillow 11.3 or newer")
+    if brand in HEIF_BRANDS and "HEIF" not in Image.OPEN and not _register("register_heif_opener"):
+        raise OSError(f"it is HEIC, which needs pillow-heif: {install_command('heif')}")
+    # pillow-heif decoded AVIF as long as Pillow did not.
+    if brand in AVIF_BRANDS and "avif" not in features.get_supported() and not _register("register_avif_opener"):
+        raise OSError("it is AVIF, which this Pillow does not decode: install Pillow 11.3 or newer")
     return brand in HEIF_BRANDS | AVIF_BRANDS
 
 

@@ -247,6 +247,8 @@ class Retriever:
             InputError: A query is empty or has no word by which the model can tell pictures apart: none that it knows,
                 or only unknown ones and such as most captions have ("a" in "a zebra").
         """
+        if isinstance(queries, str):
+            raise InputError("queries is a string: expected a list of strings")
         self._tokenizer.check_queries(queries)
 
     def check_counts(self, top_k: int, shortlist: int | None = None) -> None:

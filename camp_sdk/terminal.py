@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 stderr = Console(stderr=True)
 TRAIN_PACKAGES = ("jinja2", "lightning", "onnx", "onnxscript", "tensorboard", "torch")
+FLAGS = {"memory_budget_bytes": "--memory-budget"}  # those that differ from their parameter's name
 PARAMETER = re.compile(r"`([a-z][a-z_]*)`")
 EXTRA_OF = dict.fromkeys(TRAIN_PACKAGES, "train")
 
@@ -65,7 +66,7 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 def as_flags(message: str) -> str:
     """A message for the command line: a parameter in backticks, such as `batch_size`, becomes --batch-size."""
-    return PARAMETER.sub(lambda match: f"--{match[1].replace('_', '-')}", message)
+    return PARAMETER.sub(lambda match: FLAGS.get(match[1], f"--{match[1].replace('_', '-')}"), message)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -69,7 +69,7 @@ def plan_blocks(
         group = min(group, memory_budget_bytes // (4 * len(texts.tensors) * text_bytes))
         if pairs < 1 or group < 1:
             needed = max(working_bytes, 4 * len(texts.tensors) * text_bytes)
-            raise InputError(f"memory_budget_bytes is {memory_budget_bytes}: a single pair needs {needed} bytes")
+            raise InputError(f"`memory_budget_bytes` is {memory_budget_bytes}: a single pair needs {needed} bytes")
     pairs = max(1, pairs)
     if engine.blocks is None:
         max_texts = max(max_texts, pairs // len(images))  # blocks of few images take more texts instead

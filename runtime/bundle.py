@@ -11,10 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from camp_sdk.runtime.errors import BundleError
-from camp_sdk.runtime.files import HeldFile
+from camp_sdk.runtime.files import HeldFile, opened_whole
 from camp_sdk.runtime.manifest import EXPORT_AGAIN, MANIFEST_FILE, FileEntry, Manifest, read_manifest
-
-MAX_OPENINGS = 100  # attempts to open a bundle that is being replaced
 
 
 class Bundle:
@@ -36,15 +34,8 @@ class Bundle:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = _resolved(Path(folder))
-        for attempt in range(1, MAX_OPENINGS + 1):
-            version = _version(self.folder)
-            try:
-                self.manifest, self._files = _open(self.folder)
-                break
-            except BundleError:
-                # If another process put a new bundle in place between two reads, its files do not fit the old manifest.
-                if _version(self.folder) == version or attempt == MAX_OPENINGS:
-                    raise
+        # If another process puts a new bundle in place between two reads, its files do not fit the old manifest.
+        self.manifest, self._files = opened_whole(self.folder / MANIFEST_FILE, lambda: _open(self.folder))
         # Galleries record the model that made them by this hash of the graphs and the tokenizer.
         listed = json.dumps(sorted((name, entry.sha256) for name, entry in self.manifest.files.items()))
         self.fingerprint = hashlib.sha256(listed.encode()).hexdigest()
@@ -96,21 +87,15 @@ def _resolved(folder: Path) -> Path:
         raise BundleError(f"{str(folder)[:200]!r} cannot be the path of a bundle: {error}") from None
 
 
-def _version(folder: Path) -> tuple[int, int] | None:
-    """Changes when another bundle takes a folder's place; None without a manifest."""
-    try:
-        found = (folder / MANIFEST_FILE).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
 def _open(folder: Path) -> tuple[Manifest, dict[str, HeldFile]]:
     manifest_file = folder / MANIFEST_FILE
-    if manifest_file.is_file():
-        _check_inside(manifest_file, folder)
-    manifest = read_manifest(manifest_file)
-    return manifest, {name: _checked(folder / name, folder, entry) for name, entry in manifest.files.items()}
+    try:
+        if manifest_file.is_file():
+            _check_inside(manifest_file, folder)
+        manifest = read_manifest(manifest_file)
+        return manifest, {name: _checked(folder / name, folder, entry) for name, entry in manifest.files.items()}
+    except OSError as error:  # not readable, or gone since it was looked for
+        raise BundleError(f"{folder} cannot be read: {error}") from None
 
 
 def _checked(path: Path, folder: Path, entry: FileEntry) -> HeldFile:

@@ -14,6 +14,7 @@ from camp_sdk.runtime.messages import brief
 
 GLOBAL_SUFFIX = ".global"
 DTYPES = ("float32", "float16", "int64", "int8", "bool")
+MAX_FILE_NAME = 1000
 MAX_NAME, MAX_AXES, MAX_TENSORS, MAX_SIZE = 100, 8, 64, 1 << 24
 
 
@@ -155,6 +156,8 @@ def inside(name: str) -> str:
         ValueError: the path leaves the bundle.
     """
     path = PurePosixPath(name)
+    if not name.isprintable() or len(name) > MAX_FILE_NAME:
+        raise ValueError(f"path {brief(name)} is no plain name of at most {MAX_FILE_NAME} characters")
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
         raise ValueError(f"path {brief(name)} leaves the bundle")
     return name

@@ -40,5 +40,5 @@ class MissingExtraError(BackendError, ImportError):
         super().__init__(f"{package} is not installed; install it with: {install_command(extra)}")
         self._arguments = (package, extra)
 
-    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
-        return type(self), self._arguments  # an exception is rebuilt from its message otherwise
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str], dict[str, object]]:
+        return type(self), self._arguments, self.__dict__  # an exception is rebuilt from its message otherwise

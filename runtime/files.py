@@ -15,17 +15,19 @@ import stat
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from camp_sdk.runtime.errors import BundleError
 
 CHUNK_BYTES = 1 << 20
+MAX_OPENINGS = 100  # attempts to open a folder that is being replaced
+Opened = TypeVar("Opened")
 
 
 class HeldFile:
@@ -46,13 +48,9 @@ class HeldFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Without O_NONBLOCK, opening a named pipe would wait for its writer.
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        weakref.finalize(self, os.close, self._descriptor)
-        found = os.fstat(self._descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        self.nbytes = found.st_size
+        self._descriptor, found = _opened(path)
+        self._identity, self.nbytes = (found.st_dev, found.st_ino), found.st_size
+        weakref.finalize(self, _close, self._descriptor, self._identity)
 
     @cached_property
     def sha256(self) -> str:
@@ -66,19 +64,89 @@ class HeldFile:
         """The content that `sha256` is the hash of.
 
         Raises:
-            BundleError: another program has changed the file in place since it was hashed.
+            BundleError: the content has changed since it was hashed.
         """
         expected, content = self.sha256, b"".join(self._chunks(self.nbytes))
         if hashlib.sha256(content).hexdigest() != expected:
-            raise BundleError(f"{self.path} was changed in place while it was open: write a new file and rename it")
+            raise BundleError(f"{self.path} was changed while it was open: write a new file and rename it")
         return content
 
     def _chunks(self, size: int) -> Iterator[bytes]:
         # pread, because threads and forked processes share the position of a descriptor.
         start = 0
-        while start < self.nbytes and (chunk := os.pread(self._descriptor, min(size, self.nbytes - start), start)):
+        descriptor = self._descriptor_now()
+        while start < self.nbytes and (chunk := os.pread(descriptor, min(size, self.nbytes - start), start)):
             yield chunk
             start += len(chunk)
+
+    def _descriptor_now(self) -> int:
+        """The descriptor. The file is opened again if the process closed it: daemons close all files that are open."""
+        if not _is_open(self._descriptor, self._identity):
+            try:
+                self._descriptor, found = _opened(self.path)
+            except OSError as error:
+                raise BundleError(f"{self.path} was closed by this process, and opening it failed: {error}") from None
+            self._identity = found.st_dev, found.st_ino
+            weakref.finalize(self, _close, self._descriptor, self._identity)
+        return self._descriptor
+
+
+def _opened(path: Path) -> tuple[int, os.stat_result]:
+    # Without O_NONBLOCK, opening a named pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor, found
+
+
+def _is_open(descriptor: int, identity: tuple[int, int]) -> bool:
+    """Whether a descriptor is still that of a file, and not closed or given to another one."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == identity
+
+
+def _close(descriptor: int, identity: tuple[int, int]) -> None:
+    if _is_open(descriptor, identity):
+        os.close(descriptor)
+
+
+def opened_whole(marker: Path, open_folder: Callable[[], Opened]) -> Opened:
+    """Open the files of a folder, without mixing two if another process replaces the folder meanwhile.
+
+    Args:
+        marker: a file of the folder that is new in every new version of it.
+        open_folder: opens the files.
+
+    Returns:
+        What ``open_folder`` returned for one version of the folder.
+
+    Raises:
+        BundleError: the files cannot be opened, or the folder is replaced again and again.
+    """
+    for _ in range(MAX_OPENINGS):
+        version = _version(marker)
+        try:
+            opened = open_folder()
+        except BundleError:
+            if _version(marker) == version:
+                raise
+        else:
+            if _version(marker) == version:
+                return opened
+    raise BundleError(f"{marker.parent} is being replaced again and again: open it when that has ended")
+
+
+def _version(marker: Path) -> tuple[int, int] | None:
+    try:
+        found = marker.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _remove(path: Path) -> None:

@@ -18,6 +18,8 @@ MAX_DEPTH = 64  # of messages inside messages; protobuf's own readers stop at 10
 MAX_FIELDS = 2_000_000  # of messages that may hold a tensor; read in about two seconds
 VARINT, EIGHT_BYTES, MESSAGE, FOUR_BYTES = 0, 1, 2, 5  # wire types
 MAX_VARINT_BYTES = 10
+MAX_TAG = (1 << 32) - 1
+OTHER_FORMAT = b"ORTM"  # at bytes 4 to 7 of a file in ONNX Runtime's own format, which it would read as such
 
 
 @dataclass
@@ -64,6 +66,8 @@ def read_graph(file: HeldFile) -> bytes:
     """
     content = file.read()
     try:
+        if content[4:8] == OTHER_FORMAT:
+            raise _WireError("it is not an ONNX model")
         _check(memoryview(content))
     except _WireError as error:
         raise BundleError(f"{file.path} cannot be opened: {error}; {EXPORT_AGAIN}") from None
@@ -93,13 +97,15 @@ def _parts(message: memoryview, kind: _Kind) -> Iterator[tuple[memoryview, _Kind
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
+        if tag > MAX_TAG:  # other readers drop the upper bits, and would take it for another field
+            raise _WireError("it is not an ONNX model")
         number, wire_type = tag >> 3, tag & 7
         if number in kind.refused:
             raise _WireError(f"it holds {kind.refused[number]}")
         if number in kind.parts and wire_type != MESSAGE:
             raise _WireError(f"field {number} of a {kind.name} is not a message")
         start, at, value = _skip(message, at, wire_type)
-        if kind is TENSOR and number == DATA_LOCATION and value == EXTERNAL:
+        if kind is TENSOR and number == DATA_LOCATION and value & 0xFFFFFFFF == EXTERNAL:
             raise _WireError(f"it holds {OUTSIDE}")
         if kind is NODE and number == OPERATOR and message[start:at] == ENGINE_OPERATOR:
             raise _WireError("it holds a compiled engine, which is a program")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -193,7 +194,7 @@ class Manifest:
         """
         graphs = _graphs(raw["graphs"])
         entries = raw["files"].items()
-        files = {inside(name): FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries}
+        files = {inside(name): FileEntry(int(entry["bytes"]), _hash(entry["sha256"])) for name, entry in entries}
         manifest = cls(
             variant=str(raw["variant"]),
             activation=raw["activation"],
@@ -280,11 +281,11 @@ def _check(manifest: Manifest) -> None:
     missing = [name for name in REQUIRED_GRAPHS if name not in manifest.graphs]
     unknown = [name for name in manifest.graphs if name not in REQUIRED_GRAPHS + OPTIONAL_GRAPHS]
     if missing or unknown:
-        raise ValueError(f"graphs missing: {missing}, unknown: {unknown}")
+        raise ValueError(f"graphs missing: {missing}, unknown: {brief(unknown)}")
     lowered = [own.graphs for own in manifest.precisions.values()]
     every = [graph for graphs in (manifest.graphs, *lowered) for graph in graphs.values()]
     if unlisted := [name for name in [*(graph.file for graph in every), TOKENIZER_FILE] if name not in manifest.files]:
-        raise ValueError(f"files without a hash: {unlisted}")
+        raise ValueError(f"files without a hash: {brief(unlisted)}")
     if manifest.activation not in ACTIVATIONS:
         raise ValueError(f"activation {brief(manifest.activation)}, expected one of {ACTIVATIONS}")
     for own in ({}, *lowered):
@@ -311,11 +312,17 @@ def _precisions(raw: Any) -> dict[str, LoweredGraphs]:
     if raw == ["float32"]:  # the form in bundles made before lower precisions existed
         return {}
     if unknown := raw.keys() - PRECISION_FOLDERS.keys():
-        raise ValueError(f"precisions {sorted(unknown)}, expected {sorted(PRECISION_FOLDERS)}")
+        raise ValueError(f"precisions {brief(sorted(unknown))}, expected {sorted(PRECISION_FOLDERS)}")
     return {
         name: LoweredGraphs(_graphs(entry["graphs"]), tuple(dict(check) for check in entry.get("checks") or ()))
         for name, entry in raw.items()
     }
+
+
+def _hash(raw: Any) -> str:
+    if not isinstance(raw, str) or not re.fullmatch("[0-9a-f]{64}", raw):
+        raise ValueError(f"hash {brief(raw)}, expected a SHA-256 in hexadecimal")
+    return raw
 
 
 def _stop_words(raw: Any) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ def _golden_logits(bundle: Bundle, engines: dict[str, Engine], precision: str, g
     graphs = bundle.manifest.graphs_in(precision)
     if golden.pixels is not None:
         features = engines["vision"].run({"pixels": golden.pixels})["features"]
-    tokens = Tokens(golden.tokens, golden.lengths, ())
+    tokens = Tokens(golden.tokens, golden.lengths, (), ())
     texts = encode_texts(engines["text"], bundle, tokens)
     images = EncodedImages(engines["image"].run(scoring.feeds_of(graphs["image"].inputs, {"features": features})))
     return scoring.logit_matrix(PairScorer(engines["scorer"], graphs["scorer"].inputs), images, texts)

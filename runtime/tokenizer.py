@@ -37,7 +37,7 @@ class Tokens:
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
     words: tuple[tuple[str, ...], ...]
-    unknown: tuple[tuple[int, ...], ...] = ()
+    unknown: tuple[tuple[int, ...], ...]
 
     def unknown_words(self, text: int) -> tuple[str, ...]:
         """The words of a text that are not in the vocabulary, each once, as in the text.

@@ -16,7 +16,7 @@ BYTES_LIMIT = 64 << 20
 MAX_LENGTH = 4096  # of a text, in tokens, both markers counted
 MAX_STEPS = 8  # in a sequence of normalizers
 MAX_PREFIX = 8  # characters before a word piece that continues a word
-MAX_PIECE_CHARACTERS = 1000
+MAX_PIECE_CHARACTERS = 200  # of a word: it is cut into pieces in time that grows with its square
 # Steps that take time in proportion to the text and have no parameters but switches.
 NORMALIZERS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"), frozenset()),
@@ -50,13 +50,13 @@ def checked_tokenizer(content: str | bytes) -> str:
     if not (_is_plain(rules[0], NORMALIZERS, "normalizers") and _is_plain(rules[1], SPLITTERS, "pretokenizers")):
         _require(rules_hash(rules) in KNOWN_RULES, "its normalizer or pre_tokenizer is not one that the export writes")
     vocabulary = _check_model(raw.get("model"))
-    _check_markers(raw.get("post_processor"), vocabulary)
+    markers = _marked(raw.get("post_processor"), vocabulary)
     _check_truncation(raw.get("truncation"))
     for token in (added := _listed(raw.get("added_tokens"), "added_tokens", len(vocabulary))):
         known = isinstance(token, dict) and vocabulary.get(_text(token.get("content"))) == token.get("id")
         _require(known, "an added token is not in the vocabulary")
-    names = ("version", "truncation", "normalizer", "pre_tokenizer", "post_processor", "model")
-    return json.dumps({name: raw.get(name) for name in names} | {"added_tokens": added})
+    kept = {name: raw.get(name) for name in ("version", "truncation", "normalizer", "pre_tokenizer", "model")}
+    return json.dumps(kept | {"added_tokens": added, "post_processor": markers})
 
 
 def rules_hash(rules: list[Any]) -> str:
@@ -111,31 +111,39 @@ def _check_model(model: Any) -> dict[str, int]:
     if kind == "WordPiece":
         prefix, most = model.get("continuing_subword_prefix"), model.get("max_input_chars_per_word")
         _require(isinstance(prefix, str) and len(prefix) <= MAX_PREFIX, "its prefix of word pieces is not a short text")
-        _require(
-            type(most) is int and 1 <= most <= MAX_PIECE_CHARACTERS, "its longest word is not 1 to 1000 characters"
-        )
+        fits = type(most) is int and 1 <= most <= MAX_PIECE_CHARACTERS
+        _require(fits, f"its longest word is not 1 to {MAX_PIECE_CHARACTERS} characters")
     return dict(vocabulary)
 
 
-def _check_markers(processor: Any, vocabulary: Mapping[str, int]) -> None:
-    """Check that a text gets one marker at each end, both in the vocabulary."""
-    single = processor.get("single") if isinstance(processor, dict) else None
-    _require(_kinds_of(single) == ["SpecialToken", "Sequence", "SpecialToken"], "it does not add a marker at each end")
-    assert single is not None
-    markers = processor.get("special_tokens")
-    _require(isinstance(markers, dict), "its markers have no indices")
-    for place in (0, 2):
-        name = _text(single[place]["SpecialToken"].get("id"))
-        marker = markers.get(name)
+def _marked(processor: Any, vocabulary: Mapping[str, int]) -> dict[str, Any]:
+    """The step that adds a marker at each end of a text, written anew from the two markers' names."""
+    kind, single = (processor.get("type"), processor.get("single")) if isinstance(processor, dict) else (None, None)
+    kinds = [_kind_of(piece) for piece in single] if isinstance(single, list) and len(single) == 3 else []
+    shown = "it does not add a marker at each end"
+    _require((kind, kinds) == ("TemplateProcessing", ["SpecialToken", "Sequence", "SpecialToken"]), shown)
+    assert isinstance(single, list)
+    _require(single[1]["Sequence"].get("id") == "A", shown)
+    names = [_text(single[place]["SpecialToken"].get("id")) for place in (0, 2)]
+    listed = processor.get("special_tokens")
+    for name in names:
+        marker = listed.get(name) if isinstance(listed, dict) else None
         indices = marker.get("ids") if isinstance(marker, dict) else None
         _require(name in vocabulary and indices == [vocabulary[name]], "a marker is not in the vocabulary")
+    first, last = ({"SpecialToken": {"id": name, "type_id": 0}} for name in names)
+    text, other = ({"Sequence": {"id": letter, "type_id": place}} for place, letter in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text, last],
+        "pair": [text, other],
+        "special_tokens": {name: {"id": name, "ids": [vocabulary[name]], "tokens": [name]} for name in names},
+    }
 
 
-def _kinds_of(single: Any) -> list[str]:
-    if not isinstance(single, list) or len(single) != 3:
-        return []
-    pieces = [piece if isinstance(piece, dict) and len(piece) == 1 else {"": None} for piece in single]
-    return [kind if isinstance(content, dict) else "" for piece in pieces for kind, content in piece.items()]
+def _kind_of(piece: Any) -> str:
+    """Which part of a template this is; empty if it is none."""
+    kinds = list(piece) if isinstance(piece, dict) else []
+    return kinds[0] if len(kinds) == 1 and isinstance(piece[kinds[0]], dict) else ""
 
 
 def _check_truncation(truncation: Any) -> None:

@@ -135,6 +135,33 @@ def test_a_tensor_from_elsewhere(tmp_path: Path, hidden: Callable[[], onnx.Model
         read(tmp_path, hidden().SerializeToString())
 
 
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_a_tensor_from_elsewhere_under_tags_of_more_bits(tmp_path: Path, hidden: Callable[[], onnx.ModelProto]) -> None:
+    """Engines drop the upper bits of a tag of five bytes, and so find the field."""
+    content = hidden().graph.SerializeToString()
+    tag = _varint((7 << 3 | 2) + (1 << 32))
+    with pytest.raises(BundleError, match=r"graph\.onnx cannot be opened"):
+        read(tmp_path, b"\x08\x0a" + tag + _length(content) + content)
+
+
+def test_a_location_of_more_bits(tmp_path: Path) -> None:
+    model = location_only()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("data_location")
+    wide = b"\x70" + _varint(1 + (1 << 32))  # data_location, of which engines read the lower 32 bits
+    inner = tensor.SerializeToString() + wide
+    graph = b"\x2a" + _length(inner) + inner
+    with pytest.raises(BundleError, match="a tensor whose data lie outside"):
+        read(tmp_path, b"\x3a" + _length(graph) + graph)
+
+
+def test_a_file_of_two_formats(tmp_path: Path) -> None:
+    content = b"\x12\x06??ORTM" + model_of().SerializeToString()  # a producer's name, for a reader of ONNX
+    assert content[4:8] == b"ORTM"
+    with pytest.raises(BundleError, match="is not an ONNX model"):
+        read(tmp_path, content)
+
+
 def test_a_compiled_engine_inside_a_graph(tmp_path: Path) -> None:
     node = helper.make_node("EPContext", ["x"], ["z"], domain="com.microsoft", ep_cache_context="engine.plan")
     with pytest.raises(BundleError, match="it holds a compiled engine, which is a program"):
@@ -177,7 +204,11 @@ def test_messages_nested_without_end(tmp_path: Path) -> None:
 
 
 def _length(content: bytes) -> bytes:
-    size, out = len(content), b""
+    return _varint(len(content))
+
+
+def _varint(size: int) -> bytes:
+    out = b""
     while size > 0x7F:
         out, size = out + bytes([size & 0x7F | 0x80]), size >> 7
     return out + bytes([size])

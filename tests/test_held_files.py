@@ -60,7 +60,7 @@ def test_a_file_that_was_changed_in_place(tmp_path: Path) -> None:
     held = HeldFile(path)
     assert held.sha256 == sha256_of(path)
     path.write_bytes(b"beyond")
-    with pytest.raises(BundleError, match="was changed in place while it was open"):
+    with pytest.raises(BundleError, match="was changed while it was open"):
         held.read()
 
 
@@ -70,7 +70,7 @@ def test_a_file_that_shrank(tmp_path: Path) -> None:
     held = HeldFile(path)
     assert held.sha256
     path.write_bytes(b"")
-    with pytest.raises(BundleError, match="was changed in place"):
+    with pytest.raises(BundleError, match="was changed while"):
         held.read()
 
 
@@ -79,6 +79,39 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", tmp_path):
         with pytest.raises(OSError, match="not a regular file"):
             HeldFile(path)
+
+
+def test_a_process_that_closes_all_files_goes_on(tmp_path: Path) -> None:
+    """As daemons do; another file may get the number of a descriptor, and must stay open."""
+    for name, content in (("file", b"content"), ("other", b"other")):
+        (tmp_path / name).write_bytes(content)
+    held = HeldFile(tmp_path / "file")
+    assert held.read() == b"content"
+    number = held._descriptor
+    os.close(number)
+    with (tmp_path / "other").open("rb") as other:
+        os.dup2(other.fileno(), number)
+        assert held.read() == b"content"
+        del held
+        gc.collect()
+        assert os.fstat(number).st_size == 5
+        os.close(number)
+
+
+def test_a_process_that_closed_a_file_that_is_another_now(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    held = HeldFile(path)
+    assert held.read() == b"before"
+    os.close(held._descriptor)
+    with write_aside(path) as aside:
+        aside.write_bytes(b"beyond")
+    with pytest.raises(BundleError, match="was changed while it was open"):
+        held.read()
+    os.close(held._descriptor)
+    path.unlink()
+    with pytest.raises(BundleError, match="was closed by this process, and opening it failed"):
+        held.read()
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
@@ -136,6 +169,22 @@ def test_a_relative_path_after_a_change_of_folder(
     monkeypatch.chdir("/")
     assert len(retriever.rank(QUERY, features)) == 5
     assert retriever.bundle.folder == bundle_copy.resolve()
+
+
+def test_a_bundle_that_is_gone_for_a_moment(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a folder is replaced by two renames."""
+    read, times = bundle_module.read_manifest, []
+
+    def going(path: Path) -> object:
+        manifest = read(path)
+        times.append(bundle_copy.rename(bundle_copy.with_name("moved")) if not times else None)
+        return manifest
+
+    monkeypatch.setattr(bundle_module, "read_manifest", going)
+    with pytest.raises(BundleError, match="not found"):
+        Bundle(bundle_copy)
+    bundle_copy.with_name("moved").rename(bundle_copy)
+    assert Bundle(bundle_copy).manifest.variant == "paper"
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "x/" * 3000, "nul\0l"])

@@ -120,11 +120,21 @@ IMAGE, TEXT = ("graphs", "image", "outputs"), ("graphs", "text", "outputs")
         pytest.param(put(["I", "T", 1], "graphs", "scorer", "outputs", "logits", "shape"), id="logits of three axes"),
         pytest.param(put({}, "graphs", "explainer", "outputs"), id="nothing explained"),
         pytest.param(put(0, "tokenizer", "vocabulary"), id="no vocabulary"),
+        pytest.param(put({}, "graphs", "g" * 10**6), id="a graph with a long name"),
+        pytest.param(put("f" * 10**6, "graphs", "image", "file"), id="a file with a long name"),
+        pytest.param(put("image\0.onnx", "graphs", "image", "file"), id="a file whose name ends early"),
+        pytest.param(put("\ud800.onnx", "graphs", "image", "file"), id="a file whose name is no text"),
+        pytest.param(put("0" * 10**6, "files", "image.onnx", "sha256"), id="a long hash"),
+        pytest.param(put({}, "precisions", "p" * 10**6), id="a precision with a long name"),
     ],
 )
 def test_a_contract_that_cannot_be(bundle_copy: Path, change: Change) -> None:
-    with pytest.raises(BundleError, match=r"manifest\.json breaks the contract \(ValueError: .*\); export the bundle"):
+    with pytest.raises(
+        BundleError, match=r"manifest\.json breaks the contract \(\w+: .*\); export the bundle"
+    ) as raised:
         Bundle(rewrite(bundle_copy, change))
+    assert len(str(raised.value)) < 2000
+    assert str(raised.value).isprintable()
 
 
 @pytest.mark.parametrize(

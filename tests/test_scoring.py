@@ -258,7 +258,7 @@ def test_hardware_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: py
 
 def test_a_budget_below_a_pair_is_refused_with_what_it_needs(feature_bundle: Path, many: NDArray[np.float32]) -> None:
     retriever = Retriever(feature_bundle, "onnxruntime", memory_budget_bytes=1000)
-    with pytest.raises(InputError, match=r"memory_budget_bytes is 1000: a single pair needs \d+"):
+    with pytest.raises(InputError, match=r"`memory_budget_bytes` is 1000: a single pair needs \d+"):
         retriever.rank(QUERY, many)
 
 

@@ -97,6 +97,9 @@ REFUSED = {
     "markers without the text": lambda raw: raw["post_processor"]["single"].pop(1) and None,
     "a marker beyond the words": put([10**6], "post_processor", "special_tokens", "<start>", "ids"),
     "many indices for a marker": put([1, 1], "post_processor", "special_tokens", "<start>", "ids"),
+    "markers of another kind": put("BertProcessing", "post_processor", "type"),
+    "markers that are none": put("ByteLevel", "post_processor", "type"),
+    "markers around another text": put("B", "post_processor", "single", 1, "Sequence", "id"),
     "markers of a list": put([], "post_processor", "special_tokens"),
     "an added word that is not there": put([{"id": 99, "content": "zz", "special": True}], "added_tokens"),
     "added words without end": put([{"id": 1, "content": "<start>"}] * 10**4, "added_tokens"),
@@ -125,6 +128,12 @@ def test_padding_and_decoders_do_not_reach_the_library() -> None:
     text = changed(put({"type": "nothing that exists"}, "decoder"))
     text = changed(put({"strategy": "nothing either"}, "padding"), text)
     assert Tokenizer(text).encode(["star"]).lengths.tolist() == [3]
+
+
+def test_a_marker_is_what_its_index_says() -> None:
+    """The library would show any text in its place."""
+    text = changed(put(["other"], "post_processor", "special_tokens", "<start>", "tokens"))
+    assert Tokenizer(text).encode(["star"]).words == (("<start>", "star", "<end>"),)
 
 
 def test_damaged_files_are_read_or_refused() -> None:

@@ -103,7 +103,7 @@ def _images_in(images: Path) -> tuple[Any, list[str] | None, Sequence[PassedOver
         return *open_rows(images), ()
     found = find_pictures(images)
     if found.passed_over:
-        line = visible(describe(found.passed_over)).replace("\n", "\\n")  # file names may hold line ends
+        line = visible(describe(found.passed_over))
         stderr.print(line, markup=False, highlight=False, soft_wrap=True)
     return found.paths, None, found.passed_over
 

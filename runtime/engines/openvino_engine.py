@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import queue
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,6 +112,11 @@ class _SignalStack(ctypes.Structure):
     _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 @contextlib.contextmanager
 def own_signal_stack() -> Iterator[None]:
     """Give the thread back the stack on which it handles signals.
@@ -121,7 +127,7 @@ def own_signal_stack() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc, before = _libc(), _SignalStack()
     libc.sigaltstack(None, ctypes.byref(before))
     try:
         yield

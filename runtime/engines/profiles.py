@@ -121,7 +121,8 @@ def _range(size: int | str, axes: dict[str, Range], tensor: TensorSpec) -> Range
 
 def _axes(manifest: Manifest, limits: Limits) -> dict[str, Range]:
     words, regions = limits.max_words or manifest.max_words + MARKERS, limits.max_regions or MAX_REGIONS
-    fixed = (math.prod(manifest.pixels.grid) or None) if manifest.pixels else None
+    tiled = manifest.pixels is not None and manifest.pixels.grid != (0, 0)
+    fixed = math.prod(manifest.pixels.grid) if manifest.pixels and tiled else None
     if not 1 <= manifest.max_words <= AXIS_LIMIT - MARKERS or (fixed is not None and not 1 <= fixed <= AXIS_LIMIT):
         raise BundleError(
             f"manifest.json has max_words {manifest.max_words} and {fixed} regions, expected at least 1; {EXPORT_AGAIN}"
