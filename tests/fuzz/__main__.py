@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from camp_sdk.progress import progress_bar
-from tests.fuzz.kinds import ALL, KINDS, counts
 from tests.fuzz.kills import run_kills
+from tests.fuzz.kinds import ALL, KINDS, counts
 from tests.fuzz.manythreads import run_threads
 from tests.fuzz.table import Outcome, as_json, counted, failures_of, table_of
 from tests.fuzz.workers import Pool, saved

@@ -114,7 +114,13 @@ def _pictures(folder: Path) -> None:
     ways: dict[str, list[tuple[str, dict[str, Any]]]] = {
         "png": [("RGB", {"exif": exif}), ("P", {"transparency": 0}), ("RGBA", frames), ("I;16", {}), ("1", {})],
         "jpeg": [("RGB", {"exif": exif}), ("L", {"progressive": True}), ("CMYK", {})],
-        "tiff": [("RGB", {"compression": "tiff_lzw"}), ("RGB", {"compression": "jpeg"}), ("F", {}), ("P", {}), ("I;16", {})],
+        "tiff": [
+            ("RGB", {"compression": "tiff_lzw"}),
+            ("RGB", {"compression": "jpeg"}),
+            ("F", {}),
+            ("P", {}),
+            ("I;16", {}),
+        ],
         "webp": [("RGB", {"exif": exif}), ("RGBA", {"lossless": True}), ("RGB", frames)],
         "gif": [("P", {}), ("P", frames)],
         "bmp": [("RGB", {}), ("P", {}), ("1", {})],
@@ -155,7 +161,7 @@ def _records(folder: Path) -> None:
 
 
 def write_run(bases: Path) -> None:
-    """The folder of a training run, with its record: apart from the others, because it needs the training's packages."""
+    """The folder of a training run, with its record; apart from the others, because it imports the trainer."""
     from camp_sdk.data import load_split
     from camp_sdk.export.training.config import TrainConfig
     from camp_sdk.export.training.resume import RECORD, run_record

@@ -43,6 +43,9 @@ CALLS: tuple[tuple[Any, ...], ...] = (
 )
 
 
+OPCODES = b"(.01IJKLMNRQTUVXabcdeghijloprstu}]){\x80\x81\x85\x88\x8a\x8c\x93\x94"
+
+
 def payload(rng: Random) -> bytes:
     """A pickle that runs code when it is loaded, except by a reader that refuses to."""
     return pickle.dumps(Payload(rng.choice(CALLS[:5] + CALLS[6:])), protocol=rng.choice((0, 2, 4)))
@@ -57,9 +60,12 @@ def mutated_pickle(content: bytes, rng: Random, other: bytes = b"") -> bytes:
     if rng.random() < 0.4:
         data = bytearray(content)
         for _ in range(rng.choice((1, 1, 3))):
-            data[rng.randrange(len(data))] = rng.choice(b"(.01IJKLMNRQTUVXabcdeghijloprstu}]){\x80\x81\x85\x88\x8a\x8c\x93\x94")
+            data[rng.randrange(len(data))] = rng.choice(OPCODES)
         return bytes(data)
     return mutated_bytes(content, rng, other)
+
+
+TYPES = ("<f4", "<f8", ">f4", "<f2", "|O", "|V12", "<U9", "<c8", "|b1", "<i8", "<M8[ns]", "f4", "")
 
 
 def mutated_npy(content: bytes, rng: Random, other: bytes = b"") -> bytes:
@@ -77,7 +83,7 @@ def mutated_npy(content: bytes, rng: Random, other: bytes = b"") -> bytes:
     key = rng.choice(("descr", "fortran_order", "shape", "extra"))
     sizes = [rng.choice((size, size, *NUMBERS, -1)) for size in header["shape"]]
     header[key] = {
-        "descr": rng.choice(("<f4", "<f8", ">f4", "<f2", "|O", "|V12", "<U9", "<c8", "|b1", "<i8", "<M8[ns]", "f4", "")),
+        "descr": rng.choice(TYPES),
         "fortran_order": rng.choice((True, False, 1, None)),
         "shape": rng.choice((tuple(sizes), tuple(sizes[:-1]), (*sizes, 1), (), (1,) * 40, sizes, 10**400, "x")),
         "extra": 1,
@@ -95,7 +101,9 @@ def _with_numbers(array: Any, rng: Random) -> bytes:
         warnings.simplefilter("ignore")
         if rng.random() < 0.5:
             flat = array.reshape(-1)
-            extremes = (np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, 0) if array.dtype.kind == "f" else (-1, 0, 1, 2**62, 100)
+            extremes = (
+                (np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, 0) if array.dtype.kind == "f" else (-1, 0, 1, 2**62, 100)
+            )
             for _ in range(rng.choice((1, 3))):
                 flat[rng.randrange(flat.size)] = np.array(rng.choice(extremes)).astype(array.dtype)
         else:
@@ -147,10 +155,18 @@ def _zipped(members: list[tuple[str, bytes]], packing: int) -> bytes:
     return target.getvalue()
 
 
+# Of the directory, of a member's header and of the end: how each begins, and where its numbers are.
+SIZES = (
+    (b"PK\1\2", (8, 10, 16, 20, 24, 28, 30, 34, 42)),
+    (b"PK\3\4", (6, 8, 14, 18, 22, 26)),
+    (b"PK\5\6", (4, 8, 10, 12, 16, 20)),
+)
+
+
 def _false_sizes(content: bytes, rng: Random) -> bytes:
     """The file with a number of its directory, or of a member's header, that is not true."""
     data = bytearray(content)
-    start, offsets = rng.choice(((b"PK\1\2", (8, 10, 16, 20, 24, 28, 30, 34, 42)), (b"PK\3\4", (6, 8, 14, 18, 22, 26)), (b"PK\5\6", (4, 8, 10, 12, 16, 20))))
+    start, offsets = rng.choice(SIZES)
     places = [at for at in range(len(data)) if data[at : at + 4] == start]
     at = rng.choice(places) + rng.choice(offsets)
     size = rng.choice((2, 4))
@@ -177,7 +193,10 @@ def mutated_png(content: bytes, rng: Random, other: bytes = b"") -> bytes:
     elif change == "double":
         chunks.insert(rng.randrange(len(chunks)), chunks[place])
     elif change == "kind":
-        chunks[place] = rng.choice((b"tRNS", b"PLTE", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"eXIf", b"zTXt", b"zzzz")), body
+        chunks[place] = (
+            rng.choice((b"tRNS", b"PLTE", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"eXIf", b"zTXt", b"zzzz")),
+            body,
+        )
     else:
         chunks.insert(rng.randrange(len(chunks)), chunks.pop(place))
     packed = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)

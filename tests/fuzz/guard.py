@@ -9,9 +9,13 @@ from types import CodeType, FrameType
 from typing import Any
 
 MAX_NOTES = 20
-PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pty.spawn")
-CALLS = ("pickle.find_class", "ctypes.dlopen", "code.__new__", "os.putenv")
-CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.truncate", "shutil.rmtree")
+PROGRAMS = frozenset(f"os.{name}" for name in ("system", "exec", "posix_spawn", "spawn", "fork", "forkpty"))
+PROGRAMS |= {"subprocess.Popen", "pty.spawn"}
+CALLS = frozenset(("pickle.find_class", "code.__new__", "os.putenv"))
+CHANGES = frozenset(
+    f"os.{name}" for name in ("remove", "rename", "rmdir", "mkdir", "link", "symlink", "chmod", "truncate")
+)
+WATCHED = PROGRAMS | CALLS | CHANGES | {"open", "exec", "compile", "ctypes.dlopen"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -40,7 +44,7 @@ class Guard:
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._armed or len(self.notes) >= MAX_NOTES:
             return
-        if event in ("exec", "compile", "open") or event.startswith(("os.", "subprocess", "socket", "shutil", "p", "c")):
+        if event in WATCHED or event.startswith("socket."):
             self._armed = False  # looking at an event may cause others
             try:
                 if self._is_forbidden(event, arguments):
@@ -66,7 +70,9 @@ class Guard:
         """Whether a path is in the folder; numbers are files that are open already."""
         if isinstance(path, int):
             return True
-        text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
+        text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else "<none>"
+        if text.startswith("<"):  # code that comes from no file
+            return False
         return os.path.abspath(text).startswith(self._folder) or text == os.devnull  # noqa: PTH100  # of any text
 
 

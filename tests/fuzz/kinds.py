@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -121,5 +120,3 @@ def counts(total: int, kinds: list[Kind]) -> dict[str, int]:
     for index in range(len(kinds)):
         reached.append(max(1, round(sum(exact[: index + 1])) - sum(reached)))
     return dict(zip((kind.name for kind in kinds), reached, strict=True))
-
-

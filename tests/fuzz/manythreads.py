@@ -22,7 +22,9 @@ def run_threads(bundle: Path, threads: int, rankings: int) -> list[str]:
         threads: the number of threads.
         rankings: how many rankings each thread makes.
     """
-    return [failure for backend in ("onnxruntime", "openvino") for failure in _differing(bundle, backend, threads, rankings)]
+    return [
+        failure for backend in ("onnxruntime", "openvino") for failure in _differing(bundle, backend, threads, rankings)
+    ]
 
 
 def _differing(bundle: Path, backend: str, threads: int, rankings: int) -> list[str]:

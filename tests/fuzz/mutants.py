@@ -1,4 +1,4 @@
-"""Mutants: damaged files in the folders where they belong. Without a random generator, each of these writes whole files.
+"""Mutants: damaged files in the folders where they belong. Without a random generator, each writes whole files.
 
 Every writer takes the path of a base, the generator (or None) and an empty folder to write into.
 """
@@ -41,7 +41,7 @@ def _beside(base: Path, rng: Random) -> bytes:
 
 
 def in_folder(mutation: Mutation, pattern: str, is_bundle: bool = False) -> Writer:
-    """A folder in which one of the files that fit a pattern is damaged; a bundle's manifest fits, as its author makes it."""
+    """A folder in which one of the files that fit a pattern is damaged; a bundle's manifest then lists the new one."""
 
     def write(base: Path, rng: Random | None, folder: Path) -> None:
         _linked(base, folder)
@@ -78,7 +78,7 @@ def relist(folder: Path) -> None:
 
 
 def bundle_folder(base: Path, rng: Random | None, folder: Path) -> None:
-    """A bundle whose files are missing, swapped, links, folders, pipes, of another bundle, or more than there should be."""
+    """A bundle whose files are missing, swapped, links, folders, pipes, of another bundle, or too many."""
     _linked(base, folder)
     if not rng:
         return
@@ -109,7 +109,9 @@ def _swapped(path: Path, other: Path, _rng: Random, _bases: Path) -> None:
 
 def _linked_out(path: Path, other: Path, rng: Random, bases: Path) -> None:
     path.unlink()
-    path.symlink_to(rng.choice(("/etc/hostname", "/dev/zero", path.name, other.name, str(bases / "features" / path.name), "..")))
+    path.symlink_to(
+        rng.choice(("/etc/hostname", "/dev/zero", path.name, other.name, str(bases / "features" / path.name), ".."))
+    )
 
 
 def _strange(path: Path, _other: Path, rng: Random, _bases: Path) -> None:
@@ -152,7 +154,7 @@ FOLDER_CHANGES: tuple[Callable[[Path, Path, Random, Path], None], ...] = (
 
 
 def engine_record(base: Path, rng: Random | None, folder: Path) -> None:
-    """A bundle with engines, the record of one of which is damaged; at times its folder has the name that it asks for."""
+    """A bundle with engines, one of which has a damaged record, and at times the name that the record asks for."""
     _linked(base, folder)
     if not rng:
         return

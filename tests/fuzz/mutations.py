@@ -135,8 +135,38 @@ RAW = (
     "[" + "0," * 300_000 + "0]",
 )
 PLACEHOLDER = "@@here@@"
-WORDS = ("", " ", "..", "../x", "/etc/passwd", "\\", "a\nb", "\u202e", "e\u0301", "\U0001f600", "\x00", "I", "T", "x" * 300)
-VALUES: tuple[Any, ...] = (None, True, False, 0.5, -1.5, 1e308, 2**64, -(2**63), 10**30, [], {}, [[]], [None], {"": None})
+WORDS = (
+    "",
+    " ",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "\\",
+    "a\nb",
+    "\u202e",
+    "e\u0301",
+    "\U0001f600",
+    "\x00",
+    "I",
+    "T",
+    "x" * 300,
+)
+VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0.5,
+    -1.5,
+    1e308,
+    2**64,
+    -(2**63),
+    10**30,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+)
 
 
 def mutated_json(text: bytes, rng: Random, other: bytes = b"") -> bytes:
@@ -195,7 +225,9 @@ def _nudge(holder: Any, key: Any, _root: list[Any], rng: Random) -> None:
     if isinstance(value, (bool, type(None))):
         holder[key] = not value
     elif isinstance(value, (int, float)):
-        holder[key] = rng.choice((-value, value + 1, value - 1, value * 2, float(value), str(value), rng.choice(NUMBERS)))
+        holder[key] = rng.choice(
+            (-value, value + 1, value - 1, value * 2, float(value), str(value), rng.choice(NUMBERS))
+        )
     elif isinstance(value, str):
         holder[key] = rng.choice((value[:-1], value + rng.choice(WORDS), value.upper(), value * 100, [value]))
     elif isinstance(value, list):
@@ -235,6 +267,9 @@ STRUCTURE: tuple[Callable[[Any, Any, list[Any], Random], None], ...] = (
 )
 
 
+LINES = (b"\n", b"\r", b"  \n", b"\xff\xfe\n", b"\x00\n", "\u2028\n".encode(), b"a" * 2_000_000)
+
+
 def mutated_lines(text: bytes, rng: Random, other: bytes = b"") -> bytes:
     """A copy of a file of lines, with lines dropped, repeated, swapped, joined or damaged.
 
@@ -258,7 +293,7 @@ def mutated_lines(text: bytes, rng: Random, other: bytes = b"") -> bytes:
         is_json = lines[at].startswith(b"{")
         lines[at] = mutated_json(lines[at], rng) + b"\n" if is_json else mutated_bytes(lines[at], rng)
     elif change == "insert":
-        lines.insert(at, rng.choice((b"\n", b"\r", b"  \n", b"\xff\xfe\n", b"\x00\n", "\u2028\n".encode(), b"a" * 2_000_000)))
+        lines.insert(at, rng.choice(LINES))
     else:
         lines[at] = lines[at].rstrip()
     return b"".join(lines)

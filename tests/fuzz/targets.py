@@ -1,4 +1,4 @@
-"""What reads each kind of file, as a user's program would: the answer is text and numbers, to compare with the whole file's.
+"""What reads each kind of file, as a user's program would, and answers with text and numbers to compare.
 
 Every target takes the folder of the bases, the mutant's folder and the way to read it, a number from 0 on.
 """

@@ -154,9 +154,7 @@ class Pool:
     def _open(self, number: int) -> Process:
         return Process(self._bases, self._folder / f"worker-{number}", self._seed, self._hang_s)
 
-    def _look(
-        self, selector: selectors.BaseSelector, tasks: _Tasks, on_outcome: Callable[[Outcome], None]
-    ) -> None:
+    def _look(self, selector: selectors.BaseSelector, tasks: _Tasks, on_outcome: Callable[[Outcome], None]) -> None:
         ready = {key.fd for key, _ in selector.select(LOOK_S)}
         for key in list(selector.get_map().values()):
             process, number = key.data
@@ -199,7 +197,7 @@ class Pool:
 
 
 class _Tasks:
-    """The mutants to read, in runs of one kind. One worker begins with the kinds that need PyTorch, others with the rest."""
+    """The mutants to read, in runs of one kind. Some workers begin with the kinds that need PyTorch, others end."""
 
     def __init__(self, counts: Mapping[str, int], start: int) -> None:
         runs = [
@@ -236,4 +234,3 @@ def saved(outcome: Outcome, bases: Path, seed: int, folder: Path) -> Path:
     again = f"python -m tests.fuzz mutants --seed {seed} --only {outcome.kind}:{outcome.number}"
     (target / "README").write_text(f"{outcome.outcome}; again: {again}\n\n{outcome.detail}\n", encoding="utf-8")
     return target
-
