@@ -17,8 +17,6 @@ from camp_sdk import Bundle, Retriever
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.selftest import SelfTest
-from tests.helpers.engines import write_engine
-from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH, save_tiny_checkpoint
 
 RELEASED = Path(__file__).parents[1] / "released"
 BUNDLES = {"features": ("paper", False), "pictures": ("scalar", True)}  # variant, and whether it takes pictures
@@ -37,6 +35,8 @@ def build_bases(folder: Path, bundles: Mapping[str, Path] | None = None) -> Path
     """
     if (folder / READY).is_file() and all(_opens(folder / name) for name in BUNDLES):
         return folder
+    from tests.helpers.tiny import save_tiny_checkpoint  # here: workers do not need PyTorch for most kinds
+
     shutil.rmtree(folder, ignore_errors=True)
     with write_aside(folder) as aside:
         aside.mkdir()
@@ -71,7 +71,7 @@ def _bundle(folder: Path, name: str, made: Path | None) -> None:
 
 def some_features(images: int = 3) -> Any:
     """Features of a few images, [I, 5, 12]."""
-    return np.random.default_rng(0).standard_normal((images, 5, FEATURE_WIDTH), dtype=np.float32)
+    return np.random.default_rng(0).standard_normal((images, 5, 12), dtype=np.float32)
 
 
 def some_pixels() -> Any:
@@ -82,6 +82,8 @@ def some_pixels() -> Any:
 
 def _data(folder: Path) -> None:
     """A data set of features, and one of pictures."""
+    from tests.helpers.tiny import CAPTIONS
+
     folder.mkdir()
     for split in ("train", "dev"):
         np.save(folder / f"{split}_ims.npy", some_features(SPLIT_ROWS))
@@ -97,6 +99,8 @@ def _data(folder: Path) -> None:
 
 
 def _galleries(folder: Path) -> None:
+    from tests.helpers.tiny import CAPTIONS
+
     with Retriever(folder / "features", "onnxruntime", threads=1) as retriever:
         for precision in ("float32", "int8"):
             gallery = retriever.encode_images(some_features(), names=["a", "b", "c"], precision=precision)
@@ -154,6 +158,8 @@ def _released(folder: Path) -> None:
 
 def _records(folder: Path) -> None:
     """What programs of this project write about other files: engines, runs and results of self-tests."""
+    from tests.helpers.engines import write_engine
+
     engines = shutil.copytree(folder / "features", folder / "engines")
     write_engine(Bundle(engines))
     write_engine(Bundle(engines), graph="scorer", built_at=2.0, precision="float16")

@@ -233,7 +233,8 @@ def _nudge(holder: Any, key: Any, _root: list[Any], rng: Random) -> None:
     elif isinstance(value, list):
         holder[key] = rng.choice((value[:-1], value * 2, value[::-1], value * 1000 if len(value) < 100 else [], {}))
     else:
-        holder[key] = rng.choice((list(value), list(value.items()), {**value, "": 0}, {**value, "extra": {}}))
+        pairs = [list(item) for item in value.items()]
+        holder[key] = rng.choice((list(value), pairs, {**value, "": 0}, {**value, "extra": {}}))
 
 
 def _nest(holder: Any, key: Any, _root: list[Any], rng: Random) -> None:

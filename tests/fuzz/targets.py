@@ -21,6 +21,7 @@ from tests.fuzz.bases import QUERIES, some_features, some_pixels
 Answer = dict[str, Any]  # numbers as arrays, anything else as text
 Target = Callable[[Path, Path, int], Answer]
 ENGINES = ("onnxruntime", "openvino")
+ORIN = ("tensorrt", "10.3.0", "8.7", "CUDA 12.6")  # the machine that the engines of the bases are for
 SIZE = 24  # of pictures that are read, in pixels
 
 
@@ -201,15 +202,14 @@ def picture(bases: Path, folder: Path, way: int) -> Answer:
 def engine_records(bases: Path, folder: Path, way: int) -> Answer:
     """Read the records of a bundle's engines, and look for one that fits; no engine is opened."""
     from camp_sdk.runtime.errors import BackendError
-    from camp_sdk.runtime.tensorrt.plans import engine_files, find_plan, read_records
-    from tests.helpers.engines import ORIN
+    from camp_sdk.runtime.tensorrt.plans import Here, engine_files, find_plan, read_records
 
     records, broken = read_records(folder)
     if broken and len(max(broken)) > 2000:
         raise ValueError("a long line")
     answer = {"records": repr([asdict(record) for _, record in records]), "broken": repr(len(broken))}
     try:
-        found = find_plan(Bundle(folder), "image", "float32", ORIN)[0].sha256
+        found = find_plan(Bundle(folder), "image", "float32", Here(*ORIN))[0].sha256
     except BackendError as error:
         found = type(error).__name__
     return answer | {"found": found, "files": repr(len(engine_files(folder)))}
