@@ -311,11 +311,12 @@ class Retriever:
             Scores or logits [I, T] float32; higher is better.
 
         Raises:
-            InputError: An image or a text cannot be encoded, or a gallery is of the other kind or of another bundle.
+            InputError: An image or a text cannot be encoded, a gallery is of the other kind or of another bundle, or a
+                logit is NaN or infinite.
         """
         image_gallery, text_gallery = self._as_gallery(images, "image"), self._as_gallery(texts, "text")
         matrix = self._logits(image_gallery, text_gallery, on_progress)
-        return matrix if logits else self._activate(matrix)
+        return self._finite(matrix) if logits else self._activate(matrix)
 
     def explain(self, text: str, image: Gallery | Image) -> Explanation:
         """Show what the network looked at when it scored one pair.
@@ -364,9 +365,12 @@ class Retriever:
         return scoring.PairScorer(self._engines["scorer"], self._graphs["scorer"].inputs, self._memory_budget_bytes)
 
     def _activate(self, logits: FloatArray) -> FloatArray:
+        return scoring.activate(self._finite(logits), self.bundle.manifest.activation)
+
+    def _finite(self, logits: FloatArray) -> FloatArray:
         if not np.isfinite(logits).all():
             raise InputError(f"a logit is NaN or infinite: the features are too large for {self.precision}")
-        return scoring.activate(logits, self.bundle.manifest.activation)
+        return logits
 
     def _logits(self, images: Gallery, texts: Gallery, on_progress: Advance = silent) -> FloatArray:
         encoded_images, encoded_texts = self._images_of(images), texts_of(texts)

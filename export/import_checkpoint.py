@@ -17,6 +17,7 @@ import typer
 from numpy.typing import NDArray
 
 from camp_sdk.runtime.errors import BundleError, InputError
+from camp_sdk.runtime.files import is_empty
 from camp_sdk.terminal import run_command, stderr
 
 EXAMPLES = 24
@@ -48,7 +49,7 @@ def import_checkpoint(checkpoint: Path, vocab: Path, output: Path, data: Path | 
     from camp_sdk.export.released.files import read_checkpoint, read_vocabulary
     from camp_sdk.export.released.nltk_words import nltk_tokenizer
 
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and not is_empty(output):
         raise InputError(f"{output} is not empty: name a new folder")
     released, words = read_checkpoint(checkpoint), read_vocabulary(vocab)
     config = released.config

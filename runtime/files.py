@@ -10,6 +10,7 @@ import errno
 import hashlib
 import mmap
 import os
+import re
 import shutil
 import stat
 import sys
@@ -28,6 +29,7 @@ from camp_sdk.runtime.errors import BundleError
 CHUNK_BYTES = 1 << 20
 MAX_OPENINGS = 100  # attempts to open a folder that is being replaced
 Opened = TypeVar("Opened")
+REMAINS = re.compile(r"\..+\.[a-z0-9_]{8}")  # the folders of `write_aside`, as tempfile names them
 
 
 class HeldFile:
@@ -159,14 +161,25 @@ def _remove(path: Path) -> None:
 def holds_only(folder: Path, names: Iterable[str]) -> bool:
     """Whether a folder holds no files except the named ones, so that replacing it loses nothing else.
 
+    What a killed process left of a file that it was writing does not count.
+
     Args:
         folder: the folder.
         names: paths relative to the folder.
     """
-    found = (
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
-    )
-    return set(found) <= set(names)
+    found = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    whole = (path.relative_to(folder) for path in found if not any(map(_remains, _between(path, folder))))
+    return {path.as_posix() for path in whole} <= set(names)
+
+
+def _between(path: Path, folder: Path) -> list[Path]:
+    """The folders on the way from a folder to a file in it."""
+    return [parent for parent in path.parents if folder in parent.parents]
+
+
+def _remains(path: Path) -> bool:
+    """Whether this is a folder of `write_aside`, whose process was killed if nothing is being written now."""
+    return bool(REMAINS.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
 
 
 def _replace(fresh: Path, target: Path, old: Path) -> None:
@@ -185,8 +198,8 @@ def _replace(fresh: Path, target: Path, old: Path) -> None:
 
 
 def is_empty(path: Path) -> bool:
-    """Whether a path is an empty folder, which an output may replace."""
-    return path.is_dir() and not any(path.iterdir())
+    """Whether a path is a folder that an output may replace: empty, but for what a killed process left."""
+    return path.is_dir() and all(map(_remains, path.iterdir()))
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -2,7 +2,8 @@
 
 An ONNX file may name other files, or places in memory, as the source of a tensor, and engines follow such names. The
 runtime has no ONNX library, so this module walks the file's fields (protobuf's wire format) and skips what it does not
-need. Field numbers are those of onnx.proto.
+need. It also refuses nodes that read what they or later nodes make, as the format does: OpenVINO never returns from a
+graph with a circle. Field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ FUNCTION = _Kind("function", {7: NODE, 11: ATTRIBUTE})
 TRAINING = _Kind("training information", {1: GRAPH, 2: GRAPH})
 MODEL = _Kind("model", {7: GRAPH, 20: TRAINING, 25: FUNCTION})
 OPERATOR, ENGINE_OPERATOR = 4, b"EPContext"  # holds or names a compiled engine, which is a program
+READS, MAKES = 1, 2  # the names of a node's inputs and outputs
+MANY_GRAPHS = 11  # the field of an attribute that may hold several; readers join those in other fields to one
 
 
 class _WireError(ValueError):
@@ -74,26 +77,69 @@ def read_graph(file: HeldFile) -> bytes:
     return content
 
 
+@dataclass
+class _Open:
+    """A message that is being read.
+
+    Args:
+        kind: its kind.
+        fields: what is left of it, as `_parts` yields it.
+        reads: the names that its nodes read so far.
+        makes: the names that its nodes make so far.
+        graphs: the fields in which there was a graph.
+    """
+
+    kind: _Kind
+    fields: Iterator[tuple[int, memoryview, _Kind | None]]
+    reads: set[bytes] = field(default_factory=set)
+    makes: set[bytes] = field(default_factory=set)
+    graphs: set[int] = field(default_factory=set)
+
+
 def _check(content: memoryview) -> None:
-    open_messages = [_parts(content, MODEL)]  # from the outermost to the innermost
+    open_messages = [_Open(MODEL, _parts(content, MODEL))]  # from the outermost to the innermost
     fields = graphs = 0
     while open_messages:
-        for part, kind in open_messages[-1]:
+        innermost = open_messages[-1]
+        for number, part, kind in innermost.fields:
             fields += 1
             graphs += kind is GRAPH
+            if kind is GRAPH:
+                _note_graph(innermost, number)
             if kind is not None:
-                open_messages.append(_parts(part, kind))
+                open_messages.append(_Open(kind, _parts(part, kind)))
                 break
+            if innermost.kind is NODE and number in (READS, MAKES) and len(part):  # an input may be left out
+                (innermost.reads if number == READS else innermost.makes).add(bytes(part))
         else:
             open_messages.pop()
+            if open_messages:
+                _close(innermost, open_messages[-1])
         if len(open_messages) > MAX_DEPTH or fields > MAX_FIELDS:
             raise _WireError(f"it has more than {MAX_DEPTH} levels or {MAX_FIELDS} fields")
     if not graphs:
         raise _WireError("it is not an ONNX model, which holds a graph")
 
 
-def _parts(message: memoryview, kind: _Kind) -> Iterator[tuple[memoryview, _Kind | None]]:
-    """The content of each field of a message, with its kind if it is a message that may hold a tensor."""
+def _note_graph(message: _Open, number: int) -> None:
+    if number in message.graphs and (message.kind is not ATTRIBUTE or number != MANY_GRAPHS):
+        raise _WireError(f"a {message.kind.name} of it holds a graph in parts")
+    message.graphs.add(number)
+
+
+def _close(message: _Open, around: _Open) -> None:
+    """Note the names of a message that was read to its end in the message around it, and check their order."""
+    if message.kind is not NODE:  # a graph in an attribute of a node also reads what the graph around that node makes
+        around.reads |= message.reads - message.makes
+        return
+    around.reads |= message.reads
+    if not around.reads.isdisjoint(message.makes - around.makes):
+        raise _WireError("a node of it reads what that node or a later one makes")
+    around.makes |= message.makes
+
+
+def _parts(message: memoryview, kind: _Kind) -> Iterator[tuple[int, memoryview, _Kind | None]]:
+    """Each field of a message: its number, its content, and its kind if it is a message that may hold a tensor."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -109,7 +155,7 @@ def _parts(message: memoryview, kind: _Kind) -> Iterator[tuple[memoryview, _Kind
             raise _WireError(f"it holds {OUTSIDE}")
         if kind is NODE and number == OPERATOR and message[start:at] == ENGINE_OPERATOR:
             raise _WireError("it holds a compiled engine, which is a program")
-        yield message[start:at], kind.parts.get(number)
+        yield number, message[start:at], kind.parts.get(number)
 
 
 def _skip(message: memoryview, at: int, wire_type: int) -> tuple[int, int, int]:

@@ -312,6 +312,17 @@ def test_a_bundle_with_something_else_in_it_is_not_replaced(bundle_copy: Path, c
     assert (bundle_copy / "thesis.txt").read_text() == "mine"
 
 
+def test_what_a_killed_build_left_does_not_keep_a_bundle_from_being_replaced(bundle_copy: Path) -> None:
+    left = bundle_copy / "engines" / ".0123456789abcdef.x1_yz23w"
+    left.mkdir(parents=True)
+    (left / "engine.plan").write_bytes(b"half")
+    writer.check_output(bundle_copy)
+    (bundle_copy / "engines" / "x.x1_yz23w").mkdir()
+    (bundle_copy / "engines" / "x.x1_yz23w" / "mine").touch()
+    with pytest.raises(InputError, match="or holds other files too"):
+        writer.check_output(bundle_copy)
+
+
 def test_a_folder_with_the_manifest_of_another_program_is_not_replaced(
     tmp_path: Path, checkpoints: Checkpoints
 ) -> None:

@@ -127,6 +127,52 @@ def test_field_numbers_are_those_of_onnx() -> None:
     assert TensorProto.DESCRIPTOR.fields_by_name["data_location"].number == graph_file.DATA_LOCATION
     assert onnx.NodeProto.DESCRIPTOR.fields_by_name["op_type"].number == graph_file.OPERATOR
     assert TensorProto.EXTERNAL == graph_file.EXTERNAL
+    for name, number in (("input", graph_file.READS), ("output", graph_file.MAKES)):
+        assert onnx.NodeProto.DESCRIPTOR.fields_by_name[name].number == number
+    assert onnx.AttributeProto.DESCRIPTOR.fields_by_name["graphs"].number == graph_file.MANY_GRAPHS
+
+
+def branch_reading(name: str) -> onnx.NodeProto:
+    branch = onnx.GraphProto(node=[helper.make_node("Identity", [name], ["inner"])])
+    return helper.make_node("If", ["x"], ["z"], then_branch=branch, else_branch=branch)
+
+
+CIRCLES = {
+    "of one node": model_of(helper.make_node("Identity", ["a"], ["a"])),
+    "of two nodes": model_of(helper.make_node("Identity", ["b"], ["a"]), helper.make_node("Identity", ["a"], ["b"])),
+    "through a branch": model_of(branch_reading("z")),
+    "through a later node": model_of(branch_reading("a"), helper.make_node("Identity", ["z"], ["a"])),
+    "in a branch": model_of(
+        helper.make_node("If", ["x"], ["z"], then_branch=onnx.GraphProto(node=[helper.make_node("Neg", ["a"], ["a"])]))
+    ),
+    "in a function": onnx.ModelProto(
+        graph=model_of().graph, functions=[onnx.FunctionProto(node=[helper.make_node("Neg", ["a"], ["a"])])]
+    ),
+}
+
+
+@pytest.mark.parametrize("model", CIRCLES.values(), ids=CIRCLES)
+def test_a_node_that_reads_what_is_made_later(tmp_path: Path, model: onnx.ModelProto) -> None:
+    with pytest.raises(
+        BundleError, match=r"graph\.onnx cannot be opened: a node of it reads what that node or a later"
+    ):
+        read(tmp_path, model.SerializeToString())
+
+
+def test_a_circle_whose_halves_are_two_graphs(tmp_path: Path) -> None:
+    """Readers join the parts of a message that is not a list."""
+    halves = (model_of(helper.make_node("Neg", ["a"], ["b"])), model_of(helper.make_node("Neg", ["b"], ["a"])))
+    content = b"".join(half.SerializeToString() for half in halves)
+    assert len(onnx.load_from_string(content).graph.node) == 4
+    with pytest.raises(BundleError, match="a model of it holds a graph in parts"):
+        read(tmp_path, content)
+
+
+def test_nodes_in_order(tmp_path: Path) -> None:
+    """Branches read what was made before them; two branches may use the same names; an input may be left out."""
+    first, clip = helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Clip", ["z", "", "a"], ["c"])
+    content = model_of(first, branch_reading("a"), clip).SerializeToString()
+    assert read(tmp_path, content) == content
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)

@@ -544,6 +544,17 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         import_checkpoint(FOLDER / "gate_fusion.pth.tar", VOCAB, tmp_path)
 
 
+def test_what_a_killed_import_left_is_no_hindrance(tmp_path: Path) -> None:
+    left = tmp_path / ".best.ckpt.k2_9wxyz"
+    left.mkdir()
+    (left / "best.ckpt").write_bytes(b"half")
+    assert load_checkpoint(import_checkpoint(FOLDER / "gate_fusion.pth.tar", VOCAB, tmp_path))
+    (tmp_path / "best.ckpt").unlink()
+    (tmp_path / ".mine.txt.abcdefgh").touch()  # a file, not a folder
+    with pytest.raises(InputError, match="is not empty"):
+        import_checkpoint(FOLDER / "gate_fusion.pth.tar", VOCAB, tmp_path)
+
+
 def test_the_script_imports_and_says_what_comes_next(tmp_path: Path) -> None:
     command = [sys.executable, "export/import_checkpoint.py", FOLDER / "gate_fusion.pth.tar", "--vocab", VOCAB]
     done = subprocess.run(

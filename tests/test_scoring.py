@@ -455,6 +455,9 @@ def test_a_score_is_a_number_or_an_error(
         feature_retriever.rank(QUERY, many)
     with pytest.raises(InputError, match="a logit is NaN or infinite"):
         feature_retriever.score([(many[0], QUERY)])
+    for logits in (False, True):
+        with pytest.raises(InputError, match="a logit is NaN or infinite"):
+            feature_retriever.score_matrix(many, [QUERY], logits=logits)
 
 
 # Memory
