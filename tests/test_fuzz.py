@@ -100,7 +100,8 @@ def test_killed_writers_leave_whole_outputs(output: Path) -> None:
     # In a process of its own: the campaign forks, which a process with engines and threads should not.
     code = (
         "import sys; from pathlib import Path; from tests.fuzz.kills import run_kills; "
-        "sys.exit('\\n'.join(run_kills(Path(sys.argv[1]), Path(sys.argv[2]), 5, 0, ['gallery save', 'camp import'])) or 0)"
+        "torn = run_kills(Path(sys.argv[1]), Path(sys.argv[2]), 5, 0, ['gallery save', 'camp import']); "
+        "sys.exit('\\n'.join(torn) or 0)"
     )
     arguments = [sys.executable, "-c", code, str(output / "bases"), str(output / "kills")]
     result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
