@@ -68,6 +68,8 @@ class Match(Mapping[str, Any]):
 class Ranking(list[Match]):
     """The matches of one query, best first: a list, and what the model did not understand of the query.
 
+    Parts and copies of it are plain lists.
+
     Args:
         matches: The matches, best first.
         unknown_words: The words of the query that are not in the model's vocabulary, each once. They count for nothing

@@ -166,7 +166,8 @@ class Retriever:
             The gallery, with the texts in the order given.
 
         Raises:
-            InputError: A text is empty (the message names it), or there are no texts.
+            InputError: A text is empty or has more than 10,000 characters (the message names it), or there are no
+                texts.
         """
         listed = list(texts) if is_several(texts) and not isinstance(texts, str) else []
         if not listed:
@@ -244,8 +245,9 @@ class Retriever:
             queries: The texts.
 
         Raises:
-            InputError: A query is empty or has no word by which the model can tell pictures apart: none that it knows,
-                or only unknown ones and such as most captions have ("a" in "a zebra").
+            InputError: A query is empty, has more than 10,000 characters, or has no word by which the model can tell
+                pictures apart: none that it knows, or only unknown ones and such as most captions have ("a" in
+                "a zebra").
         """
         if isinstance(queries, str):
             raise InputError("queries is a string: expected a list of strings")
