@@ -99,6 +99,8 @@ class _Case:
         self._child("run", after_s)
         try:
             state = self._state()
+            if self._operation.once and state == NEW:
+                return state, ""
             self._require("run")
             again = self._state()
         except AssertionError as error:

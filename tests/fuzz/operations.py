@@ -32,6 +32,7 @@ class Operation:
         before: makes the state before it, in a folder.
         run: writes ``folder / OUTPUT``.
         state: ABSENT, OLD or NEW; raises for an output that is torn.
+        once: whether it refuses to replace a whole output, so that there is nothing to run again.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Operation:
     before: Callable[[Path, Path], None]
     run: Callable[[Path, Path], None]
     state: Callable[[Path, Path], str]
+    once: bool = False
 
 
 def camp(*arguments: object) -> None:
@@ -183,7 +185,7 @@ def _has_rtx() -> bool:
 OPERATIONS = (
     Operation("gallery save", 30, lambda b, f: _save(b, f, 2), lambda b, f: _save(b, f, 6), _gallery_state),
     Operation("camp encode", 25, lambda b, f: _save(b, f, 2), _encode, _gallery_state),
-    Operation("camp import", 25, _nothing, _import, _checkpoint_state),
+    Operation("camp import", 25, _nothing, _import, _checkpoint_state, once=True),
     Operation("camp export", 6, _old_bundle, _export, _bundle_state),
     *([Operation("camp build", 7, _bundle_to_build, _build, _engine_state)] if _has_rtx() else []),
     Operation("training", 7, _nothing, _train, _run_state),
