@@ -22,10 +22,11 @@ LEGACY_PICKLES = 5  # in a file of torch before 1.6: magic number, protocol, sys
 ZIP_START = b"PK\x03\x04"  # by which torch knows a zip file
 # Everything else that torch's own list allows can be made to take long, or any amount of memory.
 STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-ALLOWED = frozenset(
-    (ORDERED_DICT, "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")
-    + tuple(f"torch {kind}Storage" for kind in STORAGES)
-)
+ALLOWED = frozenset(f"torch {kind}Storage" for kind in STORAGES) | {
+    ORDERED_DICT,
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+}
 # torch ignores case when it looks for a member, so another spelling could stand in for one that was checked.
 _MEMBER = re.compile(
     r"[^/]+/(?:data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d+)",
