@@ -327,7 +327,7 @@ def test_what_would_load_slowly_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_keys_in_order_and_the_pairs_of_python_2_are_accepted(tmp_path: Path) -> None:
-    raw = {k: "x" for k in range(1 << 15)}
+    raw = dict.fromkeys(range(1 << 15), "x")
     for protocol in (0, 2):
         check_pickle(pickle.dumps(raw, protocol))
     content = b"\x80\x02c" + DICT + b"](](X\1\0\0\0aK\1ee\x85R."
