@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -199,11 +200,29 @@ def _skipped(item: _Item) -> Skipped:
 
 def _items(images: Iterable[Image], names: Sequence[str] | None) -> Iterator[_Item]:
     for index, image in enumerate(images):
-        document = path_name(image)
-        file = None if document is None else str(absolute(document))
         if names and index < len(names):
-            document, file = names[index], None
-        yield _Item(index, document, document or f"image {index}", image, file)
+            yield _Item(index, names[index], names[index] or f"image {index}", image)
+            continue
+        document = _path_of(image, index)
+        yield _Item(index, document, document or f"image {index}", image, _file_of(document))
+
+
+def _path_of(image: Any, index: int) -> str | None:
+    try:
+        return path_name(image)
+    except Exception as error:  # an object that stands for a path may raise anything
+        raise InputError(f"image {index} gives no path ({error}): expected a path, or another picture") from None
+
+
+def _file_of(document: str | None) -> str | None:
+    """The absolute path of a file; None for no path, and for one that leads nowhere from here."""
+    if document is None or "\0" in document:
+        return None
+    try:
+        os.fsencode(document)  # fails for half a surrogate pair
+        return str(absolute(document))
+    except (OSError, ValueError, RuntimeError):  # such as a relative path in a folder that was deleted
+        return None
 
 
 def _pictures_only(items: Iterator[_Item]) -> Iterator[_Item]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from camp_sdk.gallery_files import GalleryMetadata, open_gallery_files, write_gallery
+from camp_sdk.gallery_files import GalleryMetadata, folder_of, open_gallery_files, write_gallery
 from camp_sdk.results import Skipped
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, Indices, joined
-from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.errors import BundleError, InputError
 
 
 class Gallery:
@@ -105,7 +107,7 @@ class Gallery:
                 them hold the same picture: the same file, or, of pictures that are not files, the same name with equal
                 tensors. Texts may repeat.
         """
-        parts = list(galleries)
+        parts = list(galleries) if isinstance(galleries, Iterable) else []
         if not parts or not all(isinstance(part, Gallery) for part in parts):
             raise InputError("join takes a list of at least one gallery")
         first = parts[0]
@@ -133,7 +135,7 @@ class Gallery:
             InputError: The folder exists and is not a gallery, or it also holds other files.
         """
         metadata = GalleryMetadata(self.kind, self.precision, self.fingerprint, self.documents, self.files)
-        write_gallery(Path(folder), metadata, self.encoded)
+        write_gallery(folder_of(folder, InputError), metadata, self.encoded)
 
     @classmethod
     def open(cls, folder: str | Path, bundle: Bundle) -> Gallery:
@@ -150,30 +152,34 @@ class Gallery:
             BundleError: The folder is not a gallery, it was made by another bundle, or a file does not fit the bundle's
                 manifest.
         """
-        metadata, encoded = open_gallery_files(Path(folder), bundle)
+        metadata, encoded = open_gallery_files(folder_of(folder, BundleError), bundle)
         documents = [file or name for file, name in zip(metadata.files, metadata.documents, strict=True)]
         return cls(encoded, documents, bundle, metadata.precision, files=metadata.files)
 
 
 def _check_distinct(parts: Sequence[Gallery]) -> None:
     """Raise InputError if two galleries of pictures hold the same one: it would take two places of every ranking."""
-    seen: dict[str, list[tuple[int, int]]] = {}  # gallery and item by file, or by name
+    holds = Counter(file or name for part in parts for file, name in zip(part.files, part.documents, strict=True))
+    seen: dict[tuple[str, bytes], int] = {}  # gallery by file or name, and what distinguishes pictures of one name
+    files: dict[str, int] = {}  # gallery by file
     for number, part in enumerate(parts):
         for item, (file, name) in enumerate(zip(part.files, part.documents, strict=True)):
-            if (key := file or name) is None:
+            if (key := file or name) is None or holds[key] < 2:
                 continue
-            for other, before in seen.setdefault(key, []):
-                if other != number and _same(parts[other], before, part, item):
-                    raise InputError(f"galleries {other} and {number} both hold {key}: leave it out of one of them")
-            seen[key].append((number, item))
+            before = {seen.setdefault((key, _digest(part, item)), number)}
+            if file is not None:
+                before.add(files.setdefault(key, number))
+            if others := before - {number}:
+                raise InputError(f"galleries {min(others)} and {number} both hold {key}: leave it out of one of them")
 
 
-def _same(one: Gallery, first: int, other: Gallery, second: int) -> bool:
-    """Whether two items of one name are the same picture."""
-    if one.files[first] is not None and other.files[second] is not None:
-        return True
-    tensors = one.encoded.tensors, other.encoded.tensors
-    return all(np.array_equal(array[first], tensors[1][name][second]) for name, array in tensors[0].items())
+def _digest(gallery: Gallery, item: int) -> bytes:
+    """A hash of the tensors of an item, equal for equal numbers."""
+    digest = hashlib.sha256()
+    for name, array in sorted(gallery.encoded.tensors.items()):
+        digest.update(f"{name} {array.dtype.str} ".encode())
+        digest.update((array[item] + array.dtype.type(0)).tobytes())  # -0.0 equals 0.0
+    return digest.digest()
 
 
 def texts_of_query(query: Any, corpus: Any) -> list[str] | None:

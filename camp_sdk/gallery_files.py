@@ -16,7 +16,7 @@ from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, EncodedTexts, narrow_specs, words_axis
 from camp_sdk.runtime.engines.base import Arrays
-from camp_sdk.runtime.errors import BundleError, InputError
+from camp_sdk.runtime.errors import BundleError, CampError, InputError
 from camp_sdk.runtime.files import absolute, check_writable, followed, is_empty, opened_whole, write_aside
 from camp_sdk.runtime.manifest import Manifest
 from camp_sdk.runtime.messages import brief
@@ -87,6 +87,18 @@ class GalleryMetadata:
         base = _around(folder)
         # Only text: a gallery may come from anywhere, so nothing here opens what it names.
         return replace(self, files=[file and os.path.normpath(base / file) for file in self.files])
+
+
+def folder_of(folder: Any, error: type[CampError]) -> Path:
+    """The path of a gallery's folder, or the error if it is no path at all."""
+    try:
+        path = Path(folder)
+        path.lstat()
+    except OSError:  # it may not exist yet
+        return path
+    except (TypeError, ValueError) as reason:
+        raise error(f"the gallery's folder is {brief(folder)} ({reason}): expected a path") from None
+    return path
 
 
 def _around(folder: Path) -> Path:

@@ -27,11 +27,17 @@ MAX_AXES = 32  # more than numpy 1 has
 Order = Literal["C", "F"]
 BYTES_LIMIT = 1 << 62  # sizes of arrays fit in the machine's integers
 DTYPES = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)} | {"b1", "f2", "f4", "f8"}
+NAMES = {f"{sign}int{size}" for sign in ("", "u") for size in (8, 16, 32, 64)} | {
+    "bool",
+    "float16",
+    "float32",
+    "float64",
+}
 _NUMBER = r"(?:0|[1-9]\d{0,18})L?"  # Python 2 wrote an L
 # No two runs of white space touch, so that a long one is not matched in quadratically many ways.
 _ENTRY = re.compile(
-    r"""(?P<quote>['"])(?P<key>\w{1,20})(?P=quote)\s*:\s*"""
-    r"""(?:(?P<order>True|False)|['"](?P<descr>[<>|]\w{1,4})['"]"""
+    r"""u?(?P<quote>['"])(?P<key>\w{1,20})(?P=quote)\s*:\s*"""
+    r"""(?:(?P<order>True|False)|u?(?P<mark>['"])(?P<descr>[<>|=]?\w{1,8})(?P=mark)"""
     rf"""|\(\s*(?P<shape>(?:{_NUMBER}\s*,\s*)*(?:{_NUMBER}\s*)?)\))\s*(?:,\s*)?""",
     re.ASCII,
 )
@@ -135,12 +141,14 @@ def read_header(file: IO[bytes]) -> Header:
 
 
 def _parse(text: str) -> tuple[np.dtype[Any], tuple[int, ...], Order]:
-    whole = text.rstrip(" \n")
+    whole = text.lstrip(" ").rstrip(" \t\r\n")
     values = _values(whole)
     if values is None:
         raise ValueError(f"its header is {brief(whole)}, expected descr, fortran_order, and a shape of whole numbers")
     descr, sizes = values["descr"], [size.strip().rstrip("L") for size in values["shape"].split(",")]
-    if descr[1:] not in DTYPES or (descr[0] == "|") != descr.endswith("1"):
+    order, kind = (descr[0], descr[1:]) if descr[0] in "<>|=" else ("", descr)
+    named = not order and kind in NAMES
+    if not named and (kind not in DTYPES or (order == "|" and not kind.endswith("1"))):
         raise ValueError(f"it holds data of type {descr!r}, expected numbers")
     shape = tuple(int(size) for size in sizes if size)
     if len(shape) > MAX_AXES or math.prod(max(size, 1) for size in shape) * 8 > BYTES_LIMIT:
@@ -151,7 +159,7 @@ def _parse(text: str) -> tuple[np.dtype[Any], tuple[int, ...], Order]:
 def _values(text: str) -> dict[str, str] | None:
     """The text of each value of a header; None if it is anything but a dict of the three keys."""
     values: dict[str, str] = {}
-    position = 1
+    position = 1 + len(text[1:]) - len(text[1:].lstrip(" \t\r\n"))
     while position < len(text) - 1 and (entry := _ENTRY.match(text, position)):
         kind = _VALUE_OF.get(entry["key"])
         if kind is None or entry[kind] is None or entry["key"] in values:

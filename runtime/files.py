@@ -225,13 +225,11 @@ def absolute(path: str | Path) -> Path:
         path: the path of a file or folder; it need not exist.
     """
     whole = Path(path).absolute()
-    return (
-        whole
-        if ".." not in whole.parts
-        else whole.resolve()
-        if whole.name == ".."
-        else whole.parent.resolve() / whole.name
-    )
+    if ".." not in whole.parts:
+        return whole
+    if whole.name == "..":
+        return whole.resolve()
+    return whole.parent.resolve() / whole.name
 
 
 @contextmanager

@@ -65,6 +65,14 @@ def test_every_version_is_read(tmp_path: Path, version: tuple[int, int]) -> None
         "{'descr':'<f4','fortran_order':False,'shape':(1,5,12)}",
         '{"descr": "<f4", "fortran_order": False, "shape": (1, 5, 12,)}  \n',
         "{'descr': '<f4', 'fortran_order': False, 'shape': (1L, 5L, 12L), }\n",
+        GOOD.replace("<f4", "f4"),
+        GOOD.replace("<f4", "=f4"),
+        GOOD.replace("<f4", "float32"),
+        "{u'descr': u'<f4', u'fortran_order': False, u'shape': (1, 5, 12), }",
+        GOOD + "\r\n",
+        GOOD + "\t\n",
+        GOOD.replace("{", "{ "),
+        " " + GOOD,
     ],
 )
 def test_headers_of_other_writers_are_read(tmp_path: Path, header: str) -> None:

@@ -451,3 +451,43 @@ def test_a_gallery_tells_once_what_was_skipped(picture_retriever: Retriever, pat
 def test_a_limit_that_is_none(picture_retriever: Retriever, paths: list[Path], limit: Any) -> None:
     with pytest.raises(InputError, match=r"`max_megapixels` is .*: expected a number above 0"):
         picture_retriever.encode_images(paths, max_megapixels=limit)
+
+
+class OddPath(os.PathLike[str]):
+    """Stands for a path, and raises or returns what is none."""
+
+    def __init__(self, path: Any) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        if isinstance(self.path, Exception):
+            raise self.path
+        return self.path  # type: ignore[no-any-return]  # the fault under test
+
+
+@pytest.mark.parametrize("path", ["a/../b\0/../c.png", "b\0c.png", "\ud800/../x.png", "a" * 300 + "/../x.png"])
+def test_a_path_that_leads_nowhere_is_a_broken_picture(
+    picture_retriever: Retriever, paths: list[Path], path: str
+) -> None:
+    gallery = picture_retriever.encode_images([path, paths[0]], skip_broken=True)
+    assert [one.name for one in gallery.skipped] == [path]
+    with pytest.raises(PictureError, match="cannot be read as a picture"):
+        picture_retriever.encode_images([path])
+
+
+@pytest.mark.parametrize("path", [RuntimeError("x"), 3])
+def test_an_object_that_gives_no_path_is_named(picture_retriever: Retriever, paths: list[Path], path: Any) -> None:
+    with pytest.raises(InputError, match="image 1 gives no path"):
+        picture_retriever.encode_images([paths[0], OddPath(path)], skip_broken=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a working folder cannot be deleted")
+def test_a_relative_path_in_a_deleted_folder_is_a_broken_picture(
+    picture_retriever: Retriever, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    gallery = picture_retriever.encode_images(["x.png", paths[0].absolute()], skip_broken=True)
+    assert [one.name for one in gallery.skipped] == ["x.png"]
+    assert gallery.files == (str(paths[0]),)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camp_sdk import BundleError, Gallery, InputError, Retriever
+from camp_sdk import gallery as gallery_module
 from camp_sdk.runtime import files
 from tests.helpers.tiny import CAPTIONS
 
@@ -661,3 +662,25 @@ def test_pictures_without_names_and_texts_may_repeat(
     nameless = feature_retriever.encode_images(features)
     assert len(Gallery.join([nameless, nameless])) == 20
     assert len(Gallery.join([texts, texts])) == 2 * len(texts)
+
+
+def test_repeated_names_are_hashed_once_each(images: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many pictures of one name are not compared in pairs."""
+    hashed: list[int] = []
+    before = gallery_module._digest
+    monkeypatch.setattr(gallery_module, "_digest", lambda part, item: hashed.append(item) or before(part, item))
+    parts = [Gallery(images.encoded.select(chosen), ["dog"] * 3, images._bundle) for chosen in ([0, 1, 2], [3, 4, 5])]
+    assert len(Gallery.join(parts)) == len(hashed) == 6
+    parts[1] = Gallery(images.encoded.select([5, 4, 1]), ["dog"] * 3, images._bundle)
+    with pytest.raises(InputError, match="galleries 0 and 1 both hold dog"):
+        Gallery.join(parts)
+
+
+@pytest.mark.parametrize("folder", [None, 5, "a\0b"])
+def test_what_is_no_folder_is_refused(images: Gallery, feature_retriever: Retriever, folder: Any) -> None:
+    with pytest.raises(InputError, match="the gallery's folder is"):
+        images.save(folder)
+    with pytest.raises(BundleError, match="the gallery's folder is"):
+        feature_retriever.open_gallery(folder)
+    with pytest.raises(InputError, match="join takes a list of at least one gallery"):
+        Gallery.join(folder)  # which is no list of galleries either

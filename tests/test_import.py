@@ -429,9 +429,9 @@ ODD = {
     "none": (pickle.dumps({"word2idx": SMALL, "x": None}), "holds data other than .*NONE"),
     "a huge idx": (
         pickle.dumps({"word2idx": SMALL, "idx": 1 << 600}),
-        "idx is a whole number of 601 bits, expected the number",
+        "it holds a whole number of 601 bits, over 64",
     ),
-    "a huge key": (pickle.dumps({"word2idx": SMALL, "idx2word": {1 << 600: "dog"}}), "not the reverse"),
+    "a huge key": (pickle.dumps({"word2idx": SMALL, "idx2word": {1 << 600: "dog"}}), "number of 601 bits, over 64"),
     "half a character": (pickle.dumps({"word2idx": SMALL | {"\ud800": 5}}), "words .in valid Unicode."),
     "half a character in JSON": (rb'{"word2idx": {"\ud800": 0}}', "words .in valid Unicode."),
 }

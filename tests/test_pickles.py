@@ -18,8 +18,10 @@ import torch
 
 from camp_sdk import BundleError
 from camp_sdk.export.import_checkpoint import import_checkpoint
+from camp_sdk.export.network import pickles
 from camp_sdk.export.network.checkpoint import KEY, load_checkpoint, load_plain
-from camp_sdk.export.network.pickles import check_pickle, check_values
+from camp_sdk.export.network.pickle_steps import check_pickle
+from camp_sdk.export.network.pickles import check_values
 from camp_sdk.export.released.files import read_checkpoint, read_vocabulary
 from camp_sdk.runtime.messages import brief
 from tests.helpers.tiny import save_tiny_checkpoint
@@ -256,6 +258,80 @@ def test_a_sound_checkpoint_loads_in_either_format(tmp_path: Path, checkpoints: 
     raw = torch.load(checkpoints("scalar", True), weights_only=True)
     torch.save(raw, tmp_path / "c.ckpt", _use_new_zipfile_serialization=False)
     assert load_checkpoint(tmp_path / "c.ckpt")[1].model == load_checkpoint(checkpoints("scalar", True))[1].model
+
+
+# Files that are made to load slowly
+
+
+def of_pickle(folder: Path, content: bytes, name: str = "c/data.pkl") -> Path:
+    with zipfile.ZipFile(folder / "c.ckpt", "w") as archive:
+        archive.writestr(name, content)
+        archive.writestr("c/version", "3\n")
+    return folder / "c.ckpt"
+
+
+@pytest.mark.parametrize("name", ["c/data.PKL", "c/Data.pkl", "c/constants.pkl", "data.pkl", "c/c/data.pkl"])
+def test_members_that_torch_does_not_write_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BundleError, match=f"it has the member '{name}', which torch never writes"):
+        load_plain(of_pickle(tmp_path, b"\x80\x02].", name))
+
+
+@pytest.mark.parametrize("folder", ["c", "C"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_that_another_may_stand_in_for_are_refused(tmp_path: Path, folder: str) -> None:
+    path = of_pickle(tmp_path, b"\x80\x02].")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{folder}/data.pkl", b"\x80\x02].")
+    with pytest.raises(BundleError, match="it has a member twice, or members in several folders"):
+        load_plain(path)
+
+
+def test_a_list_is_visited_once_however_often_it_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    before = pickles._parts
+    monkeypatch.setattr(pickles, "_parts", lambda item: seen.append(item) or before(item))
+    shared = [0] * 100
+    check_values([[shared, shared], [shared] * 10, shared], 1 << 30)
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("name", ["_codecs encode", "builtins set", "collections Counter", "torch UntypedStorage"])
+def test_functions_that_checkpoints_do_not_need_are_refused(tmp_path: Path, name: str) -> None:
+    content = b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n)R."
+    with pytest.raises(BundleError, match=f"it asks for {name.replace(' ', '.')}, which is not data: refused$"):
+        load_plain(of_pickle(tmp_path, content))
+
+
+DICT = b"collections\nOrderedDict\n"
+SLOW = {
+    "long numbers": (b"}\x8a\x09" + b"\1" * 9 + b"K\0s", "it holds a whole number of 65 bits, over 64"),
+    "negative": (b"}\x8a\x09" + b"\0" * 8 + b"\xfeK\0s", "it holds a whole number of 66 bits, over 64"),
+    "as text": (b"}L99999999999999999999L\nK\0s", "it holds a whole number of 67 bits, over 64"),
+    "floats": (b"}G" + bytes(8) + b"K\0s", "a key of its dicts is no text or whole number"),
+    "tuples": (b"}K\1\x85K\0s", "a key of its dicts is no text or whole number"),
+    "scattered": (
+        b"}(" + b"".join(b"M" + (k * 3 + 1).to_bytes(2, "little") + b"K\0" for k in range((1 << 14) + 1)) + b"u",
+        "over 16384 whole numbers are keys of its dicts, not in order",
+    ),
+    "fetched": (b"(" + b"K\0" * 5000 + b"tq\0" + b"h\x000" * 4000, "it repeats lists, dicts or tuples of more than"),
+    "changed": (b"]q\0h\0K\0a", "it changes a list, dict or object after it was used"),
+    "pairs": (b"c" + DICT + b"]]K\1aa\x85R", "it makes an ordered dict of something other than pairs of a name"),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_what_would_load_slowly_is_refused(tmp_path: Path, name: str) -> None:
+    content, message = SLOW[name]
+    with pytest.raises(BundleError, match=message):
+        load_plain(of_pickle(tmp_path, b"\x80\x02" + content + b"."))
+
+
+def test_keys_in_order_and_the_pairs_of_python_2_are_accepted(tmp_path: Path) -> None:
+    raw = dict.fromkeys(range(1 << 15), "x")
+    for protocol in (0, 2):
+        check_pickle(pickle.dumps(raw, protocol))
+    content = b"\x80\x02c" + DICT + b"](](X\1\0\0\0aK\1ee\x85R."
+    assert load_plain(of_pickle(tmp_path, content)) == OrderedDict(a=1)
 
 
 # A full disk

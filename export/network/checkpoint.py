@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.network.pickle_steps import RefusedNameError
 from camp_sdk.export.network.pickles import check_checkpoint_file, check_values
 from camp_sdk.export.network.sentences import SentenceConfig
 from camp_sdk.runtime.errors import BundleError
@@ -87,21 +88,25 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         aside.write_bytes(content.getvalue())
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(path: Path, dicts: Sequence[str] = ()) -> Any:
     """Load a file written by torch.save that holds only tensors and plain values. No code in it is run.
+
+    Args:
+        path: the file.
+        dicts: the names of classes for which an ordered dict stands in, so that they need not be installed.
 
     Raises:
         BundleError: the file is truncated, not written by torch, holds anything else, or stands for much more data than
             it has bytes.
     """
     try:
-        check_checkpoint_file(path)
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        check_checkpoint_file(path, [" ".join(name.rsplit(".", 1)) for name in dicts])
+        with torch.serialization.safe_globals([(OrderedDict, name) for name in dicts]):
+            loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
         check_values(loaded, path.stat().st_size)
     except Exception as error:  # for files that are not checkpoints, torch raises a dozen types
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        whole = "expected a whole file written by torch.save"
-        reason = f"it asks for {refused[1]}, which is not data: refused" if refused else f"{first_line(error)}; {whole}"
+        whole = "" if isinstance(error, RefusedNameError) else "; expected a whole file written by torch.save"
+        reason = first_line(error) + whole
         released = "; import a checkpoint of the released code with camp import" if EASYDICT in reason else ""
         raise BundleError(f"{path} cannot be read as a checkpoint: {reason}{released}") from None
     return loaded

@@ -6,49 +6,59 @@ twice, tensors that repeat one number. Nothing here runs code of a file.
 
 from __future__ import annotations
 
-import pickle
-import pickletools
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from camp_sdk.export.network.pickle_steps import MAX_DEPTH, MAX_VALUES, ORDERED_DICT, check_pickle
 from camp_sdk.runtime.messages import brief
 
-MAX_VALUES = 1 << 20  # of one file, where a list counts as often as it is held
-MAX_DEPTH = 64  # of containers in one another
 LEGACY_PICKLES = 5  # in a file of torch before 1.6: magic number, protocol, system, content, names of storages
 ZIP_START = b"PK\x03\x04"  # by which torch knows a zip file
-PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
-GETS = {"GET", "BINGET", "LONG_BINGET"}
-REFUSED = ("builtins bytearray", "__builtin__ bytearray")  # torch allows it, and a number makes it of any size
-_MARK = (-1, 0)
-_ONE = (1, 1)
+# Everything else that torch's own list allows can be made to take long, or any amount of memory.
+STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+ALLOWED = frozenset(f"torch {kind}Storage" for kind in STORAGES) | {
+    ORDERED_DICT,
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+}
+# torch ignores case when it looks for a member, so another spelling could stand in for one that was checked.
+_MEMBER = re.compile(
+    r"[^/]+/(?:data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d+)",
+    re.ASCII,
+)
 
 
-def check_checkpoint_file(path: Path) -> None:
+def check_checkpoint_file(path: Path, classes: Iterable[str] = ()) -> None:
     """Check a file before torch loads it.
 
     Args:
         path: a file that torch wrote, in either of its formats.
+        classes: what it may ask for besides tensors and ordered dicts, each as "module name".
 
     Raises:
         ValueError: loading the file could take more time or memory than its size suggests.
         zipfile.BadZipFile, OSError, and others: the file is broken.
     """
+    allowed = ALLOWED.union(classes)
+    size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(len(ZIP_START)) == ZIP_START:
             with zipfile.ZipFile(file) as archive:
-                _check_members(archive, path.stat().st_size)
+                _check_members(archive, size)
+                for name in archive.namelist():
+                    if name.endswith("/data.pkl"):
+                        check_pickle(archive.open(name), allowed)
             return
         file.seek(0)
-        size = path.stat().st_size
         for _ in range(LEGACY_PICKLES):
             if not file.tell() or file.tell() < size:
-                check_pickle(file)
+                check_pickle(file, allowed)
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:
@@ -58,61 +68,11 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> None:
             raise ValueError(f"its member {brief(member.filename)} is compressed, which torch never does")
     if sum(member.file_size for member in members) > size:
         raise ValueError(f"its members declare more bytes than the {size} of the file")
-    for member in members:
-        if member.filename.endswith(".pkl"):
-            with archive.open(member) as file:
-                check_pickle(file)
-
-
-def check_pickle(content: bytes | IO[bytes]) -> None:
-    """Check one pickle without loading it; a file is then positioned behind it.
-
-    Args:
-        content: the pickle, or a file at its beginning.
-
-    Raises:
-        ValueError: it is not a whole pickle, or loading it could take more time or memory than its size suggests.
-    """
-    # How many values, and how deep, the tuple at each place of the unpickler's stack holds. Tuples alone count, because
-    # Python walks them when they are keys of a dict; everything else that can be changed cannot be such a key.
-    stack: list[tuple[int, int]] = []
-    memo: dict[int, tuple[int, int]] = {}
-    for count, (op, argument, _) in enumerate(pickletools.genops(content)):
-        if op.name in PUTS or op.name == "MEMOIZE":
-            index = len(memo) if argument is None else int(argument)
-            if not 0 <= index <= count:  # unpicklers may make a list as long as the largest index
-                raise pickle.UnpicklingError(f"it keeps a value under the number {index}, after {count} steps")
-            memo[index] = stack[-1] if stack else _ONE
-        elif op.name in GETS:
-            stack.append(memo.get(int(argument or 0), _ONE))
-        elif op.name == "GLOBAL" and argument in REFUSED:
-            raise pickle.UnpicklingError(f"it asks for {argument.replace(' ', '.')}, which is not data: refused")
-        else:
-            _step(op, stack)
-
-
-def _step(op: pickletools.OpcodeInfo, stack: list[tuple[int, int]]) -> None:
-    """What an opcode does to the stack."""
-    if op.name == "MARK":
-        stack.append(_MARK)
-        return
-    if op.name == "DUP":
-        stack.append(stack[-1] if stack else _ONE)
-        return
-    taken: list[tuple[int, int]] = []
-    before = list(op.stack_before)
-    if pickletools.markobject in before:
-        while stack and (item := stack.pop()) is not _MARK:
-            taken.append(item)
-        before = before[: before.index(pickletools.markobject)]
-    taken += [stack.pop() for _ in before if stack]
-    if "TUPLE" not in op.name:
-        stack += [_ONE] * len(op.stack_after)
-        return
-    made = (1 + sum(size for size, _ in taken), 1 + max((depth for _, depth in taken), default=0))
-    if made[0] > MAX_VALUES or made[1] > MAX_DEPTH:
-        raise pickle.UnpicklingError(f"it holds a tuple of more than {MAX_VALUES} values, or nested over {MAX_DEPTH}")
-    stack.append(made)
+    names = [member.orig_filename for member in members]  # Python cuts the others at a NUL
+    if strange := [name for name in names if not _MEMBER.fullmatch(name)]:
+        raise ValueError(f"it has the member {brief(strange[0])}, which torch never writes")
+    if len(set(names)) < len(names) or len({name.split("/")[0] for name in names}) > 1:
+        raise ValueError("it has a member twice, or members in several folders, which torch never writes")
 
 
 def check_values(loaded: Any, size: int) -> None:
@@ -127,40 +87,46 @@ def check_values(loaded: Any, size: int) -> None:
             not dense, or has more numbers than are stored.
     """
     sizes: dict[int, tuple[int, int]] = {}  # by id: how many values a container holds, and how deep
-    opened: set[int] = set()
+    opened: dict[int, list[Any]] = {}  # by id: the parts of each container that was begun
     storages: dict[int, int] = {}
     stack = [loaded]
     while stack:
         item = stack[-1]
-        parts = list(_parts(item))
-        waiting = [part for part in parts if id(part) not in sizes]
-        if waiting:
-            if id(item) in opened:
-                raise ValueError("it holds a list or dict that holds itself")
-            opened.add(id(item))
-            stack += waiting
+        if id(item) in sizes:
+            stack.pop()
             continue
+        if id(item) not in opened:
+            opened[id(item)] = parts = _parts(item)
+            if waiting := [part for part in parts if id(part) not in sizes]:
+                if any(id(part) in opened for part in waiting):
+                    raise ValueError("it holds a list or dict that holds itself")
+                stack += waiting
+                continue
         stack.pop()
         if isinstance(item, Tensor):
             storages |= _storage_of(item)
-        own = len(item) if isinstance(item, (list, tuple, dict, set)) else 0
-        held = [sizes[id(part)] for part in parts]
-        count, depth = 1 + own + sum(n for n, _ in held), 1 + max((d for _, d in held), default=0)
-        if count > MAX_VALUES or depth > MAX_DEPTH:
-            raise ValueError(f"it holds more than {MAX_VALUES} values, or lists nested over {MAX_DEPTH} deep")
-        sizes[id(item)] = count, depth
+        sizes[id(item)] = _size_of(item, [sizes[id(part)] for part in opened.pop(id(item))])
     if sum(storages.values()) > size:
         raise ValueError(f"its tensors take more bytes than the {size} of the file")
 
 
-def _parts(item: Any) -> Iterator[Any]:
+def _size_of(item: Any, held: list[tuple[int, int]]) -> tuple[int, int]:
+    """How many values a container holds, and how deep, from those of its parts."""
+    own = len(item) if isinstance(item, (list, tuple, dict, set)) else 0
+    count, depth = 1 + own + sum(n for n, _ in held), 1 + max((d for _, d in held), default=0)
+    if count > MAX_VALUES or depth > MAX_DEPTH:
+        raise ValueError(f"it holds more than {MAX_VALUES} values, or lists nested over {MAX_DEPTH} deep")
+    return count, depth
+
+
+def _parts(item: Any) -> list[Any]:
     """The containers and tensors that a container holds."""
     inside: Any = ()
     if isinstance(item, dict):
         inside = (*item.keys(), *item.values())
     elif isinstance(item, (list, tuple, set)):
         inside = item
-    return (part for part in inside if isinstance(part, (list, tuple, dict, set, Tensor)))
+    return [part for part in inside if isinstance(part, (list, tuple, dict, set, Tensor))]
 
 
 def _storage_of(tensor: Tensor) -> dict[int, int]:

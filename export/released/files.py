@@ -11,7 +11,7 @@ import io
 import json
 import pickle
 import pickletools
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from camp_sdk.export.network.checkpoint import EASYDICT, first_line, load_plain
 from camp_sdk.export.network.model import Camp, ModelConfig
-from camp_sdk.export.network.pickles import check_pickle, is_plain
+from camp_sdk.export.network.pickle_steps import check_pickle
+from camp_sdk.export.network.pickles import is_plain
 from camp_sdk.export.network.released import RELEASED
 from camp_sdk.export.network.vocabulary import SPECIALS
 from camp_sdk.runtime.errors import BundleError
@@ -82,8 +83,7 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{path} not found: expected a checkpoint of the released code (.pth.tar)")
     # The options are a dict of a class that may not be installed: an ordered dict stands in for it.
-    with torch.serialization.safe_globals([(OrderedDict, EASYDICT)]):
-        loaded = load_plain(path)
+    loaded = load_plain(path, [EASYDICT])
     if not isinstance(loaded, dict):
         raise BundleError(f"{path} holds a {type(loaded).__name__}: expected a dict with model, opt and epoch")
     return loaded

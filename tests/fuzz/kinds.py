@@ -23,6 +23,7 @@ class Kind:
         target: reads it.
         ways: the ways in which the target reads it, each with its share.
         heavy: whether the target needs PyTorch, which takes seconds to import.
+        without_openvino: the way in which only ONNX Runtime reads a graph; None if no graph is opened.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Kind:
     target: targets.Target
     ways: tuple[int, ...] = (1,)
     heavy: bool = False
+    without_openvino: int | None = None
 
     def base(self, seed: int, number: int) -> str:
         """The base of a mutant, by the campaign's seed and the mutant's number."""
@@ -66,7 +68,8 @@ GALLERY = tuple(f"galleries/{name}" for name in GALLERIES)
 
 def _graph(name: str) -> Kind:
     bases = ("pictures",) if name == "vision" else BOTH
-    return Kind(f"graph.{name}", 3, bases, in_bundle(containers.mutated_graph, f"{name}.onnx"), targets.graph(name))
+    write = in_bundle(containers.mutated_graph, f"{name}.onnx")
+    return Kind(f"graph.{name}", 3, bases, write, targets.graph(name), without_openvino=1)
 
 
 def _picture(name: str) -> Kind:

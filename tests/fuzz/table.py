@@ -12,7 +12,9 @@ from rich.table import Column, Table
 SAME, PROJECT_ERROR, ANOTHER = "same answer", "project error", "another answer"
 OTHER_EXCEPTION, CRASH, HANG, MEMORY, CODE = "other exception", "crash", "hang", "memory", "code"
 NOT_FINITE = "not finite"
-HARMLESS = (SAME, PROJECT_ERROR, ANOTHER)
+# Documented in docs/security.md: OpenVINO ends the process on some graphs that ONNX Runtime refuses.
+OPENVINO = "OpenVINO ends"
+HARMLESS = (SAME, PROJECT_ERROR, ANOTHER, OPENVINO)
 FAILURES = (OTHER_EXCEPTION, CRASH, HANG, MEMORY, CODE, NOT_FINITE)
 OUTCOMES = (*HARMLESS, *FAILURES)
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -158,10 +159,11 @@ def main() -> None:
     os.dup2(2, 1)
     requests, worker = sys.stdin, Worker(bases, folder, seed)
     for line in requests:
-        kind, number = json.loads(line)
-        worker.prepare(KINDS[kind], number)
+        name, number, way = json.loads(line)
+        kind = KINDS[name] if way is None else replace(KINDS[name], ways=(0,) * way + (1,))
+        worker.prepare(kind, number)
         _send(answers, {"started": time.time()})
-        _send(answers, worker.read(KINDS[kind], number))
+        _send(answers, worker.read(kind, number))
 
 
 def _send(answers: IO[str], message: dict[str, Any]) -> None:

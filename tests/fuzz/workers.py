@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.kinds import KINDS
-from tests.fuzz.table import CRASH, HANG, MEMORY, Outcome
+from tests.fuzz.table import CRASH, HANG, MEMORY, OPENVINO, PROJECT_ERROR, Outcome
 from tests.fuzz.worker import MEMORY_LIMIT, PAGE
 
 ROOT = Path(__file__).parents[2]
@@ -61,11 +61,11 @@ class Process:
         self._begun = 0.0
         self._memory = 0
 
-    def ask(self, task: tuple[str, int]) -> None:
+    def ask(self, task: tuple[str, int], way: int | None = None) -> None:
         """Let the worker read a mutant."""
         self.task, self._started, self._begun = task, False, time.monotonic()
         try:
-            self._requests.write(json.dumps(task).encode() + b"\n")
+            self._requests.write(json.dumps([*task, way]).encode() + b"\n")
             self._requests.flush()
         except BrokenPipeError:  # its end shows when its answer is read
             pass
@@ -175,17 +175,22 @@ class Pool:
     def _confirmed(self, outcome: Outcome, number: int) -> Outcome:
         """A process that ended may owe it to an earlier mutant, or to a busy machine: read the last one alone again."""
         again = self.alone(outcome.kind, outcome.number, number)
+        way = KINDS[outcome.kind].without_openvino
+        if again.outcome == CRASH and way is not None:
+            by_onnx_runtime = self.alone(outcome.kind, outcome.number, number, way)
+            if by_onnx_runtime.outcome == PROJECT_ERROR:
+                return Outcome(outcome.kind, outcome.number, OPENVINO, by_onnx_runtime.detail)
         if again.failed:
             return again
         if outcome.outcome == HANG:
             return again
         return Outcome(outcome.kind, outcome.number, outcome.outcome, f"only after other mutants: {outcome.detail}")
 
-    def alone(self, kind: str, number: int, worker: int = 0) -> Outcome:
-        """Read one mutant in a process of its own."""
+    def alone(self, kind: str, number: int, worker: int = 0, way: int | None = None) -> Outcome:
+        """Read one mutant in a process of its own; in another way than its number's, if one is given."""
         process = self._open(worker)
         try:
-            process.ask((kind, number))
+            process.ask((kind, number), way)
             with selectors.DefaultSelector() as selector:
                 selector.register(process.answers, selectors.EVENT_READ)
                 while True:
