@@ -57,7 +57,7 @@ def tokenizer(bases: Path, folder: Path, way: int) -> Answer:
 
 
 def graph(name: str) -> Target:
-    """Open one graph with both engines, and run it on the inputs that the whole bundle has; way 1 is without OpenVINO."""
+    """Open one graph with both engines, or in way 1 without OpenVINO, and run it on the whole bundle's inputs."""
 
     def run(bases: Path, folder: Path, way: int) -> Answer:
         from camp_sdk.runtime.backends import open_engine
