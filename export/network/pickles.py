@@ -68,6 +68,10 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> None:
             raise ValueError(f"its member {brief(member.filename)} is compressed, which torch never does")
     if sum(member.file_size for member in members) > size:
         raise ValueError(f"its members declare more bytes than the {size} of the file")
+    if min(
+        (member.header_offset for member in members), default=0
+    ):  # Python skips it, and finds other members than torch
+        raise ValueError("it has bytes before its first member, which torch never writes")
     names = [member.orig_filename for member in members]  # Python cuts the others at a NUL
     if strange := [name for name in names if not _MEMBER.fullmatch(name)]:
         raise ValueError(f"it has the member {brief(strange[0])}, which torch never writes")
