@@ -318,7 +318,8 @@ class Retriever:
         """
         image_gallery, text_gallery = self._as_gallery(images, "image"), self._as_gallery(texts, "text")
         matrix = self._logits(image_gallery, text_gallery, on_progress)
-        return self._finite(matrix) if logits else self._activate(matrix)
+        scoring.check_finite(matrix)
+        return matrix if logits else self._activate(matrix)
 
     def explain(self, text: str, image: Gallery | Image) -> Explanation:
         """Show what the network looked at when it scored one pair.
@@ -367,12 +368,8 @@ class Retriever:
         return scoring.PairScorer(self._engines["scorer"], self._graphs["scorer"].inputs, self._memory_budget_bytes)
 
     def _activate(self, logits: FloatArray) -> FloatArray:
-        return scoring.activate(self._finite(logits), self.bundle.manifest.activation)
-
-    def _finite(self, logits: FloatArray) -> FloatArray:
-        if not np.isfinite(logits).all():
-            raise InputError(f"a logit is NaN or infinite: the features are too large for {self.precision}")
-        return logits
+        scoring.check_finite(logits)
+        return scoring.activate(logits, self.bundle.manifest.activation)
 
     def _logits(self, images: Gallery, texts: Gallery, on_progress: Advance = silent) -> FloatArray:
         encoded_images, encoded_texts = self._images_of(images), texts_of(texts)

@@ -17,6 +17,7 @@ from camp_sdk.runtime.blocks import GROUP_TEXTS, batches, plan_blocks
 from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, widen
 from camp_sdk.runtime.engines.base import Arrays, Engine
+from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import forget_pages
 from camp_sdk.runtime.residency import resident_parts
 from camp_sdk.runtime.threads import map_ahead
@@ -223,13 +224,23 @@ def best(numbers: Indices, logits: Logits, top_k: int) -> tuple[Indices, Logits]
 
     Returns:
         The selected numbers and logits, largest logit first; equal logits stay in their order.
+
+    Raises:
+        InputError: a logit is NaN or infinite: it has no place in an order.
     """
+    check_finite(logits)
     if top_k < len(logits):  # sorting all of them would take ten times as long as finding the smallest one to keep
         last = np.partition(-logits, top_k - 1)[top_k - 1]
         kept = ~(-logits > last)
         numbers, logits = numbers[kept], logits[kept]
     order = np.argsort(-logits, kind="stable")[:top_k]
     return numbers[order], logits[order]
+
+
+def check_finite(logits: Logits) -> None:
+    """Raise InputError if a logit is NaN or infinite."""
+    if not np.isfinite(logits).all():
+        raise InputError("a logit is NaN or infinite: the features are too large for this precision")
 
 
 def nearest(queries: Logits, items: Logits, count: int, memory_budget_bytes: int | None = None) -> Indices:

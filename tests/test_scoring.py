@@ -451,7 +451,7 @@ def test_a_score_is_a_number_or_an_error(
 ) -> None:
     run = PairScorer.run
     monkeypatch.setattr(PairScorer, "run", lambda *arguments: run(*arguments) + np.float32(large))
-    with pytest.raises(InputError, match="a logit is NaN or infinite: the features are too large for float32"):
+    with pytest.raises(InputError, match="a logit is NaN or infinite: the features are too large for this precision"):
         feature_retriever.rank(QUERY, many)
     with pytest.raises(InputError, match="a logit is NaN or infinite"):
         feature_retriever.score([(many[0], QUERY)])
@@ -506,3 +506,11 @@ def test_the_best_are_those_of_a_stable_sort(top_k: int) -> None:
     found = scoring.best(numbers, logits, top_k)
     np.testing.assert_array_equal(found[0], numbers[order])
     np.testing.assert_array_equal(found[1], logits[order])
+
+
+def test_a_logit_without_a_place_is_seen_wherever_it_is() -> None:
+    """One that is NaN would be left out of the best without a word."""
+    logits = np.array([3, 2, np.nan, 1], np.float32)
+    for top_k in (1, 4):
+        with pytest.raises(InputError, match="a logit is NaN or infinite"):
+            scoring.best(np.arange(4), logits, top_k)
