@@ -349,6 +349,8 @@ def spoil_output(name: str, factor: float) -> Callable[[Any], None]:
     def change(graph: Any) -> None:
         node = producer(graph, name)
         node.output[list(node.output).index(name)] = f"{name}.right"
+        for reader in graph.node:  # they go on reading the right numbers
+            reader.input[:] = [f"{name}.right" if read == name else read for read in reader.input]
         graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), f"{name}.factor"))
         graph.node.append(onnx.helper.make_node("Mul", [f"{name}.right", f"{name}.factor"], [name]))
 
