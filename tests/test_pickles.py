@@ -286,14 +286,6 @@ def test_members_that_another_may_stand_in_for_are_refused(tmp_path: Path, folde
         load_plain(path)
 
 
-def test_bytes_before_the_archive_are_refused(tmp_path: Path) -> None:
-    """Python looks for members behind them, torch does not."""
-    path = of_pickle(tmp_path, b"\x80\x02].")
-    path.write_bytes(b"more" + path.read_bytes())
-    with pytest.raises(BundleError, match="it has bytes before its first member"):
-        load_plain(path)
-
-
 def test_a_list_is_visited_once_however_often_it_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     before = pickles._parts

@@ -22,7 +22,8 @@ from camp_sdk.export.network.model import SCORERS
 from camp_sdk.export.network.released import RELEASED
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
-from camp_sdk.runtime.tokenizer import Tokenizer
+from camp_sdk.runtime.files import HeldFile
+from camp_sdk.runtime.tokenizer import open_tokenizer
 
 HALF = ir.DataType.FLOAT16
 IN_FLOAT32 = {"Clip", "Div", "Exp", "Log", "Pow", "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum"}
@@ -112,7 +113,7 @@ class Pair:
         rng = np.random.default_rng(0)
         features = rng.standard_normal((8, 5, manifest.feature_width), dtype=np.float32) * np.float32(scale)
         text = WORDS[manifest.variant in RELEASED]
-        tokens = Tokenizer(self.bundle.path("tokenizer.json")).encode([text, *text.split()])
+        tokens = open_tokenizer(self.bundle).encode([text, *text.split()])
         return Case("tiny", torch.from_numpy(features), torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths))
 
     def compare(self, scale: float) -> PrecisionCheck:
@@ -137,8 +138,8 @@ def pair(
             _, outputs = lower_graph(copy, folder / f"{name}.half.onnx", "float16", halves)
             halves |= {spec.name for spec in outputs if spec.dtype == "float16"}
             emulate_half(folder / f"{name}.half.onnx", folder / f"{name}.emulated.onnx")
-            wide[name] = stack.enter_context(OnnxRuntimeEngine(copy))
-            half[name] = stack.enter_context(OnnxRuntimeEngine(folder / f"{name}.emulated.onnx"))
+            wide[name] = stack.enter_context(OnnxRuntimeEngine(HeldFile(copy)))
+            half[name] = stack.enter_context(OnnxRuntimeEngine(HeldFile(folder / f"{name}.emulated.onnx")))
         yield Pair(Bundle(source), wide, half)
 
 
@@ -168,7 +169,7 @@ def test_features_that_float16_can_hardly_hold_give_finite_scores(pair: Pair, sc
 @pytest.mark.parametrize("variant", RELEASED)
 def test_vectors_of_zero_have_finite_scores(released_bundle: Callable[[str], Path], variant: str) -> None:
     """Zero divided by (its length plus 1e-8) is zero, as in PyTorch, and not 0 / 0."""
-    with OnnxRuntimeEngine(released_bundle(variant) / "scorer.onnx") as scorer:
+    with OnnxRuntimeEngine(HeldFile(released_bundle(variant) / "scorer.onnx")) as scorer:
         sizes = {"I": 2, "R": 5, "T": 3, "N": 4}
         inputs = {
             name: (dtype, [sizes.get(str(axis), axis) for axis in shape])
