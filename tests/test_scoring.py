@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -91,7 +90,7 @@ def test_openvino_refuses_what_is_no_graph(bundle_copy: Path) -> None:
     from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
 
     (bundle_copy / "broken.onnx").write_bytes(b"broken")
-    with pytest.raises(BundleError, match=r"OpenVINO cannot open .*broken\.onnx"):
+    with pytest.raises(BundleError, match=r"broken\.onnx cannot be opened: it is"):
         OpenVinoEngine(HeldFile(bundle_copy / "broken.onnx"))
 
 
@@ -115,20 +114,10 @@ def test_bfloat16_is_refused_by_other_processors(feature_bundle: Path, monkeypat
 def test_an_engine_that_was_closed_says_so(
     feature_bundle: Path, features: NDArray[np.float32], kind: type[OpenVinoEngine] | type[OnnxRuntimeEngine]
 ) -> None:
-    engine = kind(feature_bundle / "image.onnx")
+    engine = kind(HeldFile(feature_bundle / "image.onnx"))
     engine.close()
     with pytest.raises(BackendError, match=r"image.onnx: it was closed"):
         engine.run({"features": features})
-
-
-def test_openvino_in_a_forked_process_is_refused(
-    feature_bundle: Path, features: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Really forked, the run would wait for ever."""
-    with OpenVinoEngine(HeldFile(feature_bundle / "image.onnx")) as engine:
-        monkeypatch.setattr(os, "getpid", lambda: -1)
-        with pytest.raises(BackendError, match="opened in another process, before a fork; create a Retriever"):
-            engine.run({"features": features})
 
 
 # Blocks
