@@ -75,7 +75,7 @@ def checked_names(names: Iterable[Any] | None) -> list[str] | None:
 
 
 def _value(item: Any) -> Any:
-    """What tells an item from others: the file it stands for, its own value, or its identity."""
+    """What distinguishes an item from others: the file it stands for, its own value, or its identity."""
     if isinstance(item, os.PathLike):
         return Path(os.fsdecode(item))
     return item if isinstance(item, (str, bytes)) else id(item)

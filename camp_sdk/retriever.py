@@ -221,8 +221,8 @@ class Retriever:
             ``unknown_words`` of the list names the words of the query that the model does not know.
 
         Raises:
-            InputError: The query is empty or has no word by which the model can tell pictures apart, ``top_k`` is below
-                1, ``shortlist`` is below ``top_k``, or a shortlist is asked of a bundle without global vectors.
+            InputError: `check_queries` refuses the query, ``top_k`` is below 1, ``shortlist`` is below ``top_k``, or
+                a shortlist is asked of a bundle without global vectors.
         """
         self.check_counts(top_k, shortlist)
         queries = texts_of_query(query, corpus)
@@ -245,9 +245,8 @@ class Retriever:
             queries: The texts.
 
         Raises:
-            InputError: A query is empty, has more than 10,000 characters, or has no word by which the model can tell
-                pictures apart: none that it knows, or only unknown ones and such as most captions have ("a" in
-                "a zebra").
+            InputError: A query is empty, has more than 10,000 characters, or has no word that distinguishes pictures:
+                it has no known word, or beside unknown words only words of most captions ("a" in "a zebra").
         """
         if isinstance(queries, str):
             raise InputError("queries is a string: expected a list of strings")

@@ -125,7 +125,7 @@ class Tokenizer:
         return Tokens(ids, lengths, words, unknown)
 
     def check_queries(self, texts: Sequence[str]) -> None:
-        """Check that every query has words by which pictures can be told apart.
+        """Check that every query has words that distinguish pictures.
 
         A ranking would be arbitrary, though its scores may look certain, if no word of the query is in the vocabulary,
         or if the only ones that are occur in most captions ("a", if the query is "a zebra").

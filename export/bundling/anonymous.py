@@ -1,4 +1,4 @@
-"""Takes out of a graph what only tells of the machine and the programs that made it.
+"""Removes from a graph everything that only describes the machine and the programs that made it.
 
 Exporters write the stack trace of every operator into its metadata, with the paths of source files. No engine reads it.
 """

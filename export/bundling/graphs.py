@@ -252,7 +252,7 @@ def export_graph(graph: Graph, path: Path) -> tuple[list[TensorSpec], list[Tenso
 def check_graph(path: Path, graph: Graph) -> tuple[list[TensorSpec], list[TensorSpec]]:
     """Name the axes in an exported file after the contract's letters, and compare the file with the contract.
 
-    What the file says of the machine that made it is taken out.
+    Everything that describes the machine that made the file is removed.
 
     Args:
         path: the exported file, which is written again with the names.

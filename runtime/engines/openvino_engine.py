@@ -18,8 +18,8 @@ from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.forks import abandon, watch_forks
 from camp_sdk.runtime.graph_file import read_graph
 
-# Prepared primitives that OpenVINO keeps for shapes it has met. Its default keeps so many that a process grows by
-# gigabytes in a day of queries of all lengths; none at all makes each query of a new length a fifth slower.
+# The number of shapes for which OpenVINO keeps prepared primitives. With its default, a process that gets queries of
+# all lengths grows by gigabytes in a day; with none, each query of a new length takes about a fifth longer.
 CACHED_SHAPES = 64
 
 
