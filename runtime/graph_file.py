@@ -2,8 +2,10 @@
 
 An ONNX file may name other files, or places in memory, as the source of a tensor, and engines follow such names. The
 runtime has no ONNX library, so this module walks the file's fields (protobuf's wire format) and skips what it does not
-need. It also refuses nodes that read what they or later nodes make, as the format does: OpenVINO never returns from a
-graph with a circle. Field numbers are those of onnx.proto.
+need. It also refuses two faults that end or stop the process of an engine, where the format refuses them too: nodes that
+read what they or later nodes make (OpenVINO never returns from a graph with a circle), and a `Split` that has other
+outputs than it states (ONNX Runtime writes to an output that it did not reserve). Field numbers are those of
+onnx.proto.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ TRAINING = _Kind("training information", {1: GRAPH, 2: GRAPH})
 MODEL = _Kind("model", {7: GRAPH, 20: TRAINING, 25: FUNCTION})
 OPERATOR, ENGINE_OPERATOR = 4, b"EPContext"  # holds or names a compiled engine, which is a program
 READS, MAKES = 1, 2  # the names of a node's inputs and outputs
+NAME, NUMBER = 1, 3  # of an attribute: its name, and its value if that is a whole number
+OUTPUTS = b"num_outputs"  # the attribute of a Split that states how many outputs it has
 MANY_GRAPHS = 11  # the field of an attribute that may hold several; readers join those in other fields to one
 
 
@@ -87,6 +91,10 @@ class _Open:
         reads: the names that its nodes read so far.
         makes: the names that its nodes make so far.
         graphs: the fields in which there was a graph.
+        name: of an attribute, its name.
+        number: of an attribute, its value as the bytes of a number.
+        outputs: of a node, how many outputs it has.
+        stated: of a node, how many outputs its attributes say that it has.
     """
 
     kind: _Kind
@@ -94,6 +102,10 @@ class _Open:
     reads: set[bytes] = field(default_factory=set)
     makes: set[bytes] = field(default_factory=set)
     graphs: set[int] = field(default_factory=set)
+    name: bytes = b""
+    number: memoryview = memoryview(b"\0")  # 0, which stands for a number that is left out
+    outputs: int = 0
+    stated: set[int] = field(default_factory=set)
 
 
 def _check(content: memoryview) -> None:
@@ -109,8 +121,7 @@ def _check(content: memoryview) -> None:
             if kind is not None:
                 open_messages.append(_Open(kind, _parts(part, kind)))
                 break
-            if innermost.kind is NODE and number in (READS, MAKES) and len(part):  # an input may be left out
-                (innermost.reads if number == READS else innermost.makes).add(bytes(part))
+            _note(innermost, number, part)
         else:
             open_messages.pop()
             if open_messages:
@@ -119,6 +130,18 @@ def _check(content: memoryview) -> None:
             raise _WireError(f"it has more than {MAX_DEPTH} levels or {MAX_FIELDS} fields")
     if not graphs:
         raise _WireError("it is not an ONNX model, which holds a graph")
+
+
+def _note(message: _Open, number: int, part: memoryview) -> None:
+    """Keep what is needed of a field that holds no tensor."""
+    if message.kind is NODE and number in (READS, MAKES):
+        message.outputs += number == MAKES
+        if len(part):  # an input may be left out
+            (message.reads if number == READS else message.makes).add(bytes(part))
+    elif message.kind is ATTRIBUTE and number == NAME:
+        message.name = bytes(part)
+    elif message.kind is ATTRIBUTE and number == NUMBER:
+        message.number = part
 
 
 def _note_graph(message: _Open, number: int) -> None:
@@ -131,7 +154,11 @@ def _close(message: _Open, around: _Open) -> None:
     """Note the names of a message that was read to its end in the message around it, and check their order."""
     if message.kind is not NODE:  # a graph in an attribute of a node also reads what the graph around that node makes
         around.reads |= message.reads - message.makes
+        if message.name == OUTPUTS:
+            around.stated.add(_varint(message.number, 0)[0])
         return
+    if message.stated - {message.outputs}:
+        raise _WireError("a node of it has other outputs than it states")
     around.reads |= message.reads
     if not around.reads.isdisjoint(message.makes - around.makes):
         raise _WireError("a node of it reads what that node or a later one makes")

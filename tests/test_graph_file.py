@@ -129,7 +129,9 @@ def test_field_numbers_are_those_of_onnx() -> None:
     assert TensorProto.EXTERNAL == graph_file.EXTERNAL
     for name, number in (("input", graph_file.READS), ("output", graph_file.MAKES)):
         assert onnx.NodeProto.DESCRIPTOR.fields_by_name[name].number == number
-    assert onnx.AttributeProto.DESCRIPTOR.fields_by_name["graphs"].number == graph_file.MANY_GRAPHS
+    fields = onnx.AttributeProto.DESCRIPTOR.fields_by_name
+    numbers = [fields[name].number for name in ("name", "i", "graphs")]
+    assert numbers == [graph_file.NAME, graph_file.NUMBER, graph_file.MANY_GRAPHS]
 
 
 def branch_reading(name: str) -> onnx.NodeProto:
@@ -173,6 +175,25 @@ def test_nodes_in_order(tmp_path: Path) -> None:
     first, clip = helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Clip", ["z", "", "a"], ["c"])
     content = model_of(first, branch_reading("a"), clip).SerializeToString()
     assert read(tmp_path, content) == content
+
+
+@pytest.mark.parametrize("stated", [0, 1, 3, -1])
+def test_a_split_that_states_another_number_of_outputs(tmp_path: Path, stated: int) -> None:
+    """ONNX Runtime 1.32 ends the process on fewer, and OpenVINO runs more as if they were not there."""
+    split = helper.make_node("Split", ["x"], ["a", ""], num_outputs=stated)
+    with pytest.raises(BundleError, match=r"graph\.onnx cannot be opened: a node of it has other outputs than it states"):
+        read(tmp_path, model_of(split).SerializeToString())
+
+
+def test_a_split_whose_number_comes_before_its_outputs(tmp_path: Path) -> None:
+    halves = helper.make_node("Split", ["x"], [], num_outputs=2), onnx.NodeProto(output=["a", "b"])
+    node = b"".join(half.SerializeToString() for half in halves)
+    graph = b"\x0a" + _length(node) + node
+    content = b"\x3a" + _length(graph) + graph
+    assert list(onnx.load_from_string(content).graph.node[0].output) == ["a", "b"]
+    assert read(tmp_path, content) == content
+    with pytest.raises(BundleError, match="has other outputs than it states"):
+        read(tmp_path, content.replace(b"\x12\x01b", b"\x1a\x01b"))  # the output's name becomes the node's
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
