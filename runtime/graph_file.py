@@ -2,10 +2,9 @@
 
 An ONNX file may name other files, or places in memory, as the source of a tensor, and engines follow such names. The
 runtime has no ONNX library, so this module walks the file's fields (protobuf's wire format) and skips what it does not
-need. It also refuses two faults that end or stop the process of an engine, where the format refuses them too: nodes that
-read what they or later nodes make (OpenVINO never returns from a graph with a circle), and a `Split` that has other
-outputs than it states (ONNX Runtime writes to an output that it did not reserve). Field numbers are those of
-onnx.proto.
+need. It also refuses two faults that the format forbids, and that stop or end an engine's process: nodes that read what
+they or later nodes make (OpenVINO never returns from a graph with a circle), and a `Split` that has other outputs than
+it states (ONNX Runtime reads past the end of a list). Field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ class _Open:
     makes: set[bytes] = field(default_factory=set)
     graphs: set[int] = field(default_factory=set)
     name: bytes = b""
-    number: memoryview = memoryview(b"\0")  # 0, which stands for a number that is left out
+    number: bytes = b"\0"  # 0, which stands for a number that is left out
     outputs: int = 0
     stated: set[int] = field(default_factory=set)
 
@@ -141,7 +140,7 @@ def _note(message: _Open, number: int, part: memoryview) -> None:
     elif message.kind is ATTRIBUTE and number == NAME:
         message.name = bytes(part)
     elif message.kind is ATTRIBUTE and number == NUMBER:
-        message.number = part
+        message.number = bytes(part)
 
 
 def _note_graph(message: _Open, number: int) -> None:
@@ -155,7 +154,7 @@ def _close(message: _Open, around: _Open) -> None:
     if message.kind is not NODE:  # a graph in an attribute of a node also reads what the graph around that node makes
         around.reads |= message.reads - message.makes
         if message.name == OUTPUTS:
-            around.stated.add(_varint(message.number, 0)[0])
+            around.stated.add(_varint(memoryview(message.number), 0)[0])
         return
     if message.stated - {message.outputs}:
         raise _WireError("a node of it has other outputs than it states")

@@ -181,7 +181,7 @@ def test_nodes_in_order(tmp_path: Path) -> None:
 def test_a_split_that_states_another_number_of_outputs(tmp_path: Path, stated: int) -> None:
     """ONNX Runtime 1.32 ends the process on fewer, and OpenVINO runs more as if they were not there."""
     split = helper.make_node("Split", ["x"], ["a", ""], num_outputs=stated)
-    with pytest.raises(BundleError, match=r"graph\.onnx cannot be opened: a node of it has other outputs than it states"):
+    with pytest.raises(BundleError, match=r"graph\.onnx cannot be opened: a node of it has other outputs than"):
         read(tmp_path, model_of(split).SerializeToString())
 
 

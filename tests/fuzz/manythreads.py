@@ -22,9 +22,12 @@ def run_threads(bundle: Path, threads: int, rankings: int) -> list[str]:
         threads: the number of threads.
         rankings: how many rankings each thread makes.
     """
-    return [
-        failure for backend in ("onnxruntime", "openvino") for failure in _differing(bundle, backend, threads, rankings)
-    ]
+    failures = []
+    for backend in ("onnxruntime", "openvino"):
+        found = _differing(bundle, backend, threads, rankings)
+        print(f"{backend}: {threads} threads, {rankings} rankings each, {'some differ' if found else 'all equal'}")
+        failures += found
+    return failures
 
 
 def _differing(bundle: Path, backend: str, threads: int, rankings: int) -> list[str]:
