@@ -7,6 +7,7 @@ import ctypes
 import functools
 import queue
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ from camp_sdk.runtime.graph_file import read_graph
 # The number of shapes for which OpenVINO keeps prepared primitives. With its default, a process that gets queries of
 # all lengths grows by gigabytes in a day; with none, each query of a new length takes about a fifth longer.
 CACHED_SHAPES = 64
+# Seconds between two calls of the allocator to return what it keeps of freed buffers, which takes about 10 ms. In 2,000
+# rankings of all shapes, it kept 30 to 80 MB.
+TRIM_INTERVAL_S = 3.0
 
 
 class OpenVinoEngine(Engine):
@@ -61,6 +65,7 @@ class OpenVinoEngine(Engine):
         self.callers = 1 if streams == 1 else streams + 1
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._trimmed_at = time.monotonic()
         watch_forks(self)
 
     def __del__(self) -> None:
@@ -83,6 +88,9 @@ class OpenVinoEngine(Engine):
         finally:
             if idle.qsize() < self.callers:  # each keeps buffers of its own: do not keep one for every thread there was
                 idle.put(request)
+        if time.monotonic() > self._trimmed_at + TRIM_INTERVAL_S:
+            self._trimmed_at = time.monotonic()
+            return_freed_memory()
         return {name: outputs[index] for index, name in enumerate(self._outputs)}
 
     def close(self) -> None:
@@ -133,6 +141,13 @@ def own_signal_stack() -> Iterator[None]:
         yield
     finally:
         libc.sigaltstack(ctypes.byref(before), None)
+
+
+def return_freed_memory() -> None:
+    """Have the C library return freed memory to the system, where it can (glibc)."""
+    trim = getattr(_libc(), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def import_openvino() -> Any:
