@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from camp_sdk.export.network.model import Camp, ModelConfig
-from camp_sdk.export.training.losses import matching_bce, pair_loss
+from camp_sdk.export.training.losses import Encoded, matching_bce, pair_loss
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import progress, run_command
 
@@ -52,7 +52,7 @@ def measure(variant: str, kind: str, batch: int) -> tuple[float, int]:
     def step() -> None:
         image, text = model.encode_images(features), model.encode_texts(tokens, lengths)
         if kind == "chosen pairs":
-            loss = pair_loss(model.scorer, image, text, matches)
+            loss = pair_loss(model.scorer, Encoded(image, text, lengths), matches)
         else:
             logits = model.scorer(image, text)
             wrong = logits.masked_fill(matches, -math.inf)

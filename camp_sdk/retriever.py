@@ -146,7 +146,8 @@ class Retriever:
         named, total = checked_images(images, names, max_megapixels)
 
         def open_encoder() -> FeatureEncoder:
-            return FeatureEncoder(self._engines["image"], total, partial(narrow, precision=precision))
+            keep = partial(narrow, specs=self.bundle.manifest.image_tensors, precision=precision)
+            return FeatureEncoder(self._engines["image"], total, keep)
 
         with closing(self._reader(skip_broken, max_megapixels).batches(images, named)) as batches:
             found = encode_batches(batches, open_encoder, on_progress)

@@ -98,6 +98,8 @@ def check_graphs(graphs: Mapping[str, GraphSpec]) -> None:
     for side, letter in SIDES.items():
         if wrong := [spec for spec in graphs[side].outputs if spec.shape[:1] != (letter,)]:
             raise ValueError(f"the {side} graph makes {wrong[0]}, expected the first axis {letter}")
+    if wrong := [spec for spec in graphs["text"].outputs if "N" in spec.shape[2:]]:
+        raise ValueError(f"the text graph makes {wrong[0]}, expected the words N as the second axis")
     for reader in ("scorer", "explainer"):
         for spec in graphs[reader].inputs if reader in graphs else ():
             narrowed = replace(spec, dtype="float32") if spec.dtype == "float16" else spec

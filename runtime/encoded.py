@@ -19,17 +19,18 @@ Indices = slice | Sequence[int] | NDArray[np.integer[Any]]
 GALLERY_PRECISIONS = ("float32", "float16", "int8")
 
 
-def narrow(tensors: Arrays, precision: str) -> Arrays:
+def narrow(tensors: Arrays, specs: Iterable[TensorSpec], precision: str) -> Arrays:
     """Convert image tensors to fewer bits; `widen` reverses it up to rounding.
 
     "float16" stores name.float16. "int8" stores name.int8 [I, R, d] and name.scale [I, 1, d], one float32 scale for
     each column of an image, chosen so that the column's largest absolute value becomes 127. A scale per column gives
     smaller steps than a scale per region, because the largest of 36 regions stands out less than the largest of a
-    region's 1,024 numbers. A tensor [I, d] has one scale per image, [I, 1]. Vectors for a shortlist (name.global) are
-    not converted.
+    region's 1,024 numbers. A tensor without an axis of regions has one scale for each row of its last axis, such as
+    [I, 1] for [I, d]. Masks, and vectors for a shortlist (name.global), are not converted.
 
     Args:
         tensors: image tensors by name.
+        specs: their contract.
         precision: "float32", "float16" or "int8".
 
     Returns:
@@ -38,12 +39,11 @@ def narrow(tensors: Arrays, precision: str) -> Arrays:
     Raises:
         InputError: float16 cannot represent a value.
     """
-    if precision == "float32":
-        return {name: array.astype(np.float32, copy=False) for name, array in tensors.items()}
     narrowed: Arrays = {}
-    for name, array in tensors.items():
-        if name.endswith(GLOBAL_SUFFIX):
-            narrowed[name] = array
+    for spec in specs:
+        name, array = spec.name, tensors[spec.name]
+        if not _is_narrowed(spec, precision):
+            narrowed[name] = array.astype(spec.dtype, copy=False)
         elif precision == "float16":
             with np.errstate(over="ignore"):
                 half = array.astype(np.float16)
@@ -51,7 +51,7 @@ def narrow(tensors: Arrays, precision: str) -> Arrays:
                 raise InputError(f"{name} holds {np.abs(array).max():g}, more than float16 can: use float32 or int8")
             narrowed[f"{name}.float16"] = half
         else:
-            largest = np.abs(array).max(axis=_one_scale(array.ndim), keepdims=True).astype(np.float32)
+            largest = np.abs(array).max(axis=_one_scale(spec), keepdims=True).astype(np.float32)
             scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
             narrowed[f"{name}.int8"] = np.rint(array / scale).astype(np.int8)
             narrowed[f"{name}.scale"] = scale
@@ -67,12 +67,12 @@ def narrow_specs(specs: Iterable[TensorSpec], precision: str) -> list[TensorSpec
     """
     narrowed = []
     for spec in specs:
-        if precision == "float32" or spec.name.endswith(GLOBAL_SUFFIX):
+        if not _is_narrowed(spec, precision):
             narrowed.append(spec)
             continue
         narrowed.append(TensorSpec(f"{spec.name}.{precision}", precision, spec.shape))
         if precision == "int8":
-            axis = _one_scale(len(spec.shape))
+            axis = _one_scale(spec)
             narrowed.append(
                 TensorSpec(f"{spec.name}.scale", "float32", (*spec.shape[:axis], 1, *spec.shape[axis + 1 :]))
             )
@@ -106,9 +106,13 @@ def widen(tensors: Arrays) -> Arrays:
     return widened
 
 
-def _one_scale(axes: int) -> int:
+def _is_narrowed(spec: TensorSpec, precision: str) -> bool:
+    return precision != "float32" and spec.dtype == "float32" and not spec.name.endswith(GLOBAL_SUFFIX)
+
+
+def _one_scale(spec: TensorSpec) -> int:
     """The axis along which values share a scale: the regions of [I, R, d], the columns of [I, d]."""
-    return max(1, axes - 2)
+    return spec.shape.index("R") if "R" in spec.shape else max(1, len(spec.shape) - 1)
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: arrays have no equality of their own

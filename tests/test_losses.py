@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from camp_sdk.export.network.model import SCORERS, Camp
 from camp_sdk.export.training import losses
 from camp_sdk.export.training.losses import (
     DRIFT,
+    Encoded,
     choose_negatives,
     contrastive_loss,
     drift_loss,
@@ -42,6 +44,7 @@ class Bilinear:
     """Stands in for a scorer: the logit of image i and text t is table[i, t], read with one-hot vectors."""
 
     activation = "sigmoid"
+    axes: ClassVar[dict[str, str]] = {"image.V": "I d", "text.T": "T d"}
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
@@ -49,17 +52,18 @@ class Bilinear:
     def __call__(self, image: Tensors, text: Tensors) -> Tensor:
         return image["image.V"] @ self.table @ text["text.T"].T
 
-    def tensors(self) -> tuple[Tensors, Tensors]:
+    def encoded(self) -> Encoded:
         one_hot = torch.eye(len(self.table), dtype=self.table.dtype)
-        return {"image.V": one_hot}, {"text.T": one_hot, "text.mask": torch.ones_like(one_hot, dtype=torch.bool)}
+        return Encoded({"image.V": one_hot}, {"text.T": one_hot}, torch.arange(1, len(one_hot) + 1))
 
 
-def encoded_batch(model: Camp, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
+def encoded_batch(model: Camp, dtype: torch.dtype) -> Encoded:
     """Six aligned pairs; tokens and features are fixed, captions two to seven words long."""
     rng = np.random.default_rng(4)
     features = torch.from_numpy(rng.standard_normal((5, 6, FEATURE_WIDTH)))[IMAGE_OF_CAPTION].to(dtype)
     tokens = torch.from_numpy(rng.integers(1, model.config.vocabulary_size, (BATCH, 7)))
-    return model.encode_images(features), model.encode_texts(tokens, torch.tensor([7, 3, 2, 5, 6, 4]))
+    lengths = torch.tensor([7, 3, 2, 5, 6, 4])
+    return Encoded(model.encode_images(features), model.encode_texts(tokens, lengths), lengths)
 
 
 def written_out_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
@@ -75,9 +79,9 @@ def written_out_ranking(matching: Tensor, wrong_text: Tensor, wrong_image: Tenso
     return (torch.maximum(zero, 0.2 - matching + wrong_text) + torch.maximum(zero, 0.2 - matching + wrong_image)).mean()
 
 
-def full_loss(model: Camp, image: Tensors, text: Tensors) -> Tensor:
+def full_loss(model: Camp, encoded: Encoded) -> Tensor:
     """The hardest-negative loss read off the full matrix [B, B], every pair with its gradient."""
-    logits = model.scorer(image, text)
+    logits = model.scorer(encoded.image, encoded.text)
     wrong = logits.masked_fill(MATCHES, -math.inf)
     written_out = written_out_bce if model.scorer.activation == "sigmoid" else written_out_ranking
     return written_out(logits.diagonal(), wrong.max(1).values, wrong.max(0).values)
@@ -113,8 +117,8 @@ def test_margin_ranking_of_several_negatives_keeps_each_with_its_pair() -> None:
 @every_variant
 def test_hardest_negative_loss_equals_the_loss_over_all_pairs(variant: str, dtype: torch.dtype) -> None:
     model = tiny_model(variant).to(dtype)
-    image, text = encoded_batch(model, dtype)
-    cheap, full = pair_loss(model.scorer, image, text, MATCHES, candidates=1), full_loss(model, image, text)
+    encoded = encoded_batch(model, dtype)
+    cheap, full = pair_loss(model.scorer, encoded, MATCHES, candidates=1), full_loss(model, encoded)
     torch.testing.assert_close(cheap, full, rtol=0, atol=TOLERANCE[dtype], check_dtype=False)
 
 
@@ -123,8 +127,8 @@ def test_hardest_negative_loss_equals_the_loss_over_all_pairs(variant: str, dtyp
 def test_hardest_negative_gradient_equals_the_gradient_over_all_pairs(variant: str, dtype: torch.dtype) -> None:
     model = tiny_model(variant).to(dtype)
     weights = [w for name, w in model.named_parameters() if "global" not in name]
-    cheap = torch.autograd.grad(pair_loss(model.scorer, *encoded_batch(model, dtype), MATCHES), weights)
-    full = torch.autograd.grad(full_loss(model, *encoded_batch(model, dtype)), weights)
+    cheap = torch.autograd.grad(pair_loss(model.scorer, encoded_batch(model, dtype), MATCHES), weights)
+    full = torch.autograd.grad(full_loss(model, encoded_batch(model, dtype)), weights)
     for found, expected in zip(cheap, full, strict=True):
         torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
@@ -132,7 +136,7 @@ def test_hardest_negative_gradient_equals_the_gradient_over_all_pairs(variant: s
 def test_captions_of_the_same_image_are_never_negatives() -> None:
     table = torch.zeros(BATCH, BATCH).masked_fill(MATCHES, 9.0)  # as a negative, a match would cost 9 a pair
     stub = Bilinear(table)
-    losses = [pair_loss(stub, *stub.tensors(), MATCHES, candidates) for candidates in (1, 2, BATCH)]  # type: ignore[arg-type]  # stub
+    losses = [pair_loss(stub, stub.encoded(), MATCHES, candidates) for candidates in (1, 2, BATCH)]  # type: ignore[arg-type]  # stub
     nine, zero = torch.full((1,), 9.0), torch.zeros(1)
     expected = float(matching_bce(nine, zero, zero))
     assert [float(loss) for loss in losses] == pytest.approx(
@@ -143,7 +147,7 @@ def test_captions_of_the_same_image_are_never_negatives() -> None:
 def test_the_hardest_negative_is_the_best_wrong_one_of_each_row_and_column() -> None:
     table = torch.tensor([[3.0, 2.0, -1.0], [0.5, 1.0, -2.0], [-3.0, 1.5, 4.0]])
     stub = Bilinear(table)
-    loss = pair_loss(stub, *stub.tensors(), torch.eye(3, dtype=torch.bool))  # type: ignore[arg-type]  # stub
+    loss = pair_loss(stub, stub.encoded(), torch.eye(3, dtype=torch.bool))  # type: ignore[arg-type]  # stub
     expected = matching_bce(table.diagonal(), torch.tensor([2.0, 0.5, 1.5]), torch.tensor([0.5, 2.0, -1.0]))
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)  # the same float32 terms through one-hot products
 
@@ -193,7 +197,7 @@ def test_a_row_of_matches_alone_leaves_the_others_their_choice() -> None:
 def test_a_pair_without_negatives_costs_no_more_than_its_own_terms() -> None:
     table = torch.tensor([[3.0, 2.0], [1.5, 4.0]], requires_grad=True)
     stub = Bilinear(table)
-    loss = pair_loss(stub, *stub.tensors(), torch.ones(2, 2, dtype=torch.bool))  # type: ignore[arg-type]  # stub
+    loss = pair_loss(stub, stub.encoded(), torch.ones(2, 2, dtype=torch.bool))  # type: ignore[arg-type]  # stub
     floor = torch.full((2,), -math.inf)
     expected = matching_bce(table.diagonal(), floor, floor)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # the same float32 terms
@@ -205,7 +209,7 @@ def test_a_pair_without_negatives_costs_no_more_than_its_own_terms() -> None:
 def test_several_negatives_are_averaged() -> None:
     table = torch.tensor([[3.0, 2.0, -1.0, 0.0], [0.5, 1.0, -2.0, 0.7], [-3.0, 1.5, 4.0, 0.2], [2.5, 0.1, 0.3, 5.0]])
     stub = Bilinear(table)
-    loss = pair_loss(stub, *stub.tensors(), torch.eye(4, dtype=torch.bool), 1, 2)  # type: ignore[arg-type]  # stub
+    loss = pair_loss(stub, stub.encoded(), torch.eye(4, dtype=torch.bool), 1, 2)  # type: ignore[arg-type]  # stub
     texts = torch.tensor([[2.0, 0.0], [0.7, 0.5], [1.5, 0.2], [2.5, 0.3]])
     images = torch.tensor([[2.5, 0.5], [2.0, 1.5], [0.3, -1.0], [0.7, 0.2]])
     expected = matching_bce(table.diagonal(), texts, images)
@@ -216,7 +220,8 @@ def test_several_negatives_are_averaged() -> None:
 @torch.no_grad()
 def test_aligned_scores_are_the_diagonal_of_the_cross_product(variant: str) -> None:
     model = tiny_model(variant).double()
-    image, text = encoded_batch(model, torch.float64)
+    encoded = encoded_batch(model, torch.float64)
+    image, text = encoded.image, encoded.text
     diagonal = model.scorer(image, text).diagonal()
     # Float64, the same sums batched otherwise.
     torch.testing.assert_close(score_pairs(model.scorer, image, text), diagonal, rtol=0, atol=1e-12)
@@ -233,9 +238,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blocks_equal_the_whole(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     small_blocks(monkeypatch)
     model = tiny_model(variant).double()
-    image, text = encoded_batch(model, torch.float64)
+    encoded = encoded_batch(model, torch.float64)
+    whole = model.scorer(encoded.image, encoded.text)
     # Float64, the same sums in blocks.
-    torch.testing.assert_close(score_blocks(model.scorer, image, text), model.scorer(image, text), rtol=0, atol=1e-12)
+    torch.testing.assert_close(score_blocks(model.scorer, encoded), whole, rtol=0, atol=1e-12)
 
 
 @every_variant
@@ -243,10 +249,10 @@ def test_blocks_give_the_gradient_of_the_whole(variant: str, monkeypatch: pytest
     small_blocks(monkeypatch)
     model = tiny_model(variant).double()
     gradients = []
-    for score in (score_blocks, lambda scorer, image, text: scorer(image, text)):
-        image, text = encoded_batch(model, torch.float64)
+    for score in (score_blocks, lambda scorer, encoded: scorer(encoded.image, encoded.text)):
+        encoded = encoded_batch(model, torch.float64)
         model.zero_grad()
-        score(model.scorer, image, text).square().sum().backward()
+        score(model.scorer, encoded).square().sum().backward()
         gradients.append({name: w.grad.clone() for name, w in model.named_parameters() if w.grad is not None})
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9)  # float64: the order of sums
 
@@ -264,12 +270,12 @@ def kept_bytes(model: Camp, batch: int, loss_of: Callable[..., Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss_of(model.scorer, image, text, torch.eye(batch, dtype=torch.bool))
+        loss_of(model.scorer, Encoded(image, text, lengths), torch.eye(batch, dtype=torch.bool))
     return total
 
 
-def all_pairs(scorer: Scorer, image: Tensors, text: Tensors, matches: Tensor) -> Tensor:
-    logits = scorer(image, text)
+def all_pairs(scorer: Scorer, encoded: Encoded, matches: Tensor) -> Tensor:
+    logits = scorer(encoded.image, encoded.text)
     wrong = logits.masked_fill(matches, -math.inf)
     return matching_bce(logits.diagonal(), wrong.max(1).values, wrong.max(0).values)
 
@@ -315,9 +321,9 @@ def test_logits_at_hand_give_the_same_loss_and_gradient(variant: str) -> None:
     model = tiny_model(variant).double()
     losses = []
     for at_hand in (False, True):
-        image, text = encoded_batch(model, torch.float64)
-        logits = model.scorer(image, text) if at_hand else None
-        loss = pair_loss(model.scorer, image, text, MATCHES, 1, 2, logits)
+        encoded = encoded_batch(model, torch.float64)
+        logits = model.scorer(encoded.image, encoded.text) if at_hand else None
+        loss = pair_loss(model.scorer, encoded, MATCHES, 1, 2, logits)
         model.zero_grad()
         loss.backward()
         losses.append([loss.detach(), *(w.grad.clone() for w in model.parameters() if w.grad is not None)])

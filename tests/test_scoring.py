@@ -293,7 +293,9 @@ def test_narrowing_is_rounding_and_widening_undoes_it() -> None:
         "image.global": np.ones((4, 16), np.float32),
     }
     tensors["image.V"][2, :, 3] = 0
-    half, eighth = narrow(tensors, "float16"), narrow(tensors, "int8")
+    specs = [TensorSpec("image.V", "float32", ("I", "R", 16))]
+    specs += [TensorSpec(name, "float32", ("I", 16)) for name in ("image.flat", "image.global")]
+    half, eighth = narrow(tensors, specs, "float16"), narrow(tensors, specs, "int8")
     np.testing.assert_array_equal(half["image.V.float16"], tensors["image.V"].astype(np.float16))
     assert eighth["image.V.scale"].shape == (4, 1, 16)
     assert eighth["image.flat.scale"].shape == (4, 1)
@@ -322,17 +324,22 @@ def test_the_contract_of_narrowed_tensors(precision: str) -> None:
         TensorSpec("image.V", "float32", ("I", "R", 16)),
         TensorSpec("image.G", "float32", ("I", "R", "R")),
         TensorSpec("image.flat", "float32", ("I", 16)),
+        TensorSpec("image.single", "float32", ("I", 1, 16)),
+        TensorSpec("image.weights", "float32", ("I", "R")),
+        TensorSpec("image.number", "float32", ("I",)),
+        TensorSpec("image.mask", "bool", ("I", "R")),
         TensorSpec("image.global", "float32", ("I", 16)),
     ]
-    tensors = {s.name: np.ones([sizes.get(str(n), n) for n in s.shape], np.float32) for s in specs}  # type: ignore[misc]  # str
-    found = narrow(tensors, precision)
+    tensors = {s.name: np.ones([sizes.get(str(n), n) for n in s.shape], s.dtype) for s in specs}  # type: ignore[misc]  # str
+    found = narrow(tensors, specs, precision)
     contract = {s.name: (s.dtype, tuple(sizes.get(str(n), n) for n in s.shape)) for s in narrow_specs(specs, precision)}
     assert contract == {name: (array.dtype.name, array.shape) for name, array in found.items()}
 
 
 def test_what_float16_cannot_hold_is_refused() -> None:
+    spec = TensorSpec("image.V", "float32", ("I", "R", 2))
     with pytest.raises(InputError, match="more than float16 can: use float32 or int8"):
-        narrow({"image.V": np.full((1, 1, 2), 1e5, np.float32)}, "float16")
+        narrow({"image.V": np.full((1, 1, 2), 1e5, np.float32)}, [spec], "float16")
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

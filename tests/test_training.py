@@ -34,7 +34,7 @@ from camp_sdk.export.training import trainer as trainer_module
 from camp_sdk.export.training.batches import CaptionDataset, NeighbourSampler
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.image_store import decode_pictures
-from camp_sdk.export.training.losses import CLAMP
+from camp_sdk.export.training.losses import CLAMP, Encoded
 from camp_sdk.export.training.measure import measure_network
 from camp_sdk.export.training.module import CampTraining, forget_words
 from camp_sdk.export.training.resume import check_devices
@@ -273,8 +273,8 @@ def test_negatives_narrow_from_the_whole_batch_to_the_hardest(
     loss = training_module.pair_loss
 
     def spy(*arguments: Any) -> torch.Tensor:
-        candidates.append(arguments[4])
-        assert arguments[5] == 2
+        candidates.append(arguments[3])
+        assert arguments[4] == 2
         return loss(*arguments)
 
     monkeypatch.setattr(training_module, "pair_loss", spy)
@@ -296,7 +296,7 @@ def test_pictures_meet_their_neighbours_and_three_negatives(
         return collate(self, items)
 
     def spy(*arguments: Any) -> torch.Tensor:
-        negatives.add(arguments[5])
+        negatives.add(arguments[4])
         return loss(*arguments)
 
     monkeypatch.setattr(CaptionDataset, "collate", watch)
@@ -875,7 +875,7 @@ def test_without_global_vectors_every_trained_weight_gets_a_gradient(
     assert "log_scale" not in names
     batch = data.train.collate([data.train[index] for index in range(0, 40, 5)])
     image, text = module.model.encode_images(batch.images), module.model.encode_texts(batch.tokens, batch.lengths)
-    training_module.pair_loss(module.model.scorer, image, text, batch.matches).backward()
+    training_module.pair_loss(module.model.scorer, Encoded(image, text, batch.lengths), batch.matches).backward()
     assert {name for name, weight in module.named_parameters() if weight.grad is not None} == names
 
 
@@ -941,14 +941,16 @@ def test_pairs_of_a_part_of_the_batch_are_the_loss_of_that_part(precomputed: Pat
     image, text = module.model.encode_images(batch.images), module.model.encode_texts(batch.tokens, batch.lengths)
     for side in (image, text):
         side.pop(f"{next(iter(side)).split('.')[0]}.global")
-    part = [{name: tensor[:5] for name, tensor in side.items()} for side in (image, text)]
-    logits = module.model.scorer(*part)
+    encoded = Encoded(image, text, batch.lengths)
+    part = encoded.first(5)
+    assert [len(tensor) for tensor in (*part.image.values(), *part.text.values(), part.lengths)] == [5] * 6
+    logits = module.model.scorer(part.image, part.text)
     expected = {
-        "pair_loss": training_module.pair_loss(module.model.scorer, *part, batch.matches[:5, :5]),
+        "pair_loss": training_module.pair_loss(module.model.scorer, part, batch.matches[:5, :5]),
         "softmax_loss": training_module.softmax_loss(logits.clamp(-CLAMP, CLAMP), batch.matches[:5, :5]),
         "drift_loss": training_module.drift_loss(logits),
     }
-    torch.testing.assert_close(module._pair_losses(image, text, batch.matches), expected)
+    torch.testing.assert_close(module._pair_losses(encoded, batch.matches), expected)
 
 
 def test_dropout_is_for_training_alone(precomputed: Path, tmp_path: Path, cache: Path) -> None:

@@ -22,11 +22,18 @@ from torch import Tensor, nn
 
 from camp_sdk.export.bundling.anonymous import anonymise, anonymous_bytes
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
-from camp_sdk.export.network.camp import Tensors, TextEncoder, VisionNet, word_mask
+from camp_sdk.export.network.camp import Scorer, Tensors, TextEncoder, VisionNet, word_mask
 from camp_sdk.export.network.model import Camp
-from camp_sdk.runtime.contract import TensorSpec
+from camp_sdk.runtime.contract import GLOBAL_SUFFIX, SIDES, TensorSpec
 from camp_sdk.runtime.errors import CampError
 
+BELONGS = {"image": {"I", "R"}, "text": {"T", "N"}}  # the axes of a side's tensors that vary
+EXPLAINED = {
+    "attention.to_words": ("I", "T", "R", "N"),
+    "attention.to_regions": ("I", "T", "R", "N"),
+    "gates.regions": ("I", "T", "R"),
+    "gates.words": ("I", "T", "N"),
+}
 OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses
 FOLD_LIMIT = 1 << 31  # elements
 
@@ -42,14 +49,14 @@ class Graph:
     Args:
         name: its name in the bundle.
         module: maps the inputs, in this order, to the outputs.
-        inputs: an example of each input, with the letters of its axes, by name.
-        outputs: the names of the outputs.
+        inputs: an example of each input, with its axes, by name.
+        outputs: the axes of each output, by name. Axes are letters, as in `Scorer.axes`.
     """
 
     name: str
     module: nn.Module
     inputs: dict[str, tuple[Tensor, tuple[str, ...]]]
-    outputs: tuple[str, ...]
+    outputs: dict[str, tuple[str, ...]]
 
 
 class _Images(nn.Module):
@@ -150,15 +157,22 @@ def graphs_of(model: Camp) -> list[Graph]:
     tokens = torch.ones(texts, words, dtype=torch.int64, device=device)
     with torch.no_grad():
         image, text = model.encode_images(features), model.encode_texts(tokens, lengths)
-        kept = {k: v for k, v in (image | text).items() if not k.endswith(".global")}
+        sizes = {"I": images, "R": regions, "T": texts, "N": words}
+        axes = {name: _axes_of(model.scorer, name, tensor, sizes) for name, tensor in (image | text).items()}
+        kept = {k: (v, axes[k]) for k, v in (image | text).items() if not k.endswith(GLOBAL_SUFFIX)}
         explained = model.scorer.explain(image, text)
+    if missing := model.scorer.axes.keys() - kept.keys():
+        raise ExportError(f"{type(model.scorer).__name__} declares {sorted(missing)}, which no side of it returns")
+    text_inputs = {"tokens": (tokens, ("T", "N")), "lengths": (lengths, ("T",))}
     graphs = [
-        Graph("image", _Images(model), {"features": (features, ("I", "R", "D"))}, tuple(image)),
-        Graph("text", _Texts(model), {"tokens": (tokens, ("T", "N")), "lengths": (lengths, ("T",))}, tuple(text)),
-        Graph("scorer", _Pairs(model, list(kept), False), _pair_inputs(model, kept), ("logits",)),
+        Graph("image", _Images(model), {"features": (features, ("I", "R", "d"))}, {k: axes[k] for k in image}),
+        Graph("text", _Texts(model), text_inputs, {k: axes[k] for k in text}),
+        Graph("scorer", _Pairs(model, list(kept), False), kept, {"logits": ("I", "T")}),
     ]
-    used = _read_by_explainer(model, kept)
-    graphs.append(Graph("explainer", _Pairs(model, list(used), True), _pair_inputs(model, used), tuple(explained)))
+    if explained:
+        used = _read_by_explainer(model, {name: tensor for name, (tensor, _) in kept.items()})
+        inputs = {name: kept[name] for name in used}
+        graphs.append(Graph("explainer", _Pairs(model, list(used), True), inputs, {k: EXPLAINED[k] for k in explained}))
     if model.vision is not None:
         graphs.append(vision_graph(model.vision))
     return graphs
@@ -168,16 +182,36 @@ def vision_graph(vision: VisionNet | EfficientNetLite | OnnxVision) -> Graph:
     """The graph of a vision network, from normalised pixels [B, 3, H, W] to features [B, R, D]."""
     device = next((weight.device for weight in vision.parameters()), None)
     pixels = torch.randn(2, 3, *vision.size, device=device)
-    return Graph("vision", vision, {"pixels": (pixels, ("B", "C", "H", "W"))}, ("features",))
+    return Graph("vision", vision, {"pixels": (pixels, ("B", "c", "h", "w"))}, {"features": ("B", "r", "d")})
 
 
-def _pair_inputs(model: Camp, tensors: Tensors) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
-    square = model.scorer.square
-    letters = {"image": ("I", "R", "d"), "text": ("T", "N", "d")}
-    return {
-        name: (tensor, ("I", "R", "R") if name in square else letters[name.split(".")[0]][: tensor.ndim])
-        for name, tensor in tensors.items()
-    }
+def _axes_of(scorer: Scorer, name: str, tensor: Tensor, sizes: dict[str, int]) -> tuple[str, ...]:
+    """The declared axes of a tensor, which is compared with them.
+
+    Args:
+        scorer: declares the axes.
+        name: the tensor's name.
+        tensor: an example, as the network returns it.
+        sizes: the lengths of the axes that vary, in the example.
+    """
+    side = name.split(".")[0]
+    declared = f"{SIDES.get(side, '?')} d" if name.endswith(GLOBAL_SUFFIX) else scorer.axes.get(name)
+    what = f"{type(scorer).__name__} returns {name} {tuple(tensor.shape)}"
+    if declared is None:
+        raise ExportError(f"{what}, whose axes it does not declare")
+    axes = tuple(declared.split())
+    fits = len(axes) == tensor.ndim and all(
+        size == (sizes.get(axis) or (int(axis) if axis.isdecimal() else size))
+        for axis, size in zip(axes, tensor.shape, strict=True)
+    )
+    if not fits:
+        example = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
+        raise ExportError(f"{what}, and declares it as {declared!r}, where {example}")
+    if axes[:1] != (SIDES.get(side),) or DYNAMIC.intersection(axes) - BELONGS[side]:
+        raise ExportError(f"{what}, declared as {declared!r}: expected I and then R, or T and then N")
+    if "N" in axes[2:]:
+        raise ExportError(f"{what}, declared as {declared!r}: expected the words N as the second axis alone")
+    return axes
 
 
 class _Recorder(dict[str, Tensor]):
@@ -284,8 +318,21 @@ def check_graph(path: Path, graph: Graph) -> tuple[list[TensorSpec], list[Tensor
         if frozen:
             raise ExportError(f"the {graph.name} graph froze axis {', '.join(frozen)} of {name}: {found.shape}")
     if [spec.name for spec in outputs] != list(graph.outputs):
-        raise ExportError(f"the {graph.name} graph has outputs {[s.name for s in outputs]}, expected {graph.outputs}")
+        names = [spec.name for spec in outputs]
+        raise ExportError(f"the {graph.name} graph has outputs {names}, expected {list(graph.outputs)}")
+    for spec in outputs:
+        _check_output(graph, spec)
     return inputs, outputs
+
+
+def _check_output(graph: Graph, spec: TensorSpec) -> None:
+    """Compare an output with its declared axes."""
+    axes = graph.outputs[spec.name]
+    if len(axes) != len(spec.shape) or any(
+        size != axis for axis, size in zip(axes, spec.shape, strict=True) if axis in DYNAMIC and axis != "B"
+    ):
+        found = " ".join(str(size) for size in spec.shape)
+        raise ExportError(f"the {graph.name} graph makes {spec.name} [{found}], declared as {' '.join(axes)!r}")
 
 
 def _name_axes(model: Any, graph: Graph) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, cast
 
 import torch
@@ -174,12 +174,15 @@ class Scorer(nn.Module):
     - ``activation``: the function from logits to scores; "none" if the logits are cosines.
     - ``fusion``: the names of the submodules that fuse and match. They stay trainable when encoders and attention are
       frozen.
-    - ``square``: the names of an image's tensors that have the shape [I, R, R].
+    - ``axes``: the axes of every tensor that the two sides return, by its name, separated by spaces: `I` images, `T`
+      texts, `R` regions, `N` words, which vary; numbers, for fixed sizes; other names, for sizes that the network's
+      configuration fixes. "I R d" is [I, R, d]. An image's tensors begin with `I`, a text's with `T`; a text's words
+      are its second axis.
     """
 
     activation: ClassVar[str] = "sigmoid"
     fusion: ClassVar[tuple[str, ...]] = ()
-    square: ClassVar[frozenset[str]] = frozenset()
+    axes: ClassVar[Mapping[str, str]] = {}
 
     def image_side(self, V: Tensor) -> Tensors:
         """All that a pair needs from its image, V [I, R, d] -> named tensors, each [I, ...]."""
@@ -189,9 +192,12 @@ class Scorer(nn.Module):
         """All that a pair needs from its text, T [T, N, d] and mask [T, N] -> named tensors, each [T, ...]."""
         raise NotImplementedError
 
-    def attention(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
-        """The weights of the messages: to_words [I, T, N, R] over regions, to_regions [T, I, R, N] over words."""
-        raise NotImplementedError
+    def attention(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor] | None:
+        """The weights of the messages: to_words [I, T, N, R] over regions, to_regions [T, I, R, N] over words.
+
+        None for a scorer without attention, whose bundles have no explainer.
+        """
+        return None
 
     def gates(self, image: Tensors, text: Tensors) -> tuple[Tensor, Tensor] | None:
         """Mean gates in 0..1 of every region [I, T, R] and every word [I, T, N]; None for a scorer without gates."""
@@ -209,8 +215,12 @@ class Scorer(nn.Module):
             attention.to_regions [I, T, R, N]: for each region, weights over the words.
             gates.regions [I, T, R] and gates.words [I, T, N]: how much of each message passes, in 0..1; absent if the
             scorer has no gates.
+            Nothing if the scorer has no attention.
         """
-        to_words, to_regions = self.attention(image, text)
+        weights = self.attention(image, text)
+        if weights is None:
+            return {}
+        to_words, to_regions = weights
         attention = {"attention.to_words": to_words.transpose(2, 3), "attention.to_regions": to_regions.transpose(0, 1)}
         gates = self.gates(image, text)
         return attention if gates is None else attention | {"gates.regions": gates[0], "gates.words": gates[1]}
@@ -220,6 +230,12 @@ class CampScorer(Scorer):
     """Attention (section 3.2), pooling (3.4) and match probability (3.5), which both fusions of the paper share."""
 
     fusion = ("F_v", "F_t", "pool_v", "pool_t", "mlp")
+    axes: ClassVar[Mapping[str, str]] = {
+        "image.V": "I R d",
+        "text.K": "T N d",
+        "text.T": "T N d",
+        "text.mask": "T N",
+    }
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -312,6 +328,14 @@ class ScalarScorer(CampScorer):
     P = F X and Q = F Y are computed once per side. Then F(g (x + sum_j a_j y_j)) = g (P + sum_j a_j Q_j), and the dot
     product inside the gate is sum_j a_j (x . y_j). The only d x d product left per pair is the final MLP.
     """
+
+    axes: ClassVar[Mapping[str, str]] = {
+        **CampScorer.axes,
+        "image.P": "I R d",
+        "image.Q": "I R d",
+        "text.P": "T N d",
+        "text.Q": "T N d",
+    }
 
     def image_side(self, V: Tensor) -> Tensors:
         return super().image_side(V) | {"image.P": V @ self.F_v.weight.T, "image.Q": V @ self.F_t.weight.T}

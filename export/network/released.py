@@ -15,7 +15,8 @@ texts of different lengths can be kept without padding. The image encoder comput
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Mapping
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,17 @@ class ReleasedScorer(Scorer):
 
     SECOND_ATTENTION = False
     activation = "none"
-    square = frozenset({"image.G", "image.VV"})
+    axes: ClassVar[Mapping[str, str]] = {
+        "image.V": "I R d",
+        "text.T": "T N d",
+        "text.mask": "T N",
+        "text.K": "T N d",
+    }
+    SECOND_AXES: ClassVar[Mapping[str, str]] = {  # what `SECOND_ATTENTION` adds
+        "image.G": "I R R",
+        "text.L": "T N d",
+        "text.M": "T N d",
+    }
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -115,6 +126,8 @@ class ReleasedScorer(Scorer):
 class CrossAttention(ReleasedScorer):
     """`cross_attention`: the cosine of the summaries of the two messages."""
 
+    axes: ClassVar[Mapping[str, str]] = {**ReleasedScorer.axes, "image.H": "I R d", "text.H": "T N d"}
+
     def __init__(self, width: int) -> None:
         super().__init__(width)
         self.reduce_layer_1 = Summary(width)
@@ -142,6 +155,7 @@ class CrossAttentionNew(ReleasedScorer):
     """
 
     SECOND_ATTENTION = True
+    axes: ClassVar[Mapping[str, str]] = {**ReleasedScorer.axes, **ReleasedScorer.SECOND_AXES}
 
     def forward(self, image: Tensors, text: Tensors) -> Tensor:
         """Cosines [I, T]."""
@@ -178,6 +192,13 @@ class GateFusion(ReleasedScorer):
     SUMMARIES = ("reduce_layer_1", "reduce_layer_2")
     activation = "sigmoid"
     fusion = ("fc_1", "fc_2", "fc_out", *SUMMARIES)
+    axes: ClassVar[Mapping[str, str]] = {
+        **ReleasedScorer.axes,
+        "image.P": "I R d",
+        "image.Q": "I R d",
+        "text.P": "T N d",
+        "text.Q": "T N d",
+    }
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
@@ -240,6 +261,7 @@ class GateFusionNew(GateFusion):
     FC_BIAS = False
     SUMMARIES = ("final_reduce_1", "final_reduce_2")
     fusion = ("fc_1", "fc_2", "fc_out", *SUMMARIES)
+    axes: ClassVar[Mapping[str, str]] = {**GateFusion.axes, **ReleasedScorer.SECOND_AXES, "image.VV": "I R R"}
 
     def image_side(self, V: Tensor) -> Tensors:
         return super().image_side(V) | {"image.VV": V @ V.transpose(1, 2)}  # [I, R, R]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -21,6 +22,26 @@ from camp_sdk.export.network.camp import Scorer, Tensors
 CLAMP = math.log((1 - 1e-6) / 1e-6)  # the logit whose score is 1 - 1e-6: scores are clamped before the logarithm
 DRIFT = 2 * CLAMP  # the logit beyond which `drift_loss` begins
 BLOCK_IMAGES = BLOCK_TEXTS = 16  # measured: d = 192, R = 36, 3 to 23 words, 7 MB of intermediates
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Both sides of a batch, as the scorer reads them.
+
+    Args:
+        image: image tensors [I, ...] by name.
+        text: text tensors [T, ...] by name.
+        lengths: the number of words of each text, [T] int64.
+    """
+
+    image: Tensors
+    text: Tensors
+    lengths: Tensor
+
+    def first(self, count: int) -> Encoded:
+        """The first images and the first texts."""
+        part = slice(count)
+        return Encoded(_take(self.image, part), _take(self.text, part), self.lengths[part])
 
 
 def matching_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
@@ -65,20 +86,21 @@ def score_pairs(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
     ).reshape(-1)
 
 
-def score_blocks(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
+def score_blocks(scorer: Scorer, encoded: Encoded) -> Tensor:
     """Logits [I, T] of all pairs, block by block, without keeping intermediates, so that memory stays small.
 
     Texts of similar length share a block, without the padding of the batch's longest text. With gradients, each block
     is computed again in the backward pass; that costs less time than it saves, because a block fits the processor's
     caches.
     """
-    lengths = text["text.mask"].sum(1)
+    image, lengths = encoded.image, encoded.lengths
     order = lengths.argsort()
     texts = [
-        {name: tensor[chosen, : int(lengths[chosen[-1]])] for name, tensor in text.items()}
+        _trimmed(scorer, _take(encoded.text, chosen), int(lengths[chosen[-1]]))
         for chosen in torch.split(order, BLOCK_TEXTS)
     ]
-    images = [_take(image, slice(k, k + BLOCK_IMAGES)) for k in range(0, len(image["image.V"]), BLOCK_IMAGES)]
+    count = len(next(iter(image.values())))
+    images = [_take(image, slice(k, k + BLOCK_IMAGES)) for k in range(0, count, BLOCK_IMAGES)]
     score = cast("Callable[[Tensors, Tensors], Tensor]", scorer)
     if torch.is_grad_enabled():
         # No random state to preserve: a scorer draws no random numbers.
@@ -109,8 +131,7 @@ def choose_negatives(logits: Tensor, candidates: int, count: int = 1) -> Tensor:
 
 def pair_loss(
     scorer: Scorer,
-    image: Tensors,
-    text: Tensors,
+    encoded: Encoded,
     matches: Tensor,
     candidates: int = 1,
     negatives: int = 1,
@@ -123,8 +144,7 @@ def pair_loss(
 
     Args:
         scorer: the network's scorer.
-        image: image tensors [B, ...].
-        text: text tensors [B, ...].
+        encoded: the tensors of the pairs, I = T = B.
         matches: [B, B] bool, true where an image and a text of the batch belong together.
         candidates: how many of the hardest negatives to choose among (`choose_negatives`).
         negatives: negatives per direction, averaged; the paper takes one.
@@ -133,7 +153,7 @@ def pair_loss(
     """
     if all_logits is None:
         with torch.no_grad():
-            scored = score_blocks(scorer, image, text)
+            scored = score_blocks(scorer, encoded)
     else:
         scored = all_logits.detach()
     logits = _full(scored).masked_fill(matches, -math.inf)
@@ -143,7 +163,7 @@ def pair_loss(
     images = torch.cat([own, own.repeat_interleave(wrong_text.shape[1]), wrong_image.flatten()])
     texts = torch.cat([own, wrong_text.flatten(), own.repeat_interleave(wrong_image.shape[1])])
     if all_logits is None:
-        chosen = _full(score_pairs(scorer, _take(image, images), _take(text, texts)))
+        chosen = _full(score_pairs(scorer, _take(encoded.image, images), _take(encoded.text, texts)))
     else:
         chosen = _full(all_logits)[images, texts]
     # A row of matches alone has no negative. Its pair, at -inf, is clamped: almost no loss, and no gradient.
@@ -190,6 +210,11 @@ def drift_loss(logits: Tensor) -> Tensor:
 def _full(tensor: Tensor) -> Tensor:
     """In float32 or wider: half precision from autocast is widened, float64 stays."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _trimmed(scorer: Scorer, text: Tensors, words: int) -> Tensors:
+    """The first words of texts, in the tensors that have an axis of words."""
+    return {name: tensor[:, :words] if "N" in scorer.axes.get(name, "") else tensor for name, tensor in text.items()}
 
 
 def _take(tensors: Tensors, indices: slice | Tensor) -> Tensors:

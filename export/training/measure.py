@@ -16,7 +16,7 @@ from camp_sdk.export.network.checkpoint import load_checkpoint
 from camp_sdk.export.network.model import Camp
 from camp_sdk.export.training.batches import CaptionDataset
 from camp_sdk.export.training.image_store import decode_pictures
-from camp_sdk.export.training.losses import score_blocks
+from camp_sdk.export.training.losses import Encoded, score_blocks
 from camp_sdk.metrics import Metrics, evaluate_matrix
 
 IMAGES_AT_ONCE = 64
@@ -72,7 +72,8 @@ def measure_network(
     vectors = np.empty_like(logits) if model.config.global_vectors else None
     for start in range(0, len(order), TEXTS_AT_ONCE):
         chosen = order[start : start + TEXTS_AT_ONCE]
-        text = _encode_texts(model, data, first[chosen], device)
+        lengths = torch.from_numpy(data.tokens.lengths[first[chosen]]).to(device)
+        text = _encode_texts(model, data, first[chosen], lengths)
         place = np.full(len(first), -1)
         place[chosen] = np.arange(len(chosen))
         columns = np.flatnonzero(place[where] >= 0)
@@ -80,7 +81,7 @@ def measure_network(
         if vectors is not None:
             products = (image["image.global"] @ text.pop("text.global").T).float().cpu().numpy()
             vectors[:, columns] = products[:, copies]
-        logits[:, columns] = score_blocks(model.scorer, image, text).float().cpu().numpy()[:, copies]
+        logits[:, columns] = score_blocks(model.scorer, Encoded(image, text, lengths)).float().cpu().numpy()[:, copies]
         on_progress(logits.shape[0] * len(columns))
     model.train(was_training)
     return evaluate_matrix(logits, data.owner), None if vectors is None else evaluate_matrix(vectors, data.owner)
@@ -94,7 +95,6 @@ def _encode_images(model: Camp, data: CaptionDataset, device: torch.device) -> T
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _encode_texts(model: Camp, data: CaptionDataset, chosen: np.ndarray, device: torch.device) -> Tensors:
-    lengths = data.tokens.lengths[chosen]
-    tokens = torch.from_numpy(data.tokens.ids[chosen, : lengths.max()])
-    return model.encode_texts(tokens.to(device), torch.from_numpy(lengths).to(device))
+def _encode_texts(model: Camp, data: CaptionDataset, chosen: np.ndarray, lengths: torch.Tensor) -> Tensors:
+    tokens = torch.from_numpy(data.tokens.ids[chosen, : int(lengths.max())])
+    return model.encode_texts(tokens.to(lengths.device), lengths)

@@ -13,13 +13,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
-from camp_sdk.export.network.camp import Tensors
 from camp_sdk.export.network.checkpoint import KEY, Origin
 from camp_sdk.export.network.model import Camp
 from camp_sdk.export.network.vocabulary import SPECIALS
 from camp_sdk.export.training.batches import Batch, CaptionDataset, NeighbourSampler
 from camp_sdk.export.training.config import TrainConfig
-from camp_sdk.export.training.losses import CLAMP, contrastive_loss, drift_loss, pair_loss, score_blocks, softmax_loss
+from camp_sdk.export.training.losses import (
+    CLAMP,
+    Encoded,
+    contrastive_loss,
+    drift_loss,
+    pair_loss,
+    score_blocks,
+    softmax_loss,
+)
 from camp_sdk.export.training.measure import measure_network
 from camp_sdk.export.training.trainer import bars_of, log_line, progress_of
 
@@ -97,7 +104,7 @@ class CampTraining(lightning.LightningModule):
         image = self.model.encode_images(self.model.region_features(batch.images))
         text = self.model.encode_texts(forget_words(batch.tokens, self.config.unknown_words), batch.lengths)
         v, t = image.pop("image.global", None), text.pop("text.global", None)
-        losses = self._pair_losses(image, text, batch.matches)
+        losses = self._pair_losses(Encoded(image, text, batch.lengths), batch.matches)
         if v is not None and t is not None:
             losses["global_loss"] = contrastive_loss(v, t, batch.matches, self.log_scale)
         self.log_dict(losses, prog_bar=True, batch_size=len(batch.lengths))
@@ -108,14 +115,13 @@ class CampTraining(lightning.LightningModule):
         }
         return sum((weights.get(name, 1) * loss for name, loss in losses.items()), torch.zeros((), device=self.device))
 
-    def _pair_losses(self, image: Tensors, text: Tensors, matches: Tensor) -> dict[str, Tensor]:
+    def _pair_losses(self, encoded: Encoded, matches: Tensor) -> dict[str, Tensor]:
         """The losses of the scorer, on the first `pair_batch` pairs of the batch, whose order is random."""
         scorer, count = self.model.scorer, self.config.pair_batch or len(matches)
-        image, text = ({name: tensor[:count] for name, tensor in side.items()} for side in (image, text))
-        matches = matches[:count, :count]
-        logits = score_blocks(scorer, image, text) if self.config.softmax_weight else None  # [count, count]
+        encoded, matches = encoded.first(count), matches[:count, :count]
+        logits = score_blocks(scorer, encoded) if self.config.softmax_weight else None  # [count, count]
         candidates = self._candidates(len(matches))
-        losses = {"pair_loss": pair_loss(scorer, image, text, matches, candidates, self.config.negatives, logits)}
+        losses = {"pair_loss": pair_loss(scorer, encoded, matches, candidates, self.config.negatives, logits)}
         if logits is not None:
             # Clamped like the pair loss: easy negatives would be pushed without end.
             losses["softmax_loss"] = softmax_loss(logits.clamp(-CLAMP, CLAMP), matches)

@@ -1,0 +1,78 @@
+"""Networks whose sides keep tensors of other shapes than CAMP's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from camp_sdk.export.network.camp import Scorer, Tensors, masked_softmax, products
+
+
+class TwoTowers(Scorer):
+    """One vector a side, and their cosine; no attention."""
+
+    activation = "none"
+    fusion = ("map_v", "map_t")
+    axes: ClassVar[Mapping[str, str]] = {"image.v": "I d", "text.t": "T d"}
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map_v, self.map_t = nn.Linear(width, width), nn.Linear(width, width)
+
+    def image_side(self, V: Tensor) -> Tensors:
+        return {"image.v": F.normalize(self.map_v(V).amax(1), dim=-1)}
+
+    def text_side(self, T: Tensor, mask: Tensor) -> Tensors:
+        mean = T.sum(1) / mask.sum(1, keepdim=True)  # words beyond the length are zero
+        return {"text.t": F.normalize(self.map_t(mean), dim=-1)}
+
+    def forward(self, image: Tensors, text: Tensors) -> Tensor:
+        """Cosines [I, T]."""
+        return image["image.v"] @ text["text.t"].T
+
+
+class Mixed(Scorer):
+    """Every kind of tensor that a side may keep: vectors, an axis of one, two axes of regions, masks, numbers."""
+
+    fusion = ("map",)
+    axes: ClassVar[Mapping[str, str]] = {
+        "image.V": "I R d",
+        "image.mean": "I 1 d",
+        "image.gram": "I R R",
+        "image.shown": "I R",
+        "text.t": "T d",
+        "text.T": "T N d",
+        "text.mask": "T N",
+        "text.number": "T",
+    }
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, width)
+
+    def image_side(self, V: Tensor) -> Tensors:
+        gram = torch.tanh(V @ V.transpose(1, 2))
+        return {
+            "image.V": self.map(V),
+            "image.mean": V.mean(1, keepdim=True),
+            "image.gram": gram,
+            "image.shown": V[..., 0] > 0,
+        }
+
+    def text_side(self, T: Tensor, mask: Tensor) -> Tensors:
+        number = mask.sum(1).to(T.dtype)
+        return {"text.t": T.sum(1) / number[:, None], "text.T": T, "text.mask": mask, "text.number": number}
+
+    def forward(self, image: Tensors, text: Tensors) -> Tensor:
+        """Logits [I, T]."""
+        S = products(image["image.V"], text["text.T"])  # [I, R, T, N]
+        over_words = masked_softmax(S.permute(2, 0, 1, 3), text["text.mask"][:, None, None, :])  # [T, I, R, N]
+        best = (over_words * S.permute(2, 0, 1, 3)).sum(-1)  # [T, I, R]
+        mixed = (best.unsqueeze(-2) @ image["image.gram"]).squeeze(-2)  # [T, I, R]
+        shown = torch.where(image["image.shown"], mixed, 0.1 * mixed).mean(-1).T  # [I, T]
+        whole = image["image.mean"].squeeze(1) @ text["text.t"].T
+        return cast(Tensor, shown + whole / text["text.number"])
