@@ -249,6 +249,12 @@ def test_features_of_no_fixed_width(bundle_copy: Path) -> None:
         Bundle(bundle_copy)
 
 
+def test_words_at_another_axis_than_the_second(bundle_copy: Path) -> None:
+    rewrite(bundle_copy, put(["T", 16, "N"], "graphs", "text", "outputs", "text.T", "shape"))
+    with pytest.raises(BundleError, match=r"the text graph makes .*text\.T.*, expected the words N as the second axis"):
+        Bundle(bundle_copy)
+
+
 def test_only_listed_files_have_a_path(bundle_copy: Path) -> None:
     (bundle_copy / "extra.txt").touch()
     with pytest.raises(BundleError, match=r"'extra\.txt' is not listed in manifest\.json"):
