@@ -107,12 +107,14 @@ def widen(tensors: Arrays) -> Arrays:
 
 
 def _is_narrowed(spec: TensorSpec, precision: str) -> bool:
-    return precision != "float32" and spec.dtype == "float32" and not spec.name.endswith(GLOBAL_SUFFIX)
+    """Whether a tensor is converted: more than a number an image, neither a mask nor a vector for a shortlist."""
+    converted = spec.dtype == "float32" and len(spec.shape) > 1 and not spec.name.endswith(GLOBAL_SUFFIX)
+    return precision != "float32" and converted
 
 
 def _one_scale(spec: TensorSpec) -> int:
     """The axis along which values share a scale: the regions of [I, R, d], the columns of [I, d]."""
-    return spec.shape.index("R") if "R" in spec.shape else max(1, len(spec.shape) - 1)
+    return spec.shape.index("R") if "R" in spec.shape else len(spec.shape) - 1
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: arrays have no equality of their own

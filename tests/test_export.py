@@ -424,8 +424,15 @@ def write_model(path: Path, text: str) -> Path:
 
 def test_a_sound_file_gives_its_contract(tmp_path: Path) -> None:
     path = write_model(tmp_path / "g.onnx", "(float[s0,s1,4] features) => (float[s0,s1,4] out) {out = Relu(features)}")
-    inputs, outputs = check_graph(path, Graph("image", Identity(), FEATURES, ("out",)))
+    inputs, outputs = check_graph(path, Graph("image", Identity(), FEATURES, {"out": ("I", "R", "d")}))
     assert (inputs[0].name, inputs[0].shape, outputs[0].shape) == ("features", ("I", "R", 4), ("I", "R", 4))
+
+
+@pytest.mark.parametrize("declared", ["I d", "I R R", "I R d d"])
+def test_an_output_with_other_axes_than_declared(tmp_path: Path, declared: str) -> None:
+    path = write_model(tmp_path / "g.onnx", "(float[s0,s1,4] features) => (float[s0,s1,4] out) {out = Relu(features)}")
+    with pytest.raises(ExportError, match=rf"the image graph makes out \[I R 4\], declared as '{declared}'"):
+        check_graph(path, Graph("image", Identity(), FEATURES, {"out": tuple(declared.split())}))
 
 
 @pytest.mark.parametrize(("shape", "letter"), [("3,s1,4", "I"), ("s0,7,4", "R")])
@@ -434,42 +441,42 @@ def test_a_frozen_axis_is_refused(tmp_path: Path, shape: str, letter: str) -> No
         tmp_path / "g.onnx", f"(float[{shape}] features) => (float[{shape}] out) {{out = Relu(features)}}"
     )
     with pytest.raises(ExportError, match=f"image graph froze axis {letter} of features"):
-        check_graph(path, Graph("image", Identity(), FEATURES, ("out",)))
+        check_graph(path, Graph("image", Identity(), FEATURES, {"out": ("I", "R", "d")}))
 
 
 def test_two_axes_tied_together_are_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "g.onnx", "(float[s0,s0,4] features) => (float[s0,s0,4] out) {out = Relu(features)}")
     with pytest.raises(ExportError, match="ties axis I to axis R"):
-        check_graph(path, Graph("image", Identity(), FEATURES, ("out",)))
+        check_graph(path, Graph("image", Identity(), FEATURES, {"out": ("I", "R", "d")}))
 
 
 def test_an_input_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     body = "(float[s0,s1,4] features, int64[s0] lengths) => (float[s0,s1,4] out) {out = Relu(features)}"
     path = write_model(tmp_path / "g.onnx", body)
     with pytest.raises(ExportError, match="does not read its input lengths"):
-        check_graph(path, Graph("text", Identity(), WITH_LENGTHS, ("out",)))
+        check_graph(path, Graph("text", Identity(), WITH_LENGTHS, {"out": ("T", "N")}))
 
 
 def test_an_input_that_is_gone_is_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "g.onnx", "(float[s0,s1,4] features) => (float[s0,s1,4] out) {out = Relu(features)}")
     with pytest.raises(ExportError, match="does not read its input lengths"):
-        check_graph(path, Graph("text", Identity(), WITH_LENGTHS, ("out",)))
+        check_graph(path, Graph("text", Identity(), WITH_LENGTHS, {"out": ("T", "N")}))
 
 
 def test_an_output_of_another_name_is_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "g.onnx", "(float[s0,s1,4] features) => (float[s0,s1,4] out) {out = Relu(features)}")
     with pytest.raises(ExportError, match="has outputs"):
-        check_graph(path, Graph("image", Identity(), FEATURES, ("image.V",)))
+        check_graph(path, Graph("image", Identity(), FEATURES, {"image.V": ("I", "R", "d")}))
 
 
 def test_exporting_a_module_that_ignores_an_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="does not read its input lengths"):
-        export_graph(Graph("text", Identity(), WITH_LENGTHS, ("out",)), tmp_path / "g.onnx")
+        export_graph(Graph("text", Identity(), WITH_LENGTHS, {"out": ("T", "N")}), tmp_path / "g.onnx")
 
 
 def test_exporting_a_module_that_freezes_an_axis_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError):
-        export_graph(Graph("image", FrozenRegions(), FEATURES, ("out",)), tmp_path / "g.onnx")
+        export_graph(Graph("image", FrozenRegions(), FEATURES, {"out": ("I", "R", "d")}), tmp_path / "g.onnx")
 
 
 # Checkpoints

@@ -943,7 +943,7 @@ def test_pairs_of_a_part_of_the_batch_are_the_loss_of_that_part(precomputed: Pat
         side.pop(f"{next(iter(side)).split('.')[0]}.global")
     encoded = Encoded(image, text, batch.lengths)
     part = encoded.first(5)
-    assert [len(tensor) for tensor in (*part.image.values(), *part.text.values(), part.lengths)] == [5] * 6
+    assert [len(tensor) for tensor in (*part.image.values(), *part.text.values(), part.lengths)] == [5] * 5
     logits = module.model.scorer(part.image, part.text)
     expected = {
         "pair_loss": training_module.pair_loss(module.model.scorer, part, batch.matches[:5, :5]),
