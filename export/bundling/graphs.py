@@ -186,14 +186,7 @@ def vision_graph(vision: VisionNet | EfficientNetLite | OnnxVision) -> Graph:
 
 
 def _axes_of(scorer: Scorer, name: str, tensor: Tensor, sizes: dict[str, int]) -> tuple[str, ...]:
-    """The declared axes of a tensor, which is compared with them.
-
-    Args:
-        scorer: declares the axes.
-        name: the tensor's name.
-        tensor: an example, as the network returns it.
-        sizes: the lengths of the axes that vary, in the example.
-    """
+    """The declared axes of a tensor, compared with an example in which the axes that vary have these sizes."""
     side = name.split(".")[0]
     declared = f"{SIDES.get(side, '?')} d" if name.endswith(GLOBAL_SUFFIX) else scorer.axes.get(name)
     what = f"{type(scorer).__name__} returns {name} {tuple(tensor.shape)}"

@@ -230,12 +230,7 @@ class CampScorer(Scorer):
     """Attention (section 3.2), pooling (3.4) and match probability (3.5), which both fusions of the paper share."""
 
     fusion = ("F_v", "F_t", "pool_v", "pool_t", "mlp")
-    axes: ClassVar[Mapping[str, str]] = {
-        "image.V": "I R d",
-        "text.K": "T N d",
-        "text.T": "T N d",
-        "text.mask": "T N",
-    }
+    axes: ClassVar[Mapping[str, str]] = {"image.V": "I R d", "text.K": "T N d", "text.T": "T N d", "text.mask": "T N"}
 
     def __init__(self, width: int) -> None:
         super().__init__()
