@@ -214,7 +214,8 @@ def _full(tensor: Tensor) -> Tensor:
 
 def _trimmed(scorer: Scorer, text: Tensors, words: int) -> Tensors:
     """The first words of texts, in the tensors that have an axis of words."""
-    return {name: tensor[:, :words] if "N" in scorer.axes.get(name, "") else tensor for name, tensor in text.items()}
+    per_word = {name for name, axes in scorer.axes.items() if "N" in axes.split()}
+    return {name: tensor[:, :words] if name in per_word else tensor for name, tensor in text.items()}
 
 
 def _take(tensors: Tensors, indices: slice | Tensor) -> Tensors:
