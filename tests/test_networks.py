@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from camp_sdk import BundleError, Gallery, Retriever
-from camp_sdk.export.bundling.graphs import ExportError, graphs_of
+from camp_sdk.export.bundling.graphs import graphs_of
+from camp_sdk.export.bundling.onnx_files import ExportError
 from camp_sdk.export.bundling.writer import export_bundle
+from camp_sdk.export.network import networks
 from camp_sdk.export.network.camp import Tensors
-from camp_sdk.export.network.model import SCORERS
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.losses import Encoded, score_blocks
 from camp_sdk.export.training.run import run_training
 from camp_sdk.runtime.tokenizer import open_tokenizer
-from tests.helpers.networks import Mixed, TwoTowers
+from tests.helpers.networks import Mixed, TwoTowers, WithEncoders
 from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH, save_tiny_checkpoint, tiny_model
 
-NETWORKS = {"two_towers": TwoTowers, "mixed": Mixed}
+NETWORKS = {"two_towers": TwoTowers, "mixed": Mixed, "with_encoders": WithEncoders}
 IMAGES = np.random.default_rng(5).standard_normal((9, 6, FEATURE_WIDTH), dtype=np.float32)
 
 
@@ -31,7 +32,7 @@ def _known() -> Iterator[None]:
     """The networks of this file, under names by which configurations find them."""
     with pytest.MonkeyPatch.context() as patch:
         for name, network in NETWORKS.items():
-            patch.setitem(SCORERS, name, network)
+            patch.setitem(networks.NETWORKS, name, network)
         yield
 
 
@@ -113,8 +114,7 @@ def test_blocks_equal_the_whole(variant: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("variant", NETWORKS)
-def test_they_train(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camp_sdk.export.training.config.VARIANTS", tuple(NETWORKS))
+def test_they_train(variant: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "dev"):
         np.save(tmp_path / f"{split}_ims.npy", rng.standard_normal((8, 3, 6), dtype=np.float32))
@@ -175,7 +175,7 @@ class _WordsLast(TwoTowers):
 def test_a_wrong_declaration_names_tensor_declared_and_found(
     network: type[TwoTowers], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SCORERS, "wrong", network)
+    monkeypatch.setitem(networks.NETWORKS, "wrong", network)
     monkeypatch.setattr(network, "forward", lambda self, image, text: torch.zeros(3, 5))
     with pytest.raises(ExportError, match=error):
         graphs_of(tiny_model("wrong"))
