@@ -36,6 +36,7 @@ from camp_sdk.runtime.manifest import ACTIVATIONS, TOKENIZER_FILE, Manifest, Pix
 from camp_sdk.runtime.messages import brief
 from camp_sdk.runtime.selftest import self_test
 from camp_sdk.runtime.tokenizer import Tokenizer, Tokens
+from camp_sdk.terminal import stderr
 
 MADE_WITH = ("camp-sdk", "onnx", "onnxruntime", "tokenizers", "numpy")
 IMAGES, REGIONS = 8, 36  # of the examples
@@ -131,6 +132,8 @@ def pack(parts: Parts, output: Path, facts: Facts | None = None) -> Bundle:
         )
         tokens = tokenizer.encode(facts.captions or drawn_captions(_text_of(parts.tokenizer)))
         examples = pairs_alone(aside, manifest, tokens)
+        if facts.activation == "sigmoid" and np.abs(examples["logits"]).max() <= 1:
+            stderr.print("all logits of the examples lie in -1 to 1: if they are cosines, the activation is none")
         np.savez(aside / GOLDEN_FILE, **examples)  # type: ignore[arg-type]  # numpy expects bool
         write_manifest(aside, manifest)
         write_manifest(aside, replace(manifest, parity=(_compared(Bundle(aside), examples),)))
@@ -182,6 +185,8 @@ class _Adopted:
     def add_vision(self, source: Path, facts: Facts) -> PixelSpec:
         """Copy a vision graph, and return the pixels that it takes."""
         vision = read_vision(source)
+        if vision.shape[1] != (width := sum(image_columns(self.graphs["image"]).values())):
+            raise ExportError(f"{source} makes features of width {vision.shape[1]}, the image graph reads {width}")
         axes = {"pixels": ("B", "c", "h", "w")}, {FEATURES: ("B", "r", "d")}
         self._write(onnx.load_from_string(vision.graph), GraphAxes("vision", self.network, *axes))
         (height, width), (regions, _) = vision.size, vision.shape
