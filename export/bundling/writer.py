@@ -197,7 +197,9 @@ def golden_arrays(model: Camp, origin: Origin) -> dict[str, NDArray[np.generic]]
     inputs = {"tokens": case.tokens.numpy(), "lengths": case.lengths.numpy()}
     pixels = {"pixels": case.images[:GOLDEN_ITEMS].numpy()} if origin.pixels else {}
     given = caption_example(origin) | (picture_example(origin.pixels) if origin.pixels else {})
-    return inputs | pixels | {name: expected[name][:GOLDEN_ITEMS] for name in ("features", "logits")} | given
+    found = inputs | pixels | {name: expected[name][:GOLDEN_ITEMS] for name in ("features", "logits")} | given
+    # In C order, so that readers in other languages need not know numpy's other one.
+    return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 
 def _manifest(origin: Origin, graphs: dict[str, GraphSpec], activation: str) -> Manifest:
