@@ -29,7 +29,8 @@ struct Array {
   explicit Array(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     std::vector<char> content((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-    if (content.size() < 10 || std::string(&content[1], 5) != "NUMPY") throw std::runtime_error(path + " is no .npy file");
+    const bool is_array = content.size() >= 10 && std::string(&content[1], 5) == "NUMPY";
+    if (!is_array) throw std::runtime_error(path + " is no .npy file");
     const size_t length = static_cast<unsigned char>(content[8]) + 256 * static_cast<unsigned char>(content[9]);
     const std::string header(&content[10], length);
     is_float = header.find("'<f4'") != std::string::npos;
