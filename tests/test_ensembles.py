@@ -45,7 +45,9 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         example_captions=CAPTIONS[:2],
     )
     torch.manual_seed(1)
-    weights = {f"model.{name}": tensor for name, tensor in Network(origin.model).state_dict().items()}
+    weights = {name: 2.5 * own if own.ndim == 2 else own for name, own in Network(origin.model).state_dict().items()}
+    weights["scorer.mlp.2.bias"] += 9  # scores around those of the other network, so that both of them decide
+    weights = {f"model.{name}": tensor for name, tensor in weights.items()}
     torch.save({"state_dict": weights, KEY: origin.as_dict()}, folder / "other.ckpt")
     return export_bundle(folder / "other.ckpt", folder / "bundle").folder
 
@@ -164,7 +166,7 @@ def test_scores_of_0_or_1_to_the_last_bit_are_numbers(value: float) -> None:
     mean.add(np.array([[value, 0]], np.float32))
     found = mean.similarity()[0]
     assert found[1] == 0
-    assert (found[0] > 0) is (value > 0)
+    assert bool(found[0] > 0) is (value > 0)
     assert not np.isnan(found).any()
 
 
