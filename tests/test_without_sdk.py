@@ -186,7 +186,7 @@ def test_the_commands_of_trtexec_are_those_of_camp_build(feature_bundle: Path) -
     for graph in ("image", "text", "scorer"):
         order = EngineOrder(Bundle(feature_bundle), graph, "float32", Here("tensorrt", "10.3.0", "8.7"), Limits())
         command = trtexec_command(order).replace(str(feature_bundle), "bundle")
-        command = re.sub(rf"x{WIDTH}(?=[,\s])", "x1024", command) if graph == "scorer" else command
+        command = re.sub(rf"(x\d+)x{WIDTH}(?=[,\s])", r"\1x1024", command) if graph == "scorer" else command
         assert shown[f"--onnx=bundle/{graph}.onnx"] == shlex.split(command.replace(f"x{FEATURE_WIDTH} ", "x2048 "))
 
 
