@@ -159,10 +159,10 @@ def _check(retrievers: Sequence[Retriever], split: Split, shortlists: Sequence[i
             f"`shortlist`: {len(retrievers)} networks have no common global vectors to make one with; leave it out, or "
             "evaluate one bundle at a time"
         )
+    for size in shortlists:
+        retrievers[0].check_counts(1, size)
     for retriever in retrievers:
         check_takes(retriever, split)
-        for size in shortlists:
-            retriever.check_counts(1, size)
 
 
 def work_of(split: Split, folds: int = 1, retrievers: int = 1) -> dict[str, int]:
