@@ -98,10 +98,10 @@ class Evaluation:
         """The evaluation as plain values, as `camp eval --json` prints them."""
         rest = {"protocol": self.protocol, "images": self.images, "texts": self.texts, "folds": self.folds}
         beside = self.global_vectors.as_dict() if self.global_vectors else None
-        several = self.members if len(self.members) > 1 else {}
-        parts = {"shortlists": self.shortlists, "members": several}
-        named = {part: {str(k): own.as_dict() for k, own in found.items()} for part, found in parts.items() if found}
-        return self.network.as_dict() | {"global_vectors": beside} | rest | named
+        short = {str(size): metrics.as_dict() for size, metrics in self.shortlists.items()}
+        each = {name: metrics.as_dict() for name, metrics in self.members.items()}
+        found = rest | ({"shortlists": short} if short else {}) | ({"members": each} if len(each) > 1 else {})
+        return self.network.as_dict() | {"global_vectors": beside} | found
 
 
 def evaluate(
@@ -196,7 +196,7 @@ class _Fold:
     @property
     def owner(self) -> NDArray[np.int64]:
         """The image of each caption [T], counted from the first of the fold."""
-        return self.split.image_of_caption[self.captions] - self.part.start
+        return np.asarray(self.split.image_of_caption[self.captions] - self.part.start)
 
     def matrices(self, retriever: Retriever, with_vectors: bool = True) -> tuple[Matrix, Matrix | None]:
         """Encode the fold with a retriever, and score it as `similarity_matrices` does."""

@@ -79,11 +79,13 @@ def read_golden(bundle: Bundle) -> Golden:
                 wanted |= pair if held.intersection(f"{name}.npy" for name in pair) else {}
             arrays = {name: _read_array(archive, name, dtype) for name, dtype in wanted.items()}
         _check(arrays, bundle.manifest)
-        texts = {"caption": arrays.pop("caption").tobytes().decode()} if "caption" in arrays else {}
+        values: dict[str, Any] = dict(arrays)
+        if "caption" in arrays:
+            values["caption"] = arrays["caption"].tobytes().decode()
     except Exception as error:  # unpacking raises a dozen types, some of which derive only from Exception
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise BundleError(f"{file.path} is not what was exported ({reason}); {EXPORT_AGAIN}") from None
-    return Golden(**arrays, **texts)
+    return Golden(**values)
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, dtype: str) -> NDArray[Any]:
