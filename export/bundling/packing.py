@@ -20,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Words
 
+from camp_sdk.export.bundling.example_inputs import caption_example, picture_example
 from camp_sdk.export.bundling.onnx_files import DYNAMIC, Axes, ExportError, GraphAxes, check_graph
 from camp_sdk.export.bundling.writer import check_output
 from camp_sdk.export.network.backbones import read_vision
@@ -130,8 +131,10 @@ def pack(parts: Parts, output: Path, facts: Facts | None = None) -> Bundle:
             pixels=pixels,
             made_with={name: version(name) for name in MADE_WITH},
         )
-        tokens = tokenizer.encode(facts.captions or drawn_captions(_text_of(parts.tokenizer)))
-        examples = pairs_alone(aside, manifest, tokens)
+        captions = facts.captions or drawn_captions(_text_of(parts.tokenizer))
+        examples = pairs_alone(aside, manifest, tokenizer.encode(captions)) | caption_example(tokenizer, captions)
+        if pixels is not None:
+            examples |= picture_example(pixels)
         if facts.activation == "sigmoid" and np.abs(examples["logits"]).max() <= 1:
             stderr.print("all logits of the examples lie in -1 to 1: if they are cosines, the activation is none")
         np.savez(aside / GOLDEN_FILE, **examples)  # type: ignore[arg-type]  # numpy expects bool
