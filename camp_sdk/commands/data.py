@@ -182,7 +182,7 @@ def _print_report(report: DataReport, console: Console) -> None:
         most = max((count for _, count in split.histogram), default=0)
         console.print(_line(f"words in captions of {split.name}:"))
         for label, count in split.histogram:
-            console.print(_line(f"{label:>7} {count:>9,} {'█' * round(BAR * count / most)}"))
+            console.print(_line(f"{label:>10} {count:>9,} {'█' * round(BAR * count / most)}"))
     for kind in (*BROKEN, *NOTES):
         _print_findings(kind, report.findings[kind], "red" if kind in BROKEN else "yellow", console)
     console.print("nothing is broken" if report.is_whole else "something is broken")
@@ -209,4 +209,4 @@ def _show(imported: Imported, as_json: bool) -> None:
         captions = f", {counts.captions:,} captions" if counts.captions else ""
         typer.echo(visible(f"{imported.output}: {split}: {counts.images:,} images{captions}"))
     for what, count in imported.left_out.items():
-        typer.echo(visible(f"left out: {count:,} {what}"))
+        typer.echo(visible(f"{what}, left out: {count:,}"))

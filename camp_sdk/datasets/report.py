@@ -83,7 +83,7 @@ class SplitReport:
         """The number of captions by number of words, in ranges such as "6-10", up to the last that is not empty."""
         ranges = list(zip((1, *(edge + 1 for edge in EDGES)), EDGES, strict=False))
         counts = [(f"{low}-{high}", sum(self.words[n] for n in range(low, high + 1))) for low, high in ranges]
-        counts.append((f"{EDGES[-1] + 1}-", sum(count for n, count in self.words.items() if n > EDGES[-1])))
+        counts.append((f"{EDGES[-1] + 1} or more", sum(count for n, count in self.words.items() if n > EDGES[-1])))
         while counts and not counts[-1][1]:
             counts.pop()
         return counts
