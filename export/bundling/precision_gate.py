@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from camp_sdk.export.bundling.cases import (
     TOP,
@@ -22,6 +25,7 @@ from camp_sdk.export.bundling.cases import (
     reference_outputs,
 )
 from camp_sdk.export.bundling.lowering import emulate_half
+from camp_sdk.export.bundling.ranges import PRODUCTS
 from camp_sdk.export.network.checkpoint import Origin
 from camp_sdk.export.network.model import Camp
 from camp_sdk.runtime.backends import open_engine
@@ -192,6 +196,24 @@ def _compare(case: Case, reference: Arrays, found: Arrays, activation: str) -> P
         max_look_error=largest_error(reference, found, is_explanation),
         max_vector_error=largest_error(reference, found, is_vector),
     )
+
+
+def half_share(file: Path) -> float:
+    """The share of a graph's matrix products and convolutions that compute in float16; 0 for a graph without any.
+
+    Each is weighted by its largest tensor of fixed size, as in `camp build`, which refuses a share below
+    `MIN_HALF_SHARE`.
+    """
+    model = ir.load(file)
+    common.ShapeInferencePass()(model)
+    nodes = [node for node in model.graph if node.op_type in PRODUCTS]
+    weights = [(_fixed_size(node), node.outputs[0].dtype == ir.DataType.FLOAT16) for node in nodes]
+    return sum(size for size, is_half in weights if is_half) / max(1, sum(size for size, _ in weights))
+
+
+def _fixed_size(node: ir.Node) -> int:
+    shapes = [value.shape for value in (*node.inputs, *node.outputs) if value is not None and value.shape is not None]
+    return max((math.prod(size for size in shape if isinstance(size, int)) for shape in shapes), default=1)
 
 
 def top_agreement(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:

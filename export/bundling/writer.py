@@ -22,7 +22,7 @@ from camp_sdk.export.bundling.lowering import lower_graph
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.contract import GraphSpec
+from camp_sdk.runtime.contract import MIN_HALF_SHARE, GraphSpec
 from camp_sdk.runtime.engines.onnxruntime_engine import import_onnxruntime
 from camp_sdk.runtime.engines.openvino_engine import require_bfloat16
 from camp_sdk.runtime.errors import InputError
@@ -153,7 +153,8 @@ def write_lowered(precision: str, contract: Mapping[str, GraphSpec], folder: Pat
         folder: the bundle's folder.
 
     Returns:
-        The contract of the new graphs by their names. A vision graph that cannot be lowered is left out.
+        The contract of the new graphs by their names. A vision graph that cannot be lowered is left out, and so is a
+        graph that would compute mostly in float32 in float16 as well.
     """
     graphs = ("scorer",) if precision == "bfloat16" else (*ENCODERS, "scorer", "explainer")
     (folder / PRECISION_FOLDERS[precision]).mkdir()
@@ -167,6 +168,10 @@ def write_lowered(precision: str, contract: Mapping[str, GraphSpec], folder: Pat
             if name != "vision":  # a vision graph may come from the user
                 raise
             stderr.print(f"the vision graph stays float32: {error}", highlight=False, soft_wrap=True)
+            continue
+        if precision == "float16" and (share := precision_gate.half_share(folder / file)) < MIN_HALF_SHARE:
+            stderr.print(f"the {name} graph stays float32: float16 holds {share:.0%} of its products", highlight=False)
+            (folder / file).unlink()
             continue
         halves |= {spec.name for spec in outputs if spec.dtype == "float16"}
         lowered[name] = GraphSpec(file, tuple(inputs), tuple(outputs))
