@@ -28,6 +28,7 @@ from camp_sdk.ranking import Ranked, Ranker, matches_of
 from camp_sdk.results import Explanation, FloatArray, Ranking
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.contract import image_columns
 from camp_sdk.runtime.encode import FeatureEncoder, encode_texts
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, narrow, widen
 from camp_sdk.runtime.errors import InputError
@@ -123,7 +124,8 @@ class Retriever:
             images: Pictures, or region features from a detector. Pictures are an iterable of paths, open files, bytes
                 of picture files, PIL images and uint8 arrays [H, W, 3], in any mixture. Features are one float array
                 [I, R, D], which may be memory-mapped, or an iterable of float arrays [R, D]. All images of a gallery
-                must have the same number of regions R; another gallery may have another.
+                must have the same number of regions R; another gallery may have another. Further inputs of the image
+                graph, such as boxes, are the last columns of the features, in alphabetical order.
             names: The name of each image, for `Match.document`. Default: the path of an image given as a path,
                 otherwise none.
             on_progress: Receives the number of images in each batch that was encoded.
@@ -147,7 +149,7 @@ class Retriever:
 
         def open_encoder() -> FeatureEncoder:
             keep = partial(narrow, specs=self.bundle.manifest.image_tensors, precision=precision)
-            return FeatureEncoder(self._engines["image"], total, keep)
+            return FeatureEncoder(self._engines["image"], image_columns(self._graphs["image"]), total, keep)
 
         with closing(self._reader(skip_broken, max_megapixels).batches(images, named)) as batches:
             found = encode_batches(batches, open_encoder, on_progress)

@@ -27,6 +27,9 @@ class Lower(Enum):
 def command(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint written by camp train or camp import.")],
     output: Annotated[Path, typer.Option(help="Bundle folder to write; an older bundle there is replaced.")],
+    network: Annotated[
+        str | None, typer.Option(help="Your own network that the checkpoint holds: my_package.my_module:MyNetwork.")
+    ] = None,
     precision: Annotated[
         list[Lower] | None,
         typer.Option(
@@ -38,7 +41,7 @@ def command(
     from camp_sdk.export.bundling.writer import export_bundle  # here, so that --help does not wait for torch
 
     names = {folder: name for name, folder in PRECISION_FOLDERS.items()}
-    export_bundle(checkpoint, output, [names[wanted.value] for wanted in dict.fromkeys(precision or ())])
+    export_bundle(checkpoint, output, [names[wanted.value] for wanted in dict.fromkeys(precision or ())], network)
     stderr.print(f"wrote {output}", highlight=False)
 
 

@@ -72,11 +72,11 @@ class GraphSpec:
 
 # The inputs and outputs that have a fixed meaning, by graph; None where they are a matter of the network.
 ENDS: dict[str, tuple[set[str] | None, set[str] | None]] = {
-    "image": ({"features"}, None),
     "text": ({"tokens", "lengths"}, None),
     "scorer": (None, {"logits"}),
     "vision": ({"pixels"}, {"features"}),
 }
+FEATURES = "features"  # the first input of the image graph
 EXPLAINED = {"attention.to_words", "attention.to_regions"}
 SIDES = {"image": "I", "text": "T"}
 
@@ -114,12 +114,28 @@ def _widened(spec: TensorSpec) -> TensorSpec:
     return replace(spec, dtype="float32") if spec.dtype == "float16" else spec
 
 
+def image_columns(image: GraphSpec) -> dict[str, int]:
+    """The width of each input of the image graph, in the order in which they are the columns of an image's features.
+
+    `features` comes first, then the other inputs by name.
+
+    Args:
+        image: the image graph.
+    """
+    ordered = sorted(image.inputs, key=lambda spec: (spec.name != FEATURES, spec.name))
+    return {spec.name: int(spec.shape[2]) for spec in ordered}
+
+
 def _check_results(graphs: Mapping[str, GraphSpec]) -> None:
-    (logits,), (features,) = graphs["scorer"].outputs, graphs["image"].inputs
+    (logits,) = graphs["scorer"].outputs
     if logits.shape != ("I", "T"):
         raise ValueError(f"the scorer makes {logits}, expected logits [I, T]")
-    if len(features.shape) != 3 or not isinstance(features.shape[2], int):
-        raise ValueError(f"the image graph reads {features}, expected features [I, R, D] of a fixed width D")
+    inputs = {spec.name: spec for spec in graphs["image"].inputs}
+    if FEATURES not in inputs:
+        raise ValueError(f"the image graph reads {sorted(inputs)}, expected features")
+    for spec in inputs.values():
+        if spec.dtype != "float32" or spec.shape[:2] != ("I", "R") or [type(s) for s in spec.shape[2:]] != [int]:
+            raise ValueError(f"the image graph reads {spec}, expected float32 [I, R, D] of a fixed width D")
     if "explainer" in graphs and not {spec.name for spec in graphs["explainer"].outputs} >= EXPLAINED:
         raise ValueError(f"the explainer does not make {sorted(EXPLAINED)}")
 

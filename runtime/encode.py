@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,17 +42,35 @@ def encode_texts(engine: Engine, bundle: Bundle, tokens: Tokens) -> EncodedTexts
     return EncodedTexts(tensors, tokens.lengths, per_word)
 
 
+def image_feeds(features: NDArray[np.float32], columns: Mapping[str, int]) -> Arrays:
+    """The inputs of the image graph, which are the columns of an image's features.
+
+    Args:
+        features: [I, R, D], float32.
+        columns: the width of each input, in order, as `image_columns` returns them.
+
+    Returns:
+        Each input [I, R, width] by its name.
+    """
+    ends = np.cumsum(list(columns.values()))[:-1]
+    parts = np.split(features, ends, axis=2)
+    return {name: np.ascontiguousarray(part) for name, part in zip(columns, parts, strict=True)}
+
+
 class FeatureEncoder:
     """Runs the image graph on batches of features and collects its outputs.
 
     Args:
         engine: the engine of the image graph.
+        columns: the graph's inputs, as `image_columns` returns them.
         total: the maximum number of images, so that memory is allocated once; None if it is not known.
         keep: converts the tensors of a batch to those that are kept, for example to fewer bits.
     """
 
-    def __init__(self, engine: Engine, total: int | None, keep: Callable[[Arrays], Arrays]) -> None:
-        self._engine, self._total, self._keep = engine, total, keep
+    def __init__(
+        self, engine: Engine, columns: Mapping[str, int], total: int | None, keep: Callable[[Arrays], Arrays]
+    ) -> None:
+        self._engine, self._columns, self._total, self._keep = engine, columns, total, keep
         self._parts: dict[str, list[NDArray[np.generic]]] = {}
         self._whole: Arrays = {}
         self._done = 0
@@ -63,7 +81,7 @@ class FeatureEncoder:
         Args:
             features: region features [b, R, D], float32.
         """
-        out = self._keep(self._engine.run({"features": features}))
+        out = self._keep(self._engine.run(image_feeds(features, self._columns)))
         for name, array in out.items():
             if self._total is None:
                 self._parts.setdefault(name, []).append(array)

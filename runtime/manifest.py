@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from camp_sdk.runtime.contract import GraphSpec, TensorSpec, check_graphs, inside
+from camp_sdk.runtime.contract import GraphSpec, TensorSpec, check_graphs, image_columns, inside
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import sha256_of
 from camp_sdk.runtime.messages import brief
@@ -178,8 +178,8 @@ class Manifest:
 
     @property
     def feature_width(self) -> int:
-        """D, the width of a region's features."""
-        return int(self.graphs["image"].inputs[0].shape[2])
+        """D, the width of a region's features; further inputs of the image graph are the last of these columns."""
+        return sum(image_columns(self.graphs["image"]).values())
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Manifest:

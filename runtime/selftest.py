@@ -20,7 +20,8 @@ import numpy as np
 from camp_sdk.runtime import scoring
 from camp_sdk.runtime.backends import choose_backend, library_version, open_engine
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.encode import encode_texts
+from camp_sdk.runtime.contract import image_columns
+from camp_sdk.runtime.encode import encode_texts, image_feeds
 from camp_sdk.runtime.encoded import EncodedImages
 from camp_sdk.runtime.engines import cuda
 from camp_sdk.runtime.engines.base import Engine
@@ -114,7 +115,7 @@ def _golden_logits(bundle: Bundle, engines: dict[str, Engine], precision: str, g
         features = engines["vision"].run({"pixels": golden.pixels})["features"]
     tokens = Tokens(golden.tokens, golden.lengths, (), ())
     texts = encode_texts(engines["text"], bundle, tokens)
-    images = EncodedImages(engines["image"].run(scoring.feeds_of(graphs["image"].inputs, {"features": features})))
+    images = EncodedImages(engines["image"].run(image_feeds(features, image_columns(graphs["image"]))))
     return scoring.logit_matrix(PairScorer(engines["scorer"], graphs["scorer"].inputs), images, texts)
 
 

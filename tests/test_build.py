@@ -21,7 +21,7 @@ import pytest
 
 from camp_sdk import BackendError, Bundle, BundleError
 from camp_sdk.export.bundling.writer import check_output
-from camp_sdk.export.network.model import SCORERS
+from camp_sdk.export.network.networks import NETWORKS
 from camp_sdk.runtime.engines.profiles import Limits
 from camp_sdk.runtime.files import cache_folder, sha256_of
 from camp_sdk.runtime.tensorrt import build as build_module
@@ -34,7 +34,7 @@ from tests.helpers.command import Camp
 from tests.helpers.processes import run_blocked
 
 rtx = pytest.mark.skipif(sys.platform == "darwin", reason="TensorRT-RTX has no release for macOS")
-GRAPHS = [(variant, graph) for variant in SCORERS for graph in ("image", "text", "scorer", "explainer")]
+GRAPHS = [(variant, graph) for variant in NETWORKS for graph in ("image", "text", "scorer", "explainer")]
 
 
 @functools.cache

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from camp_sdk.export.network.camp import DISTANCE, CampScorer, VisionNet, word_mask
+from camp_sdk.export.network.camp import DISTANCE, CampScorer
+from camp_sdk.export.network.encoders import VisionNet, word_mask
 from camp_sdk.export.network.model import Camp, ModelConfig
 from camp_sdk.runtime.errors import InputError
 from tests.helpers.reference import Fusion, encode_image, encode_text, fuse_pair, weights_of

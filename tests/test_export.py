@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from camp_sdk import Bundle, BundleError, InputError, Retriever
 from camp_sdk.export.bundling import writer
 from camp_sdk.export.bundling.cases import require
-from camp_sdk.export.bundling.graphs import ExportError, Graph, check_graph, export_graph
+from camp_sdk.export.bundling.graphs import Graph, export_graph
+from camp_sdk.export.bundling.onnx_files import ExportError, check_graph
 from camp_sdk.export.bundling.parity import FAILURE, MAX_ERROR, check_parity, same_order
 from camp_sdk.export.bundling.writer import export_bundle
-from camp_sdk.export.network.camp import word_mask
 from camp_sdk.export.network.checkpoint import KEY, load_checkpoint
+from camp_sdk.export.network.encoders import word_mask
 from camp_sdk.export.network.model import Camp
 from camp_sdk.runtime.files import sha256_of
 from tests.helpers.tiny import FEATURE_WIDTH, files_of, save_tiny_checkpoint, tiny_model, tiny_origin
@@ -261,7 +262,7 @@ def copied_graphs(monkeypatch: pytest.MonkeyPatch, feature_bundle: Path) -> None
 
     def copy_graph(graph: Graph, path: Path) -> Any:
         shutil.copy(feature_bundle / path.name, path)
-        return check_graph(path, graph)
+        return check_graph(path, graph.axes)
 
     monkeypatch.setattr(writer, "export_graph", copy_graph)
 
@@ -424,7 +425,7 @@ def write_model(path: Path, text: str) -> Path:
 
 def test_a_sound_file_gives_its_contract(tmp_path: Path) -> None:
     path = write_model(tmp_path / "g.onnx", "(float[s0,s1,4] features) => (float[s0,s1,4] out) {out = Relu(features)}")
-    inputs, outputs = check_graph(path, Graph("image", Identity(), FEATURES, {"out": ("I", "R", "d")}))
+    inputs, outputs = check_graph(path, Graph("image", Identity(), FEATURES, {"out": ("I", "R", "d")}).axes)
     assert (inputs[0].name, inputs[0].shape, outputs[0].shape) == ("features", ("I", "R", 4), ("I", "R", 4))
 
 
@@ -432,7 +433,7 @@ def test_a_sound_file_gives_its_contract(tmp_path: Path) -> None:
 def test_an_output_with_other_axes_than_declared(tmp_path: Path, declared: str) -> None:
     path = write_model(tmp_path / "g.onnx", "(float[s0,s1,4] features) => (float[s0,s1,4] out) {out = Relu(features)}")
     with pytest.raises(ExportError, match=rf"the image graph makes out \[I R 4\], declared as '{declared}'"):
-        check_graph(path, Graph("image", Identity(), FEATURES, {"out": tuple(declared.split())}))
+        check_graph(path, Graph("image", Identity(), FEATURES, {"out": tuple(declared.split())}).axes)
 
 
 @pytest.mark.parametrize(("shape", "letter"), [("3,s1,4", "I"), ("s0,7,4", "R")])
@@ -441,32 +442,32 @@ def test_a_frozen_axis_is_refused(tmp_path: Path, shape: str, letter: str) -> No
         tmp_path / "g.onnx", f"(float[{shape}] features) => (float[{shape}] out) {{out = Relu(features)}}"
     )
     with pytest.raises(ExportError, match=f"image graph froze axis {letter} of features"):
-        check_graph(path, Graph("image", Identity(), FEATURES, {"out": ("I", "R", "d")}))
+        check_graph(path, Graph("image", Identity(), FEATURES, {"out": ("I", "R", "d")}).axes)
 
 
 def test_two_axes_tied_together_are_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "g.onnx", "(float[s0,s0,4] features) => (float[s0,s0,4] out) {out = Relu(features)}")
     with pytest.raises(ExportError, match="ties axis I to axis R"):
-        check_graph(path, Graph("image", Identity(), FEATURES, {"out": ("I", "R", "d")}))
+        check_graph(path, Graph("image", Identity(), FEATURES, {"out": ("I", "R", "d")}).axes)
 
 
 def test_an_input_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     body = "(float[s0,s1,4] features, int64[s0] lengths) => (float[s0,s1,4] out) {out = Relu(features)}"
     path = write_model(tmp_path / "g.onnx", body)
     with pytest.raises(ExportError, match="does not read its input lengths"):
-        check_graph(path, Graph("text", Identity(), WITH_LENGTHS, {"out": ("T", "N")}))
+        check_graph(path, Graph("text", Identity(), WITH_LENGTHS, {"out": ("T", "N")}).axes)
 
 
 def test_an_input_that_is_gone_is_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "g.onnx", "(float[s0,s1,4] features) => (float[s0,s1,4] out) {out = Relu(features)}")
     with pytest.raises(ExportError, match="does not read its input lengths"):
-        check_graph(path, Graph("text", Identity(), WITH_LENGTHS, {"out": ("T", "N")}))
+        check_graph(path, Graph("text", Identity(), WITH_LENGTHS, {"out": ("T", "N")}).axes)
 
 
 def test_an_output_of_another_name_is_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "g.onnx", "(float[s0,s1,4] features) => (float[s0,s1,4] out) {out = Relu(features)}")
     with pytest.raises(ExportError, match="has outputs"):
-        check_graph(path, Graph("image", Identity(), FEATURES, {"image.V": ("I", "R", "d")}))
+        check_graph(path, Graph("image", Identity(), FEATURES, {"image.V": ("I", "R", "d")}).axes)
 
 
 def test_exporting_a_module_that_ignores_an_input_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from camp_sdk.export.network.camp import Scorer, Tensors
-from camp_sdk.export.network.model import SCORERS, Camp
+from camp_sdk.export.network.model import Camp
+from camp_sdk.export.network.networks import NETWORKS
 from camp_sdk.export.training import losses
 from camp_sdk.export.training.losses import (
     DRIFT,
@@ -36,7 +37,7 @@ MATCHES = IMAGE_OF_CAPTION[:, None] == IMAGE_OF_CAPTION[None, :]
 # Float32: sums in another order.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
-every_variant = pytest.mark.parametrize("variant", SCORERS)
+every_variant = pytest.mark.parametrize("variant", NETWORKS)
 both_precisions = pytest.mark.parametrize("dtype", TOLERANCE)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +13,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from camp_sdk import BundleError, Gallery, Retriever
-from camp_sdk.export.bundling.graphs import ExportError, graphs_of
+from camp_sdk import Bundle, BundleError, Gallery, Retriever
+from camp_sdk.export.bundling.graphs import graphs_of
+from camp_sdk.export.bundling.onnx_files import ExportError
 from camp_sdk.export.bundling.writer import export_bundle
+from camp_sdk.export.network import networks
 from camp_sdk.export.network.camp import Tensors
-from camp_sdk.export.network.model import SCORERS
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.losses import Encoded, score_blocks
 from camp_sdk.export.training.run import run_training
+from camp_sdk.runtime.engines.splitting import SplittingEngine
+from camp_sdk.runtime.scoring import PairScorer, logit_matrix
+from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
+from camp_sdk.runtime.tensorrt.engine import TensorRtEngine
+from camp_sdk.runtime.tensorrt.library import here_of
 from camp_sdk.runtime.tokenizer import open_tokenizer
-from tests.helpers.networks import Mixed, TwoTowers
+from tests.helpers.fake_cuda import install, write_plan
+from tests.helpers.networks import Mixed, TwoTowers, WithEncoders
+from tests.helpers.profiles import SAME, profile_between
 from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH, save_tiny_checkpoint, tiny_model
 
-NETWORKS = {"two_towers": TwoTowers, "mixed": Mixed}
+NETWORKS = {"two_towers": TwoTowers, "mixed": Mixed, "with_encoders": WithEncoders}
 IMAGES = np.random.default_rng(5).standard_normal((9, 6, FEATURE_WIDTH), dtype=np.float32)
 
 
@@ -31,7 +42,7 @@ def _known() -> Iterator[None]:
     """The networks of this file, under names by which configurations find them."""
     with pytest.MonkeyPatch.context() as patch:
         for name, network in NETWORKS.items():
-            patch.setitem(SCORERS, name, network)
+            patch.setitem(networks.NETWORKS, name, network)
         yield
 
 
@@ -99,6 +110,35 @@ def test_a_network_without_attention_has_nothing_to_explain(tmp_path: Path) -> N
         retriever.explain(CAPTIONS[0], IMAGES[0])
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="TensorRT-RTX has no release for macOS")
+@pytest.mark.parametrize("graph", ["image", "text", "scorer"])
+def test_their_graphs_build(bundle: Path, graph: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    here = replace(here_of("tensorrt-rtx"), compute_capability=None)
+    record = build_engine(EngineOrder(Bundle(copy), graph, "float16", here))
+    read = {spec.name for spec in Bundle(copy).manifest.graphs_in("float16")[graph].inputs}
+    assert (record.graph, record.profile.keys()) == (graph, read)
+
+
+def test_their_tensors_are_uploaded_once(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Retriever(bundle, "onnxruntime") as retriever:
+        images, texts = retriever.encode_images(IMAGES).encoded, retriever.encode_texts(CAPTIONS).encoded
+        expected = retriever.score_matrix(IMAGES, CAPTIONS, logits=True)
+        spec = retriever.bundle.manifest.graphs["scorer"]
+        graph = retriever.bundle.file(spec.file)
+    fake, _ = install(monkeypatch)
+    profile = profile_between(spec, {}, {"I": 4, "T": 4, "N": 32, "R": 8})
+    plan = write_plan(tmp_path / "engine.plan", graph, profile)
+    with SplittingEngine(TensorRtEngine(plan, "tensorrt"), spec, profile) as engine:
+        scorer = PairScorer(engine, spec.inputs)
+        np.testing.assert_allclose(logit_matrix(scorer, images, texts), expected, **SAME)
+        first = fake.copied["cudaMemcpyHostToDevice"]
+        np.testing.assert_allclose(logit_matrix(scorer, images, texts), expected, **SAME)
+        read = [images.tensors[one.name] for one in spec.inputs if one.name in images.tensors]
+        again = fake.copied["cudaMemcpyHostToDevice"] - first
+        assert first - again == sum(array.nbytes for array in read)  # the second time, only texts are copied
+
+
 @pytest.mark.parametrize("variant", NETWORKS)
 def test_blocks_equal_the_whole(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("camp_sdk.export.training.losses.BLOCK_TEXTS", 2)
@@ -113,8 +153,7 @@ def test_blocks_equal_the_whole(variant: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("variant", NETWORKS)
-def test_they_train(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camp_sdk.export.training.config.VARIANTS", tuple(NETWORKS))
+def test_they_train(variant: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "dev"):
         np.save(tmp_path / f"{split}_ims.npy", rng.standard_normal((8, 3, 6), dtype=np.float32))
@@ -175,7 +214,7 @@ class _WordsLast(TwoTowers):
 def test_a_wrong_declaration_names_tensor_declared_and_found(
     network: type[TwoTowers], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SCORERS, "wrong", network)
+    monkeypatch.setitem(networks.NETWORKS, "wrong", network)
     monkeypatch.setattr(network, "forward", lambda self, image, text: torch.zeros(3, 5))
     with pytest.raises(ExportError, match=error):
         graphs_of(tiny_model("wrong"))

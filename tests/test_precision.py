@@ -19,12 +19,12 @@ from onnx import TensorProto, helper
 from camp_sdk import BackendError, BundleError, Retriever
 from camp_sdk.export.bundling import precision_gate, writer
 from camp_sdk.export.bundling.cases import require
-from camp_sdk.export.bundling.graphs import ExportError
 from camp_sdk.export.bundling.lowering import check_half, emulate_half, lower_graph
+from camp_sdk.export.bundling.onnx_files import ExportError
 from camp_sdk.export.bundling.precision_gate import PrecisionCheck, check_precision, top_agreement
 from camp_sdk.export.bundling.writer import add_precision, export_bundle, write_lowered
 from camp_sdk.export.network.checkpoint import load_checkpoint
-from camp_sdk.export.network.model import SCORERS
+from camp_sdk.export.network.networks import NETWORKS
 from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -34,7 +34,7 @@ from tests.helpers.hardware import bfloat16_here, needs_bfloat16
 from tests.helpers.tiny import CAPTIONS, tiny_model, tiny_origin
 
 
-@pytest.fixture(scope="module", params=SCORERS)
+@pytest.fixture(scope="module", params=NETWORKS)
 def lowered(request: pytest.FixtureRequest, half_bundle: Callable[[str], Path]) -> dict[str, Path]:
     """Every graph of a variant in float16."""
     return {path.stem: path for path in (half_bundle(request.param) / "fp16").iterdir()}

@@ -300,7 +300,7 @@ def test_a_pickled_retriever_opens_the_same_bundle(
 
 
 def _errors() -> list[CampError]:
-    from camp_sdk.export.bundling.graphs import ExportError
+    from camp_sdk.export.bundling.onnx_files import ExportError
     from camp_sdk.pictures import PictureError
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CampError)]

@@ -18,7 +18,7 @@ from camp_sdk import Bundle
 from camp_sdk.export.bundling.cases import Case, graph_outputs
 from camp_sdk.export.bundling.lowering import emulate_half, lower_graph
 from camp_sdk.export.bundling.precision_gate import PrecisionCheck, _compare
-from camp_sdk.export.network.model import SCORERS
+from camp_sdk.export.network.networks import NETWORKS
 from camp_sdk.export.network.released import RELEASED
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -32,7 +32,7 @@ ENDS = {"Sigmoid", "Softmax"}
 GRAPHS = ("image", "text", "scorer", "explainer")
 WORDS = ("small red circle a", "dog man the in")  # of the tiny networks, and of the recorded ones
 
-every_variant = pytest.mark.parametrize("variant", SCORERS)
+every_variant = pytest.mark.parametrize("variant", NETWORKS)
 
 
 def float16_graphs(folder: Path) -> dict[str, ir.Graph]:
@@ -123,7 +123,7 @@ class Pair:
         return _compare(case, wide, graph_outputs(self.half, case), self.bundle.manifest.activation)
 
 
-@pytest.fixture(scope="module", params=[(name, zero) for name in SCORERS for zero in (False, True)], ids=str)
+@pytest.fixture(scope="module", params=[(name, zero) for name in NETWORKS for zero in (False, True)], ids=str)
 def pair(
     request: pytest.FixtureRequest, half_bundle: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:

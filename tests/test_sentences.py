@@ -19,8 +19,8 @@ from camp_sdk import Bundle, BundleError, InputError, MissingExtraError, Retriev
 from camp_sdk.export.bundling import precision_gate
 from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.network import sentences
-from camp_sdk.export.network.camp import word_mask
 from camp_sdk.export.network.checkpoint import KEY, Origin, load_checkpoint
+from camp_sdk.export.network.encoders import word_mask
 from camp_sdk.export.network.model import Camp, ModelConfig
 from camp_sdk.export.network.sentences import SentenceEncoder, load_pretrained, read_config, read_tokenizer
 from camp_sdk.export.training.config import TrainConfig

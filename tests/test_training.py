@@ -24,8 +24,9 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from camp_sdk import BundleError, Direction, InputError, Metrics, Retriever, evaluate, load_split
-from camp_sdk.export.network.camp import DISTANCE, VisionNet
+from camp_sdk.export.network.camp import DISTANCE
 from camp_sdk.export.network.checkpoint import load_checkpoint
+from camp_sdk.export.network.encoders import VisionNet
 from camp_sdk.export.network.model import Camp
 from camp_sdk.export.network.vocabulary import build_tokenizer
 from camp_sdk.export.training import module as training_module

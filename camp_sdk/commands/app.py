@@ -15,6 +15,7 @@ from camp_sdk.commands.build import build_command
 from camp_sdk.commands.doctor import doctor_command
 from camp_sdk.commands.encode import encode_command
 from camp_sdk.commands.eval import eval_command
+from camp_sdk.commands.info import info_command
 from camp_sdk.commands.rank import rank_command
 from camp_sdk.terminal import run_app
 
@@ -22,12 +23,19 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": eval_command,
     "rank": rank_command,
     "encode": encode_command,
+    "info": info_command,
     "build": build_command,
     "doctor": doctor_command,
 }
 # Modules of camp_sdk.export, each with a function `command`. They are imported by name, only when they are needed,
 # because the SDK does not depend on the packages for training.
-TRAINING_COMMANDS = {"scenes": "scenes", "train": "train", "import": "import_checkpoint", "export": "to_onnx"}
+TRAINING_COMMANDS = {
+    "scenes": "scenes",
+    "train": "train",
+    "import": "import_checkpoint",
+    "export": "to_onnx",
+    "pack": "pack_graphs",
+}
 
 
 class _Commands(TyperGroup):

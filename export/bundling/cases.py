@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
-from camp_sdk.export.bundling.graphs import ExportError
+from camp_sdk.export.bundling.onnx_files import ExportError
 from camp_sdk.export.network.model import Camp
-from camp_sdk.runtime.contract import GLOBAL_SUFFIX
-from camp_sdk.runtime.engines.base import Arrays, Engine
+from camp_sdk.runtime.contract import GLOBAL_SUFFIX, GraphSpec, TensorSpec, image_columns
+from camp_sdk.runtime.encode import image_feeds
+from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
 
 TOP = 10
 ORDER = ("vision", "image", "text", "scorer", "explainer")  # each graph reads the outputs of those before it
@@ -89,8 +90,15 @@ def graph_outputs(engines: Mapping[str, Engine], case: Case) -> Arrays:
     for name in ORDER:
         if name in engines and not (name == "vision" and "features" in made):
             reads, _ = engines[name].interface()
-            made |= engines[name].run({n: made[n].astype(dtype, copy=False) for n, (dtype, _) in reads.items()})
+            given = made | _image_inputs(made["features"], reads) if name == "image" else made
+            made |= engines[name].run({n: given[n].astype(dtype, copy=False) for n, (dtype, _) in reads.items()})
     return made
+
+
+def _image_inputs(features: NDArray[np.float32], reads: Interface) -> Arrays:
+    """The image graph's inputs, from the columns of features [I, R, D]."""
+    specs = tuple(TensorSpec(name, dtype, shape) for name, (dtype, shape) in reads.items())
+    return image_feeds(features, image_columns(GraphSpec("", specs, ())))
 
 
 def is_explanation(name: str) -> bool:

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from camp_sdk.export.bundling.anonymous import anonymise
-from camp_sdk.export.bundling.graphs import ExportError, spec_of
+from camp_sdk.export.bundling.onnx_files import METADATA, ExportError, describe, spec_of
 from camp_sdk.export.bundling.ranges import (
     FLOATS,
     MOVES,
@@ -104,7 +104,9 @@ def _normalised(source: Path) -> ir.Model:
 
 
 def _saved(model: ir.Model, target: Path) -> onnx.ModelProto:
+    network = model.metadata_props.get(f"{METADATA}network", "")
     proto = anonymise(ir.to_proto(model), target.stem)
+    describe(proto, target.stem, network)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker and its shape inference have types of their own

@@ -19,8 +19,8 @@ from camp_sdk.export.bundling.cases import (
     largest_error,
     reference_outputs,
 )
-from camp_sdk.export.network.camp import word_mask
 from camp_sdk.export.network.checkpoint import Origin
+from camp_sdk.export.network.encoders import word_mask
 from camp_sdk.export.network.model import Camp
 from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle

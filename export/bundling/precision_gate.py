@@ -25,11 +25,12 @@ from camp_sdk.export.bundling.cases import (
     reference_outputs,
 )
 from camp_sdk.export.bundling.lowering import emulate_half
-from camp_sdk.export.bundling.ranges import PRODUCTS
+from camp_sdk.export.bundling.ranges import PRODUCTS, activations
 from camp_sdk.export.network.checkpoint import Origin
 from camp_sdk.export.network.model import Camp
 from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.contract import MIN_HALF_SHARE
 from camp_sdk.runtime.engines.base import Arrays, Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
@@ -198,17 +199,17 @@ def _compare(case: Case, reference: Arrays, found: Arrays, activation: str) -> P
     )
 
 
-def half_share(file: Path) -> float:
-    """The share of a graph's matrix products and convolutions that compute in float16; 0 for a graph without any.
+def is_mostly_float32(file: Path) -> bool:
+    """Whether a float16 graph computes less than `MIN_HALF_SHARE` of its products in float16, and some by weights not.
 
-    Each is weighted by its largest tensor of fixed size, as in `camp build`, which refuses a share below
-    `MIN_HALF_SHARE`.
+    `camp build` refuses such a graph. Each product is weighted by its largest tensor of fixed size.
     """
     model = ir.load(file)
     common.ShapeInferencePass()(model)
     nodes = [node for node in model.graph if node.op_type in PRODUCTS]
-    weights = [(_fixed_size(node), node.outputs[0].dtype == ir.DataType.FLOAT16) for node in nodes]
-    return sum(size for size, is_half in weights if is_half) / max(1, sum(size for size, _ in weights))
+    wide = [node for node in nodes if node.outputs[0].dtype == ir.DataType.FLOAT]
+    by_weights = any(len(activations(node)) < 2 for node in wide)
+    return by_weights and sum(map(_fixed_size, wide)) > (1 - MIN_HALF_SHARE) * sum(map(_fixed_size, nodes))
 
 
 def _fixed_size(node: ir.Node) -> int:

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from camp_sdk.export.bundling import parity, precision_gate
 from camp_sdk.export.bundling.cases import checks_table, figures_of, reference_outputs, require
-from camp_sdk.export.bundling.graphs import ExportError, export_graph, graphs_of
+from camp_sdk.export.bundling.graphs import export_graph, graphs_of
 from camp_sdk.export.bundling.lowering import lower_graph
+from camp_sdk.export.bundling.onnx_files import ExportError
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp
+from camp_sdk.export.network.networks import import_network
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.contract import MIN_HALF_SHARE, GraphSpec
+from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.onnxruntime_engine import import_onnxruntime
 from camp_sdk.runtime.engines.openvino_engine import require_bfloat16
 from camp_sdk.runtime.errors import InputError
@@ -44,19 +46,23 @@ ENCODERS = ("vision", "image", "text")  # run once per image or text, not per pa
 GOLDEN_ITEMS = 8
 
 
-def export_bundle(checkpoint: Path, output: Path, precisions: Collection[str] = ()) -> Bundle:
+def export_bundle(
+    checkpoint: Path, output: Path, precisions: Collection[str] = (), network: str | None = None
+) -> Bundle:
     """Write the bundle of a checkpoint, and print the tables of the checks to standard error.
 
     Args:
         checkpoint: a file written by training or by the import of a released checkpoint.
         output: the bundle's folder; an older bundle there is replaced once the new one is complete.
         precisions: the precisions to add to float32: "float16", "bfloat16" or both.
+        network: the network of the checkpoint, as `import_network` takes it. Default: it is one of this package, or was
+            added before.
 
     Returns:
         The new bundle, opened.
 
     Raises:
-        InputError: ``output`` holds something other than an older bundle.
+        InputError: ``output`` holds something other than an older bundle, or there is no such network.
         BundleError: the checkpoint is broken.
         ExportError: a graph is wrong, or does not give PyTorch's scores. After any error, ``output`` is unchanged.
     """
@@ -64,7 +70,10 @@ def export_bundle(checkpoint: Path, output: Path, precisions: Collection[str] = 
     import_onnxruntime("cpu")  # the gates need it: fail now, not after a minute of exporting
     if "bfloat16" in precisions:
         require_bfloat16()
+    name = import_network(network) if network else None
     model, origin = load_checkpoint(checkpoint)
+    if name not in (None, origin.model.variant):
+        raise InputError(f"`network` {name}: {checkpoint} holds the network {origin.model.variant}")
     with write_aside(followed(output)) as aside:
         aside.mkdir()
         graphs = write_graphs(model, aside)
@@ -169,8 +178,8 @@ def write_lowered(precision: str, contract: Mapping[str, GraphSpec], folder: Pat
                 raise
             stderr.print(f"the vision graph stays float32: {error}", highlight=False, soft_wrap=True)
             continue
-        if precision == "float16" and (share := precision_gate.half_share(folder / file)) < MIN_HALF_SHARE:
-            stderr.print(f"the {name} graph stays float32: float16 holds {share:.0%} of its products", highlight=False)
+        if precision == "float16" and precision_gate.is_mostly_float32(folder / file):
+            stderr.print(f"the {name} graph stays float32: most of it does not fit float16", highlight=False)
             (folder / file).unlink()
             continue
         halves |= {spec.name for spec in outputs if spec.dtype == "float16"}

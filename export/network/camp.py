@@ -12,7 +12,6 @@ all text tensors and returns the logits [I, T]. Nothing that depends on one side
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, cast
@@ -20,107 +19,12 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from camp_sdk.runtime.errors import InputError
+from camp_sdk.export.network.encoders import ImageEncoder, TextEncoder
 
 Tensors = dict[str, Tensor]
 
 DISTANCE = 40.0  # d * c in `CampScorer.begin_as_distance`: makes a new network's logits differ by a few units
-
-
-class VisionNet(nn.Module):
-    """A small convolutional network for drawn scenes: normalised pixels [B, 3, S, S] -> features [B, 36, D].
-
-    The regions are the cells of a 6 x 6 grid. One further convolution mixes each region with its neighbours, and a
-    learned position is added. The network is trained together with the rest of the model.
-
-    Args:
-        feature_width: D.
-        picture_size: S in pixels; a multiple of 96.
-
-    Raises:
-        InputError: ``picture_size`` is not a multiple of 96.
-    """
-
-    GRID = 6
-
-    def __init__(self, feature_width: int, picture_size: int) -> None:
-        super().__init__()
-        self.size = (picture_size, picture_size)
-        if picture_size % (16 * self.GRID):
-            raise InputError(f"picture size {picture_size}: expected a multiple of {16 * self.GRID} pixels")
-        widths = [3, 16, 48, 96, feature_width]
-        layers = [layer for narrow, wide in itertools.pairwise(widths) for layer in self._convolution(narrow, wide, 2)]
-        self.layers = nn.Sequential(*layers, nn.AvgPool2d(picture_size // (16 * self.GRID)))
-        self.around = nn.Sequential(*self._convolution(feature_width, feature_width, 1))
-        ramp = torch.linspace(-1.5, 1.5, self.GRID)
-        # Learned, starting from coordinates: "left of" is then one linear map away. Starting from noise, training needs
-        # a long time to find it.
-        self.position = nn.Parameter(torch.cartesian_prod(ramp, ramp) @ torch.randn(2, feature_width))
-
-    @staticmethod
-    def _convolution(narrow: int, wide: int, stride: int) -> list[nn.Module]:
-        return [nn.Conv2d(narrow, wide, 3, stride, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        grid = self.layers(pixels)  # [B, D, 6, 6]
-        grid = grid + self.around(grid)
-        return cast(Tensor, grid.flatten(2).transpose(1, 2) + self.position)  # [B, 36, D]
-
-
-class ImageEncoder(nn.Module):
-    """Section 3.1: one linear layer from region features [I, R, D] to V [I, R, d]."""
-
-    def __init__(self, feature_width: int, width: int) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(0)  # training sets the rate
-        self.fc = nn.Linear(feature_width, width)
-
-    def forward(self, features: Tensor) -> Tensor:
-        if self.training:  # one dropout mask for all regions of an image: other regions could reveal a dropped feature
-            features = features * self.dropout(torch.ones_like(features[:, :1]))
-        return cast(Tensor, self.fc(features))
-
-
-class WordVectors(nn.Embedding):
-    """One learned vector per word: tokens [T, N] int64 -> [T, N, word_width]. The lengths are ignored."""
-
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]  # shared by all `words`
-        return super().forward(tokens)
-
-
-class TextEncoder(nn.Module):
-    """Section 3.1: word vectors, a bidirectional GRU, and the mean of its two directions.
-
-    `forward` maps tokens [T, N] int64 and lengths [T] int64 to T [T, N, d]. Rows beyond a text's length are zero.
-
-    Args:
-        words: a module from tokens and lengths to vectors [T, N, word_width].
-        word_width: the width of these vectors.
-        width: d.
-    """
-
-    def __init__(self, words: nn.Module, word_width: int, width: int) -> None:
-        super().__init__()
-        self.embed = words
-        self.dropout = nn.Dropout(0)
-        self.rnn = nn.GRU(word_width, width, batch_first=True, bidirectional=True)
-
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        words = self.dropout(self.embed(tokens, lengths))
-        forward, backward = self.directions(words, lengths).chunk(2, dim=-1)
-        return (forward + backward) / 2  # [T, N, d]
-
-    def directions(self, words: Tensor, lengths: Tensor) -> Tensor:
-        """Both directions of the GRU, each over the real words only: [T, N, word_width] -> [T, N, 2d]."""
-        packed = pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=words.shape[1])[0]
-
-
-def word_mask(lengths: Tensor, words: int) -> Tensor:
-    """True for the real words of each text: lengths [T] -> [T, words] bool."""
-    return torch.arange(words, device=lengths.device)[None, :] < lengths[:, None]
 
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
@@ -174,6 +78,8 @@ class Scorer(nn.Module):
     - ``activation``: the function from logits to scores; "none" if the logits are cosines.
     - ``fusion``: the names of the submodules that fuse and match. They stay trainable when encoders and attention are
       frozen.
+    - ``image_encoder`` and ``text_encoder``: the classes of the encoders, which are made and called as `ImageEncoder`
+      and `TextEncoder` are.
     - ``axes``: the axes of every tensor that the two sides return, by its name, separated by spaces: `I` images, `T`
       texts, `R` regions, `N` words, which vary; numbers, for fixed sizes; other names, for sizes that the network's
       configuration fixes. "I R d" is [I, R, d]. An image's tensors begin with `I`, a text's with `T`; a text's words
@@ -183,6 +89,8 @@ class Scorer(nn.Module):
     activation: ClassVar[str] = "sigmoid"
     fusion: ClassVar[tuple[str, ...]] = ()
     axes: ClassVar[Mapping[str, str]] = {}
+    image_encoder: ClassVar[type[nn.Module]] = ImageEncoder
+    text_encoder: ClassVar[type[nn.Module]] = TextEncoder
 
     def image_side(self, V: Tensor) -> Tensors:
         """All that a pair needs from its image, V [I, R, d] -> named tensors, each [I, ...]."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.network.networks import network_named
 from camp_sdk.export.network.pickle_steps import RefusedNameError
 from camp_sdk.export.network.pickles import check_checkpoint_file, check_values
 from camp_sdk.export.network.sentences import SentenceConfig
-from camp_sdk.runtime.errors import BundleError
+from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.manifest import MAX_PIXELS, PixelSpec
 from camp_sdk.runtime.messages import brief
@@ -132,6 +134,7 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
     Raises:
         BundleError: the file is missing, truncated or from another program, or its weights do not fit its
             configuration.
+        InputError: its network is not known here: it was neither added nor installed.
     """
     if not Path(path).is_file():
         raise BundleError(f"{path} not found: expected a checkpoint written by camp train")
@@ -143,17 +146,26 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
             f"{path} is not a checkpoint of camp train (format {FORMAT}): train with this version, or, if the released "
             "code wrote it, run camp import first"
         )
-    try:
+    with _fitting(path):
         origin = _parse(loaded[KEY])
+    _check_network(path, origin.model.variant)
+    with _fitting(path):
         weights = {k.removeprefix("model."): v for k, v in loaded["state_dict"].items() if k.startswith("model.")}
         _check_sizes(origin.model, weights)
         model = Camp(origin.model)
         model.load_state_dict(weights)
+    return model.eval(), origin
+
+
+@contextmanager
+def _fitting(path: str | Path) -> Iterator[None]:
+    """Raise BundleError for whatever a checkpoint that contradicts itself leads to."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         shown = reason if len(reason) <= MAX_LIST else f"{reason[:MAX_LIST]}..."
         raise BundleError(f"{path} does not fit its own configuration: {shown}") from None
-    return model.eval(), origin
 
 
 def _parse(raw: Mapping[str, Any]) -> Origin:
@@ -169,6 +181,14 @@ def _parse(raw: Mapping[str, Any]) -> Origin:
     if not all(isinstance(caption, str) for caption in origin.example_captions):
         raise TypeError(f"example_captions are {brief(origin.example_captions)}, expected text")
     return origin
+
+
+def _check_network(path: str | Path, name: Any) -> None:
+    """Raise InputError unless the network of a checkpoint is known; nothing is imported because a file names it."""
+    try:
+        network_named(name if isinstance(name, str) else brief(name))
+    except InputError as error:
+        raise InputError(f"{path} needs the network {brief(name)}: give it as `network` ({error})") from None
 
 
 def _check_sizes(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:

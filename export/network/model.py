@@ -13,20 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
-from camp_sdk.export.network.camp import (
-    CampScorer,
-    ImageEncoder,
-    PaperScorer,
-    ScalarScorer,
-    Tensors,
-    TextEncoder,
-    VisionNet,
-    WordVectors,
-    word_mask,
-)
-from camp_sdk.export.network.released import RELEASED, ReleasedScorer
+from camp_sdk.export.network.camp import Tensors
+from camp_sdk.export.network.encoders import ImageEncoder, VisionNet, WordVectors, word_mask
+from camp_sdk.export.network.networks import network_named
 from camp_sdk.export.network.sentences import SentenceConfig, SentenceEncoder
 from camp_sdk.export.network.vocabulary import LEARNED
+from camp_sdk.runtime.contract import FEATURES
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.messages import brief
 
@@ -37,9 +29,9 @@ class ModelConfig:
 
     Args:
         vocabulary_size: the number of tokens.
-        variant: the scorer, a key of `SCORERS`.
+        variant: the network's name, as `network_named` takes it.
         width: d.
-        feature_width: D.
+        feature_width: D, and the widths of further inputs of the image encoder if it has any.
         word_width: the width of the word vectors.
         picture_size: the size of a picture in pixels, or the height that a user's graph takes; 0 for a model that takes
             precomputed region features.
@@ -62,9 +54,6 @@ class ModelConfig:
     vision: str = "small"
 
 
-SCORERS: dict[str, type[CampScorer] | type[ReleasedScorer]] = {"paper": PaperScorer, "scalar": ScalarScorer, **RELEASED}
-
-
 class Camp(nn.Module):
     """The whole network: vision (if it takes pictures), both encoders, the scorer and, if configured, global vectors.
 
@@ -72,19 +61,20 @@ class Camp(nn.Module):
         config: sizes and variant; the weights are random until they are loaded.
 
     Raises:
-        InputError: the variant or the vision network is unknown, or the picture size does not suit the vision network.
+        InputError: the network or the vision network is unknown, the picture size does not suit the vision network, or
+            the features are too narrow for the inputs of the image encoder.
         MissingExtraError: the package of the vision network is not installed.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.variant not in SCORERS:
-            raise InputError(f"variant {brief(config.variant)}: expected one of {', '.join(SCORERS)}")
+        network = network_named(config.variant)
         self.config = config
         self.vision = _vision_of(config)
-        self.image_encoder = ImageEncoder(config.feature_width, config.width)
-        self.text_encoder = TextEncoder(_words_of(config), config.word_width, config.width)
-        self.scorer = SCORERS[config.variant](config.width)
+        self.inputs = image_inputs(network.image_encoder, config.feature_width)
+        self.image_encoder = network.image_encoder(self.inputs[FEATURES], config.width)
+        self.text_encoder = network.text_encoder(_words_of(config), config.word_width, config.width)
+        self.scorer = network(config.width)
         if config.global_vectors:
             self.global_v = nn.Linear(config.width, config.width)
             self.global_t = nn.Linear(config.width, config.width)
@@ -98,7 +88,11 @@ class Camp(nn.Module):
 
         They include `image.global` [I, d], of unit length, if the network has global vectors.
         """
-        V = self.image_encoder(features)
+        return self.encode_inputs(*features.split(list(self.inputs.values()), -1))
+
+    def encode_inputs(self, *inputs: Tensor) -> Tensors:
+        """As `encode_images`, with each input of the image encoder by itself."""
+        V = self.image_encoder(*inputs)
         kept = self.scorer.image_side(V)
         if self.config.global_vectors:
             kept["image.global"] = F.normalize(self.global_v(V.mean(1)), dim=-1)
@@ -119,6 +113,33 @@ class Camp(nn.Module):
     def forward(self, features: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Logits [I, T] of all images against all texts."""
         return cast(Tensor, self.scorer(self.encode_images(features), self.encode_texts(tokens, lengths)))
+
+
+def image_inputs(encoder: type[nn.Module], feature_width: int) -> dict[str, int]:
+    """The width of each input of an image encoder; together, they are the columns of an image's features.
+
+    Args:
+        encoder: the encoder's class. One without `inputs` takes features alone.
+        feature_width: the number of columns. `features` gets those that the other inputs leave.
+
+    Raises:
+        InputError: the inputs are not declared as expected, or no column is left.
+    """
+    declared = getattr(encoder, "inputs", ImageEncoder.inputs)
+    (first, _), *others = declared.items()
+    axes = [str(other).split() for _, other in others]
+    names = [name for name, _ in others]
+    wrong = any(axis[:2] != ["I", "R"] or len(axis) != 3 or not axis[2].isdecimal() for axis in axes)
+    if wrong or first != FEATURES or names != sorted(names):
+        raise InputError(
+            f"{encoder.__name__} declares the inputs {dict(declared)}: expected features, and others by name as 'I R 4'"
+        )
+    widths = {name: int(axis[2]) for name, axis in zip(names, axes, strict=True)}
+    if (left := feature_width - sum(widths.values())) < 1:
+        raise InputError(
+            f"features of {feature_width} numbers: {encoder.__name__} takes {widths} as the last of them, and features"
+        )
+    return {FEATURES: left, **widths}
 
 
 def _words_of(config: ModelConfig) -> nn.Module:

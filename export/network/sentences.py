@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camp_sdk.export.network.camp import masked_softmax, word_mask
+from camp_sdk.export.network.camp import masked_softmax
+from camp_sdk.export.network.encoders import word_mask
 from camp_sdk.export.network.vocabulary import LEARNED, PACKAGES, piece_tokenizer
 from camp_sdk.runtime.errors import BundleError, InputError, MissingExtraError
 

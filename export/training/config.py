@@ -19,7 +19,6 @@ from camp_sdk.runtime.manifest import FITS
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # of stage 1
-DISTANCE_VARIANTS = ("paper", "scalar")  # their MLP takes the sum of both sides
 MACHINE_OPTIONS = ("data", "output", "start", "resume", "devices", "workers", "cache")  # may differ between machines
 PICTURE_OPTIONS = ("vision", "tune_vision", "picture_size", "fit", "pixel_mean", "pixel_std", "cache")
 MINIMUM = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
@@ -28,10 +27,11 @@ MINIMUM |= dict.fromkeys(
 )
 MINIMUM |= dict.fromkeys(("pair_batch", "picture_size", "workers", "weight_decay"), 0)
 MAX_SEED = 2**32 - 1  # the limit of Lightning and numpy
-VARIANTS = (*DISTANCE_VARIANTS, *CROSS_ATTENTION.values(), *CROSS_ATTENTION)
-VARIANT = "paper (gates of width d), scalar (scalar gates, factored), or a variant of the released code: " + ", ".join(
-    [*CROSS_ATTENTION.values(), *CROSS_ATTENTION]
+VARIANT = (
+    "Network: paper (gates of width d), scalar (scalar gates, factored), or a variant of the released code: "
+    + ", ".join([*CROSS_ATTENTION.values(), *CROSS_ATTENTION])
 )
+NETWORK = "Your own network instead: my_package.my_module:MyNetwork, or an installed entry point."
 SMALL, EFFICIENTNET, ONNX_SUFFIX = "small", "efficientnet-lite0", ".onnx"  # values of `vision`
 PICTURE_SIZES = {SMALL: 96, EFFICIENTNET: 192}
 VISION = "Vision network: small (trained with the rest), efficientnet-lite0 (pretrained), or an ONNX file."
@@ -64,6 +64,7 @@ class TrainConfig:
     data: Annotated[Path, typer.Option(help="Data set: a folder of pictures or of precomputed features.")]
     output: Annotated[Path, typer.Option(help="Folder of the run.")]
     variant: Annotated[str, typer.Option(help=VARIANT)] = "paper"
+    network: Annotated[str, typer.Option(help=NETWORK)] = ""
     start: Annotated[Path | None, typer.Option(help="Checkpoint to start from; its vocabulary is kept.")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished epoch.")] = False
     width: Annotated[int, typer.Option(help="Width d of the network. 0: 1024 for features, 128 for pictures.")] = 0
@@ -145,7 +146,7 @@ class TrainConfig:
         """
         suited = OF_PICTURES if pictures else OF_FEATURES
         chosen = suited | {"picture_size": PICTURE_SIZES.get(self.vision, 0) if pictures else 0}
-        config = self._with_fixed(fixed, source)
+        config = self._with_network()._with_fixed(fixed, source)
         values: dict[str, Any] = {name: getattr(config, name) or value for name, value in chosen.items()}
         if not config.learning_rate and config.batch_size > 0:
             values["learning_rate"] *= math.sqrt(config.batch_size / suited["batch_size"])
@@ -175,6 +176,14 @@ class TrainConfig:
             what = f"the {share} training captions" + (f" of each of {devices} devices" if devices > 1 else "")
             raise InputError(f"`batch_size` {self.batch_size} is more than {what}")
 
+    def _with_network(self) -> TrainConfig:
+        """The same options, with the name of a network of one's own in place of the variant."""
+        if not self.network:
+            return self
+        if self.variant not in (TrainConfig.variant, self.network):
+            raise InputError(f"`variant` {self.variant}: give either it or `network` {self.network}")
+        return replace(self, variant=self.network)
+
     def _with_fixed(self, fixed: Mapping[str, Any], source: object) -> TrainConfig:
         defaults = {field.name: field.default for field in fields(self)}
         for name, value in fixed.items():
@@ -187,10 +196,11 @@ class TrainConfig:
         for name, minimum in MINIMUM.items():
             if not minimum <= getattr(self, name) < math.inf:  # refuses NaN as well
                 raise InputError(f"`{name}` {getattr(self, name)}: expected a number, {minimum} or more")
-        for name, values in (("variant", VARIANTS), ("precision", PRECISIONS), ("fit", ("", *FITS))):
+        for name, values in (("precision", PRECISIONS), ("fit", ("", *FITS))):
             if getattr(self, name) not in values:
                 raise InputError(f"`{name}` {getattr(self, name)}: expected one of {', '.join(filter(None, values))}")
         self._check_stages()
+        self._check_network()
         self._check_losses()
         self._check_words()
         if pictures:
@@ -205,12 +215,19 @@ class TrainConfig:
             raise InputError(
                 "`fusion_epochs`: nothing to freeze; give `attention_epochs`, or `start` with a checkpoint"
             )
-        if self.fusion_epochs and self.variant in CROSS_ATTENTION.values():
-            raise InputError(f"`fusion_epochs`: {self.variant} has no fusion to train")
         if self.devices != "auto" and not (self.devices.isdecimal() and int(self.devices)):
             raise InputError(f"`devices` {self.devices}: expected auto, or a number, 1 or more")
         if self.seed > MAX_SEED:
             raise InputError(f"`seed` {self.seed}: expected {MAX_SEED} or less")
+
+    def _check_network(self) -> None:
+        from camp_sdk.export.network.networks import network_named  # here: --help does not wait for torch
+
+        network = network_named(self.variant)
+        if self.begin_as_distance and not hasattr(network, "begin_as_distance"):
+            raise InputError(f"`begin_as_distance`: not possible for {self.variant}")
+        if self.fusion_epochs and not network.fusion:
+            raise InputError(f"`fusion_epochs`: {self.variant} has no fusion to train")
 
     def _check_losses(self) -> None:
         for name in ("batch_size", "pair_batch"):
@@ -223,9 +240,8 @@ class TrainConfig:
         for name in ("dropout", "word_dropout", "unknown_words"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"`{name}` {getattr(self, name)}: expected 0 to 1, below 1")
-        if self.begin_as_distance and (self.start or self.variant not in DISTANCE_VARIANTS):
-            what = f"a run with `start` {self.start}" if self.start else self.variant
-            raise InputError(f"`begin_as_distance`: not possible for {what}")
+        if self.begin_as_distance and self.start:
+            raise InputError(f"`begin_as_distance`: not possible for a run with `start` {self.start}")
 
     def _check_words(self) -> None:
         if self.unknown_words and self.words != LEARNED:

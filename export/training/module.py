@@ -29,6 +29,7 @@ from camp_sdk.export.training.losses import (
 )
 from camp_sdk.export.training.measure import measure_network
 from camp_sdk.export.training.trainer import bars_of, log_line, progress_of
+from camp_sdk.runtime.errors import InputError
 
 DRIFT_WEIGHT = 0.1
 LOG_INTERVAL_S = 60.0  # between two progress lines in a log file
@@ -51,6 +52,9 @@ class CampTraining(lightning.LightningModule):
         config: the run's options, completed.
         data: the run's splits, and its pretrained vision network.
         fusion_only: train the fusion alone, with encoders and attention frozen.
+
+    Raises:
+        InputError: an encoder cannot drop what the options ask it to.
     """
 
     def __init__(self, origin: Origin, config: TrainConfig, data: TrainingData, fusion_only: bool = False) -> None:
@@ -61,8 +65,8 @@ class CampTraining(lightning.LightningModule):
             self.model.vision = data.vision.train().requires_grad_(config.tune_vision)
         if self.model.vision is not None:  # convolutions in this layout take two thirds of the time, on CPUs too
             self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does not type it
-        self.model.image_encoder.dropout.p = config.dropout
-        self.model.text_encoder.dropout.p = config.word_dropout
+        set_dropout(self.model.image_encoder, "dropout", config.dropout)
+        set_dropout(self.model.text_encoder, "word_dropout", config.word_dropout)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=origin.model.global_vectors)
         self.origin, self.config, self.data, self.fusion_only = origin, config, data, fusion_only
         self.logged_at = time.monotonic()
@@ -171,6 +175,24 @@ class CampTraining(lightning.LightningModule):
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         run = {"epoch": self.current_epoch, "dev": metrics, "on_devices": self.trainer.world_size}
         checkpoint[KEY] = replace(self.origin, training=self.origin.training | run).as_dict()
+
+
+def set_dropout(encoder: nn.Module, option: str, rate: float) -> None:
+    """Set the rate of an encoder's `dropout`.
+
+    Args:
+        encoder: the encoder; one of the user's may have no such module.
+        option: the option that asks for the rate, for messages.
+        rate: the share to drop, 0..1.
+
+    Raises:
+        InputError: the rate is above zero, and the encoder has no dropout.
+    """
+    dropout = getattr(encoder, "dropout", None)
+    if isinstance(dropout, nn.Dropout):
+        dropout.p = rate
+    elif rate:
+        raise InputError(f"`{option}` {rate}: {type(encoder).__name__} has no dropout")
 
 
 def forget_words(tokens: Tensor, part: float) -> Tensor:

@@ -17,6 +17,7 @@ from camp_sdk.data import Split, load_split
 from camp_sdk.export.network.camp import CampScorer
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.network.networks import import_network
 from camp_sdk.export.network.sentences import SentenceConfig, load_pretrained, read_config, read_tokenizer
 from camp_sdk.export.network.vocabulary import LEARNED, build_tokenizer, frequent_tokens
 from camp_sdk.export.training.batches import CaptionDataset
@@ -98,6 +99,8 @@ class Run:
     """
 
     def __init__(self, config: TrainConfig) -> None:
+        if config.network:
+            import_network(config.network)  # first: the checkpoint to start from may need it
         self.data = config.data
         self.start = config.start
         self.splits = load_split(config.data, "train"), load_split(config.data, "dev")

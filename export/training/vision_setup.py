@@ -12,8 +12,8 @@ import numpy as np
 from camp_sdk.data import Split
 from camp_sdk.export.bundling.anonymous import anonymous_bytes
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision, read_vision
-from camp_sdk.export.network.camp import VisionNet
 from camp_sdk.export.network.checkpoint import Origin
+from camp_sdk.export.network.encoders import VisionNet
 from camp_sdk.export.network.model import Camp
 from camp_sdk.export.training.config import EFFICIENTNET, SMALL, Channels, TrainConfig
 from camp_sdk.pictures import read_picture

@@ -207,17 +207,34 @@ def _half_share(trt: Any, network: Any, order: EngineOrder) -> float:
     These layers take most of the time, including those inside a recurrence, which is a loop around them. Counting every
     layer would also count reshapes, and the softmax and normalisation that are float32 by design. Each layer is
     weighted by its largest tensor of fixed size, so that a d x d projection counts more than the few numbers of a
-    pair's words. Raises BackendError if a graph of half precision has a share below `MIN_HALF_SHARE`.
+    pair's words. Raises BackendError if a graph of half precision has a share below `MIN_HALF_SHARE`, and a product by weights in
+    float32: products of two activations are float32 by design.
     """
     kinds, layers = trt.LayerType, [network.get_layer(index) for index in range(network.num_layers)]
     heavy = (kinds.MATRIX_MULTIPLY, kinds.EINSUM, kinds.CONVOLUTION, kinds.DECONVOLUTION)
-    weights = [
-        (_weight(layer), layer.get_output(0).dtype == trt.DataType.HALF) for layer in layers if layer.type in heavy
-    ]
-    share = sum(weight for weight, half in weights if half) / max(1, sum(weight for weight, _ in weights))
-    if order.own_precision != "float32" and share < MIN_HALF_SHARE:
+    products = [layer for layer in layers if layer.type in heavy]
+    halves = [layer for layer in products if layer.get_output(0).dtype == trt.DataType.HALF]
+    share = sum(map(_weight, halves)) / max(1, sum(map(_weight, products)))
+    by_weights = len(_by_weights(trt, layers, products)) > len(_by_weights(trt, layers, halves))
+    if order.own_precision != "float32" and share < MIN_HALF_SHARE and by_weights:
         raise BackendError(f"{_named(order)} is mostly float32: {share:.0%} of it is in half precision; {EXPORT_AGAIN}")
     return share
+
+
+def _by_weights(trt: Any, layers: list[Any], products: list[Any]) -> list[Any]:
+    """The products that have a constant factor, and convolutions, whose kernels may be no inputs."""
+    kinds, constants = trt.LayerType, set()
+    for layer in layers:
+        moved = layer.type in (kinds.SHUFFLE, kinds.CAST, kinds.IDENTITY) and layer.get_input(0).name in constants
+        if layer.type == kinds.CONSTANT or moved:
+            constants.add(layer.get_output(0).name)
+    convolutions = (kinds.CONVOLUTION, kinds.DECONVOLUTION)
+    return [layer for layer in products if layer.type in convolutions or constants & _inputs(layer)]
+
+
+def _inputs(layer: Any) -> set[str]:
+    tensors = (layer.get_input(index) for index in range(layer.num_inputs))
+    return {tensor.name for tensor in tensors if tensor is not None}
 
 
 def _weight(layer: Any) -> int:

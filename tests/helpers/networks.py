@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camp_sdk.export.network.camp import Scorer, Tensors, masked_softmax, products
+from camp_sdk.export.network.camp import PaperScorer, Scorer, Tensors, masked_softmax, products
+from camp_sdk.export.network.encoders import BidirectionalGRU
 
 
 class TwoTowers(Scorer):
@@ -76,3 +77,38 @@ class Mixed(Scorer):
         shown = torch.where(image["image.shown"], mixed, 0.1 * mixed).mean(-1).T  # [I, T]
         whole = image["image.mean"].squeeze(1) @ text["text.t"].T
         return cast(Tensor, shown + whole / text["text.number"])
+
+
+class BoxEncoder(nn.Module):
+    """Regions with the boxes that they lie in, as a second input; no dropout."""
+
+    inputs: ClassVar[Mapping[str, str]] = {"features": "I R D", "boxes": "I R 4"}
+
+    def __init__(self, feature_width: int, width: int) -> None:
+        super().__init__()
+        self.what, self.where = nn.Linear(feature_width, width), nn.Linear(4, width, bias=False)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        return torch.tanh(self.what(features)) + self.where(boxes.clamp(0, 1))
+
+
+class DeepEncoder(nn.Module):
+    """Words by a GRU of this package, then a convolution over neighbouring words; words beyond the length stay zero."""
+
+    def __init__(self, words: nn.Module, word_width: int, width: int) -> None:
+        super().__init__()
+        self.embed = words
+        self.inner = nn.ModuleDict({"gru": BidirectionalGRU(word_width, width)})
+        self.around = nn.Conv1d(2 * width, width, 3, padding=1)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        both = self.inner["gru"](self.embed(tokens, lengths), lengths)  # [T, N, 2d]
+        mixed = self.around(both.transpose(1, 2)).transpose(1, 2)  # [T, N, d]
+        return torch.where((both != 0).any(-1, keepdim=True), mixed, torch.zeros_like(mixed))
+
+
+class WithEncoders(PaperScorer):
+    """The paper's scorer on encoders of its own."""
+
+    image_encoder = BoxEncoder
+    text_encoder = DeepEncoder
