@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from camp_sdk import Bundle, Retriever
 from camp_sdk.export.bundling.writer import export_bundle
+from camp_sdk.export.network import networks
 from camp_sdk.export.network.camp import Scorer
-from camp_sdk.export.network.model import SCORERS
 from camp_sdk.export.training.losses import Encoded, pair_loss
 from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
 from camp_sdk.runtime.tensorrt.library import here_of
@@ -47,7 +47,7 @@ def _known() -> Iterator[None]:
     """The networks under the names by which configurations find them."""
     with pytest.MonkeyPatch.context() as patch:
         for name, network in NETWORKS.items():
-            patch.setitem(SCORERS, name, network)
+            patch.setitem(networks.NETWORKS, name, network)
         yield
 
 

@@ -42,12 +42,12 @@ class GeneralizedPooling(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], -1)
 
     def forward(self, X: Tensor, mask: Tensor) -> Tensor:
-        lowest = torch.finfo(X.dtype).min  # sorts padding to the end
-        largest = X.masked_fill(~mask.unsqueeze(-1), lowest).sort(dim=1, descending=True).values
+        padding = ~mask.unsqueeze(-1)  # sorted to the end, and zero then: its weight of zero has a gradient
+        largest = X.masked_fill(padding, torch.finfo(X.dtype).min).sort(dim=1, descending=True).values
         k = torch.arange(1, X.shape[1] + 1, device=X.device)
         hidden = self.of_place(self.encode(k)) + self.of_count(self.encode(mask.sum(1))).unsqueeze(1)  # [B, n, ENCODED]
         theta = masked_softmax(self.weigh(F.relu(hidden)).squeeze(-1), mask)  # [B, n], zero for padding
-        return (theta.unsqueeze(1) @ largest).squeeze(1)
+        return (theta.unsqueeze(1) @ largest.masked_fill(padding, 0)).squeeze(1)
 
 
 class VseInfinity(Scorer):

@@ -207,8 +207,8 @@ def _half_share(trt: Any, network: Any, order: EngineOrder) -> float:
     These layers take most of the time, including those inside a recurrence, which is a loop around them. Counting every
     layer would also count reshapes, and the softmax and normalisation that are float32 by design. Each layer is
     weighted by its largest tensor of fixed size, so that a d x d projection counts more than the few numbers of a
-    pair's words. Raises BackendError if a graph of half precision has a share below `MIN_HALF_SHARE`, and a product by weights in
-    float32: products of two activations are float32 by design.
+    pair's words. Raises BackendError if a graph of half precision has a share below `MIN_HALF_SHARE`, and a product by
+    weights in float32: products of two activations are float32 by design.
     """
     kinds, layers = trt.LayerType, [network.get_layer(index) for index in range(network.num_layers)]
     heavy = (kinds.MATRIX_MULTIPLY, kinds.EINSUM, kinds.CONVOLUTION, kinds.DECONVOLUTION)
