@@ -13,6 +13,7 @@ from typing import Any
 from camp_sdk.runtime.messages import brief
 
 GLOBAL_SUFFIX = ".global"
+MIN_HALF_SHARE = 0.5  # of the products of a float16 graph: one with less would be slower, and no smaller
 DTYPES = ("float32", "float16", "int64", "int8", "bool")
 MAX_FILE_NAME = 1000
 MAX_NAME, MAX_AXES, MAX_TENSORS, MAX_SIZE = 100, 8, 64, 1 << 24
@@ -102,11 +103,15 @@ def check_graphs(graphs: Mapping[str, GraphSpec]) -> None:
         raise ValueError(f"the text graph makes {wrong[0]}, expected the words N as the second axis")
     for reader in ("scorer", "explainer"):
         for spec in graphs[reader].inputs if reader in graphs else ():
-            narrowed = replace(spec, dtype="float32") if spec.dtype == "float16" else spec
-            if made.get(spec.name) not in (spec, narrowed):
+            if spec.name not in made or _widened(made[spec.name]) != _widened(spec):
                 raise ValueError(f"the {reader} reads {spec}, the encoders make {made.get(spec.name)}")
     _check_results(graphs)
     _check_vectors(made.get(f"image{GLOBAL_SUFFIX}"), made.get(f"text{GLOBAL_SUFFIX}"))
+
+
+def _widened(spec: TensorSpec) -> TensorSpec:
+    """A tensor as it is stored: the runtime converts between both widths of floating-point numbers."""
+    return replace(spec, dtype="float32") if spec.dtype == "float16" else spec
 
 
 def image_columns(image: GraphSpec) -> dict[str, int]:

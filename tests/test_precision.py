@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -23,6 +24,7 @@ from camp_sdk.export.bundling.lowering import check_half, emulate_half, lower_gr
 from camp_sdk.export.bundling.onnx_files import ExportError
 from camp_sdk.export.bundling.precision_gate import PrecisionCheck, check_precision, top_agreement
 from camp_sdk.export.bundling.writer import add_precision, export_bundle, write_lowered
+from camp_sdk.export.network.camp import Scorer, Tensors
 from camp_sdk.export.network.checkpoint import load_checkpoint
 from camp_sdk.export.network.networks import NETWORKS
 from camp_sdk.runtime.backends import open_engine
@@ -31,7 +33,7 @@ from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.files import HeldFile
 from camp_sdk.runtime.tensorrt.plans import graph_of
 from tests.helpers.hardware import bfloat16_here, needs_bfloat16
-from tests.helpers.tiny import CAPTIONS, tiny_model, tiny_origin
+from tests.helpers.tiny import CAPTIONS, save_tiny_checkpoint, tiny_model, tiny_origin
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -178,6 +180,23 @@ def test_squares_are_float32(tmp_path: Path) -> None:
     graph = lowered_text(text, tmp_path)
     types = {node.op_type: node.outputs[0].dtype for node in graph if node.op_type != "Cast"}
     assert types == {"MatMul": ir.DataType.FLOAT16, "Mul": ir.DataType.FLOAT}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("image.V", "FLOAT16"), ("image.global", "FLOAT"), ("logits", "FLOAT"), ("image.G", "FLOAT")]
+)
+def test_unit_vectors_are_kept_in_half(tmp_path: Path, name: str, dtype: str) -> None:
+    """Computed in float32, since half has no room for a tiny norm; a product of two activations is not among them."""
+    last = "MatMul (v, x)" if name == "image.G" else "Div (v, n)"
+    text = f"""g (float[2,2] x) => (float[2,2] "{name}") <float[2,2] W = {{1.0, 2.0, 3.0, 4.0}}>
+        {{v = MatMul(x, W) n = ReduceL2<keepdims = 1>(v) y = {last}}}"""
+    model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["": 20]> ' + text.replace(f'"{name}"', "y"))
+    model.graph.output[0].name = model.graph.node[-1].output[0] = name
+    onnx.save(model, tmp_path / "wide.onnx")
+    lower_graph(tmp_path / "wide.onnx", tmp_path / "half.onnx", "float16")
+    graph = ir.load(tmp_path / "half.onnx").graph
+    assert [(value.name, value.dtype and value.dtype.name) for value in graph.outputs] == [(name, dtype)]
+    assert "FLOAT" in types_of(tmp_path / "half.onnx", "MatMul" if name == "image.G" else "Div")
 
 
 def test_weights_among_the_inputs_stay_weights(tmp_path: Path) -> None:
@@ -380,6 +399,47 @@ def test_a_vision_graph_that_cannot_be_lowered_stays_float32(
     shutil.rmtree(tmp_path / "bundle/fp16")
     with pytest.raises(ExportError, match="constant big"):
         write_lowered("float16", contract, tmp_path / "bundle")
+
+
+class _Squares(Scorer):
+    """Most of a pair's work is a map of squares, which half precision does not take."""
+
+    axes = {"image.V": "I R d", "text.t": "T d"}  # noqa: RUF012  # typed by the parent
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map = torch.nn.Linear(width, 1)
+
+    def image_side(self, V: torch.Tensor) -> Tensors:
+        return {"image.V": V}
+
+    def text_side(self, T: torch.Tensor, mask: torch.Tensor) -> Tensors:
+        return {"text.t": T.sum(1)}
+
+    def forward(self, image: Tensors, text: Tensors) -> torch.Tensor:
+        far = (image["image.V"].unsqueeze(1) - text["text.t"].unsqueeze(1)).square().tanh()  # [I, T, R, d]
+        return self.map(far.mean(2).square()).squeeze(-1)  # type: ignore[no-any-return]  # modules are untyped
+
+
+def test_a_graph_that_half_would_hardly_touch_stays_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`camp build` refuses a float16 graph that is mostly float32; its encoders still hand over halves."""
+    monkeypatch.setitem(NETWORKS, "squares", _Squares)
+    bundle = export_bundle(
+        save_tiny_checkpoint(tmp_path / "it.ckpt", "squares", False), tmp_path / "bundle", ["float16"]
+    )
+    assert "the scorer graph stays float32: most of it does not fit float16" in told_by(capsys)
+    half = bundle.manifest.precisions["float16"].graphs
+    assert list(half) == ["image", "text"]
+    assert {spec.dtype for spec in half["image"].outputs if spec.name == "image.V"} == {"float16"}
+    assert not (bundle.folder / "fp16/scorer.onnx").exists()
+    images = np.random.default_rng(0).standard_normal((4, 5, 12), dtype=np.float32)
+    found = []
+    for precision in ("float32", "float16"):
+        with Retriever(bundle, "onnxruntime", precision) as retriever:
+            found.append(retriever.score_matrix(images, CAPTIONS))
+    np.testing.assert_allclose(*found, rtol=0, atol=precision_gate.MAX_SCORE_ERROR)
 
 
 def test_neither_way_within_the_bound_is_an_error(

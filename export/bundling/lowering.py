@@ -29,6 +29,7 @@ from camp_sdk.export.bundling.ranges import (
     MOVES,
     PRODUCTS,
     activations,
+    is_normalised,
     is_square,
     shares_of,
     sides_of,
@@ -47,8 +48,8 @@ def lower_graph(
 ) -> tuple[list[TensorSpec], list[TensorSpec]]:
     """Write a float32 graph in a lower precision.
 
-    In float16, outputs named image.* and text.* keep the precision they are computed in. Global vectors and all other
-    outputs are float32.
+    In float16, outputs named image.* and text.* keep the precision they are computed in, and vectors of unit length,
+    which are computed in float32, are rounded to float16. Global vectors and all other outputs are float32.
 
     Args:
         source: the float32 graph.
@@ -78,7 +79,9 @@ def lower_graph(
         _retype(node, dtype if node in low else FLOAT, casts)
     for index, value in enumerate(list(graph.outputs)):
         if value.dtype == dtype and not _is_kept(value.name or ""):
-            _cast_output(graph, index, value)
+            _cast_output(graph, index, value, FLOAT)
+        elif value.dtype == FLOAT and dtype == ir.DataType.FLOAT16 and _is_kept(value.name or "") and _is_unit(value):
+            _cast_output(graph, index, value, dtype)
     for name in list(graph.initializers):
         if not graph.initializers[name].uses() and not graph.initializers[name].is_graph_output():
             del graph.initializers[name]
@@ -320,10 +323,15 @@ def _is_kept(name: str) -> bool:
     return name.startswith(("image.", "text.")) and not name.endswith(GLOBAL_SUFFIX)
 
 
-def _cast_output(graph: ir.Graph, index: int, value: ir.Value) -> None:
-    node = ir.node("Cast", [value], {"to": FLOAT})
+def _is_unit(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type == "Div" and is_normalised(node)
+
+
+def _cast_output(graph: ir.Graph, index: int, value: ir.Value, dtype: ir.DataType) -> None:
+    node = ir.node("Cast", [value], {"to": dtype})
     out, name = node.outputs[0], value.name
-    out.dtype, out.shape, value.name = FLOAT, value.shape, f"{name}.half"
+    out.dtype, out.shape, value.name = dtype, value.shape, f"{name}.half" if dtype == FLOAT else f"{name}.wide"
     out.name = name
     graph.append(node)
     graph.outputs[index] = out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from camp_sdk.export.bundling.cases import (
     TOP,
@@ -22,10 +25,12 @@ from camp_sdk.export.bundling.cases import (
     reference_outputs,
 )
 from camp_sdk.export.bundling.lowering import emulate_half
+from camp_sdk.export.bundling.ranges import PRODUCTS, activations
 from camp_sdk.export.network.checkpoint import Origin
 from camp_sdk.export.network.model import Camp
 from camp_sdk.runtime.backends import open_engine
 from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.contract import MIN_HALF_SHARE
 from camp_sdk.runtime.engines.base import Arrays, Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
@@ -192,6 +197,24 @@ def _compare(case: Case, reference: Arrays, found: Arrays, activation: str) -> P
         max_look_error=largest_error(reference, found, is_explanation),
         max_vector_error=largest_error(reference, found, is_vector),
     )
+
+
+def is_mostly_float32(file: Path) -> bool:
+    """Whether a float16 graph computes less than `MIN_HALF_SHARE` of its products in float16, and some by weights not.
+
+    `camp build` refuses such a graph. Each product is weighted by its largest tensor of fixed size.
+    """
+    model = ir.load(file)
+    common.ShapeInferencePass()(model)
+    nodes = [node for node in model.graph if node.op_type in PRODUCTS]
+    wide = [node for node in nodes if node.outputs[0].dtype == ir.DataType.FLOAT]
+    by_weights = any(len(activations(node)) < 2 for node in wide)
+    return by_weights and sum(map(_fixed_size, wide)) > (1 - MIN_HALF_SHARE) * sum(map(_fixed_size, nodes))
+
+
+def _fixed_size(node: ir.Node) -> int:
+    shapes = [value.shape for value in (*node.inputs, *node.outputs) if value is not None and value.shape is not None]
+    return max((math.prod(size for size in shape if isinstance(size, int)) for shape in shapes), default=1)
 
 
 def top_agreement(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:

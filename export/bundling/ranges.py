@@ -43,7 +43,7 @@ def unbounded_values(graph: ir.Graph) -> set[ir.Value]:
     for node in graph:
         inputs = activations(node)
         is_message = node.op_type == "MatMul" and any(sides.get(value) in ("image", "text") for value in inputs)
-        if node.op_type in BOUNDED or (node.op_type == "Div" and _is_normalised(node)) or is_message:
+        if node.op_type in BOUNDED or (node.op_type == "Div" and is_normalised(node)) or is_message:
             continue
         begins = node.op_type in UNBOUNDED or is_square(node) or (node.op_type == "Div" and not _is_scaled(node))
         if (inputs and begins) or any(value in found for value in inputs):
@@ -88,8 +88,8 @@ def _is_factor(value: ir.Value, op_type: str) -> bool:
     return producer is not None and producer.op_type == "Cast" and not activations(producer)  # a mask, or a count
 
 
-def _is_normalised(node: ir.Node) -> bool:
-    """Whether a node divides a value by its own norm."""
+def is_normalised(node: ir.Node) -> bool:
+    """Whether a node divides a value by its own norm: whatever the value, no number of the result exceeds one."""
     value, norm = node.inputs[:2]
     if value is None or norm is None or (root := _origin(norm, plus=True).producer()) is None:
         return False

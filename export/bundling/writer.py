@@ -163,7 +163,8 @@ def write_lowered(precision: str, contract: Mapping[str, GraphSpec], folder: Pat
         folder: the bundle's folder.
 
     Returns:
-        The contract of the new graphs by their names. A vision graph that cannot be lowered is left out.
+        The contract of the new graphs by their names. A vision graph that cannot be lowered is left out, and so is a
+        graph that would compute mostly in float32 in float16 as well.
     """
     graphs = ("scorer",) if precision == "bfloat16" else (*ENCODERS, "scorer", "explainer")
     (folder / PRECISION_FOLDERS[precision]).mkdir()
@@ -177,6 +178,10 @@ def write_lowered(precision: str, contract: Mapping[str, GraphSpec], folder: Pat
             if name != "vision":  # a vision graph may come from the user
                 raise
             stderr.print(f"the vision graph stays float32: {error}", highlight=False, soft_wrap=True)
+            continue
+        if precision == "float16" and precision_gate.is_mostly_float32(folder / file):
+            stderr.print(f"the {name} graph stays float32: most of it does not fit float16", highlight=False)
+            (folder / file).unlink()
             continue
         halves |= {spec.name for spec in outputs if spec.dtype == "float16"}
         lowered[name] = GraphSpec(file, tuple(inputs), tuple(outputs))

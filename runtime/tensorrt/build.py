@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.contract import GraphSpec
+from camp_sdk.runtime.contract import MIN_HALF_SHARE, GraphSpec
 from camp_sdk.runtime.engines.profiles import Limits, Profile, Shape, profile_of
 from camp_sdk.runtime.errors import BackendError, BundleError
 from camp_sdk.runtime.files import cache_folder, write_aside
@@ -207,8 +207,8 @@ def _half_share(trt: Any, network: Any, order: EngineOrder) -> float:
     These layers take most of the time, including those inside a recurrence, which is a loop around them. Counting every
     layer would also count reshapes, and the softmax and normalisation that are float32 by design. Each layer is
     weighted by its largest tensor of fixed size, so that a d x d projection counts more than the few numbers of a
-    pair's words. Raises BackendError if a graph of half precision has a share below 0.5, and a product by weights in
-    float32: products of two activations are float32 by design.
+    pair's words. Raises BackendError if a graph of half precision has a share below `MIN_HALF_SHARE`, and a product by
+    weights in float32: products of two activations are float32 by design.
     """
     kinds, layers = trt.LayerType, [network.get_layer(index) for index in range(network.num_layers)]
     heavy = (kinds.MATRIX_MULTIPLY, kinds.EINSUM, kinds.CONVOLUTION, kinds.DECONVOLUTION)
@@ -216,7 +216,7 @@ def _half_share(trt: Any, network: Any, order: EngineOrder) -> float:
     halves = [layer for layer in products if layer.get_output(0).dtype == trt.DataType.HALF]
     share = sum(map(_weight, halves)) / max(1, sum(map(_weight, products)))
     by_weights = len(_by_weights(trt, layers, products)) > len(_by_weights(trt, layers, halves))
-    if order.own_precision != "float32" and share < 0.5 and by_weights:
+    if order.own_precision != "float32" and share < MIN_HALF_SHARE and by_weights:
         raise BackendError(f"{_named(order)} is mostly float32: {share:.0%} of it is in half precision; {EXPORT_AGAIN}")
     return share
 
