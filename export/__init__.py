@@ -1,4 +1,4 @@
-"""Training and export, which need PyTorch. What is named here is for programs; nothing is imported until it is used."""
+"""Training and export, which need PyTorch. These names are the public ones; each is imported when it is first used."""
 
 from __future__ import annotations
 

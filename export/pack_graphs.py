@@ -18,7 +18,7 @@ from camp_sdk.export.training.config import FIT, channels
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.terminal import run_command, stderr
 
-MAX_CAPTIONS = 32
+MAX_LINES = 1000  # read; a bundle keeps fewer
 
 
 def command(
@@ -28,8 +28,11 @@ def command(
     tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of Hugging Face's tokenizers.")],
     output: Annotated[Path, typer.Option(help="Bundle folder to write; an older bundle there is replaced.")],
     vision: Annotated[Path | None, typer.Option(help="Graph from pixels [B, 3, H, W] to features [B, R, D].")] = None,
-    explainer: Annotated[Path | None, typer.Option(help="Graph of attention and gates.")] = None,
-    name: Annotated[str, typer.Option(help="The network's name.")] = "packed",
+    explainer: Annotated[
+        Path | None,
+        typer.Option(help="Graph from these tensors to attention and gates."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="The network's name, as tables and camp info show it.")] = "packed",
     activation: Annotated[str, typer.Option(help="From logits to scores: sigmoid, or none for cosines.")] = "sigmoid",
     fit: Annotated[str, typer.Option(help=FIT)] = "letterbox",
     pixel_mean: Annotated[str, typer.Option(help="Mean of each channel, in 0..1. Default: ImageNet's.")] = "",
@@ -51,9 +54,12 @@ def _lines(file: Path | None) -> list[str]:
         return []
     try:
         with file.open(encoding="utf-8-sig") as opened:
-            return list(itertools.islice(filter(None, map(str.strip, opened)), MAX_CAPTIONS))
+            lines = list(itertools.islice(filter(None, map(str.strip, opened)), MAX_LINES))
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} cannot be read as text: {error}") from None
+    if not lines:
+        raise BundleError(f"{file} holds no text: expected one per line")
+    return lines
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | str, ...]
 
+    def __str__(self) -> str:
+        return f"{brief(self.name)} [{', '.join(map(str, self.shape))}] {self.dtype}"
+
 
 @dataclass(frozen=True)
 class GraphSpec:
@@ -77,7 +80,8 @@ ENDS: dict[str, tuple[set[str] | None, set[str] | None]] = {
     "vision": ({"pixels"}, {"features"}),
 }
 FEATURES = "features"  # the first input of the image graph
-EXPLAINED = {"attention.to_words", "attention.to_regions"}
+EXPLAINED = {"attention.to_words": ("I", "T", "R", "N"), "attention.to_regions": ("I", "T", "R", "N")}
+GATES = {"gates.regions": ("I", "T", "R"), "gates.words": ("I", "T", "N")}
 SIDES = {"image": "I", "text": "T"}
 
 
@@ -95,18 +99,26 @@ def check_graphs(graphs: Mapping[str, GraphSpec]) -> None:
             specs = () if name not in graphs else graphs[name].inputs if what == "reads" else graphs[name].outputs
             if name in graphs and expected is not None and (found := {spec.name for spec in specs}) != expected:
                 raise ValueError(f"the {name} graph {what} {sorted(found)}, expected {sorted(expected)}")
-    made = {spec.name: spec for side in SIDES for spec in graphs[side].outputs}
-    for side, letter in SIDES.items():
-        if wrong := [spec for spec in graphs[side].outputs if spec.shape[:1] != (letter,)]:
-            raise ValueError(f"the {side} graph makes {wrong[0]}, expected the first axis {letter}")
-    if wrong := [spec for spec in graphs["text"].outputs if "N" in spec.shape[2:]]:
-        raise ValueError(f"the text graph makes {wrong[0]}, expected the words N as the second axis")
+    made = _made_by_sides(graphs)
     for reader in ("scorer", "explainer"):
         for spec in graphs[reader].inputs if reader in graphs else ():
             if spec.name not in made or _widened(made[spec.name]) != _widened(spec):
                 raise ValueError(f"the {reader} reads {spec}, the encoders make {made.get(spec.name)}")
     _check_results(graphs)
     _check_vectors(made.get(f"image{GLOBAL_SUFFIX}"), made.get(f"text{GLOBAL_SUFFIX}"))
+
+
+def _made_by_sides(graphs: Mapping[str, GraphSpec]) -> dict[str, TensorSpec]:
+    """The tensors of both sides by name, checked."""
+    made = {spec.name: spec for side in SIDES for spec in graphs[side].outputs}
+    if len(made) < sum(len(graphs[side].outputs) for side in SIDES):
+        raise ValueError("the image graph and the text graph make tensors of the same name")
+    for side, letter in SIDES.items():
+        if wrong := [spec for spec in graphs[side].outputs if spec.shape[:1] != (letter,)]:
+            raise ValueError(f"the {side} graph makes {wrong[0]}, expected the first axis {letter}")
+    if wrong := [spec for spec in graphs["text"].outputs if "N" in spec.shape[2:]]:
+        raise ValueError(f"the text graph makes {wrong[0]}, expected the words N as the second axis")
+    return made
 
 
 def _widened(spec: TensorSpec) -> TensorSpec:
@@ -136,8 +148,16 @@ def _check_results(graphs: Mapping[str, GraphSpec]) -> None:
     for spec in inputs.values():
         if spec.dtype != "float32" or spec.shape[:2] != ("I", "R") or [type(s) for s in spec.shape[2:]] != [int]:
             raise ValueError(f"the image graph reads {spec}, expected float32 [I, R, D] of a fixed width D")
-    if "explainer" in graphs and not {spec.name for spec in graphs["explainer"].outputs} >= EXPLAINED:
-        raise ValueError(f"the explainer does not make {sorted(EXPLAINED)}")
+    if "explainer" in graphs:
+        _check_explainer({spec.name: spec for spec in graphs["explainer"].outputs})
+
+
+def _check_explainer(makes: Mapping[str, TensorSpec]) -> None:
+    if missing := EXPLAINED.keys() - makes.keys():
+        raise ValueError(f"the explainer does not make {sorted(missing)}")
+    for name, axes in (EXPLAINED | GATES).items():
+        if name in makes and makes[name].shape != axes:
+            raise ValueError(f"the explainer makes {makes[name]}, expected [{', '.join(axes)}]")
 
 
 def _check_vectors(image: TensorSpec | None, text: TensorSpec | None) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camp_sdk import InputError, Retriever
+from camp_sdk import BundleError, InputError, Retriever
 from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.network import networks
 from camp_sdk.export.network.camp import PaperScorer
@@ -74,18 +74,90 @@ def test_a_network_is_known_by_its_module_and_class() -> None:
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("no_such_module_of_mine:Network", r"`network` '?no_such_module_of_mine:Network'?: No module named"),
-        ("tests.helpers.networks:Missing", "has no attribute 'Missing'"),
-        ("tests.helpers.networks:BoxEncoder", r"expected my_package\.my_module:MyNetwork, a subclass of"),
-        ("tests.helpers.networks:FEATURES", "expected my_package"),
-        (":Network", "Empty module name"),
-        ("tests.helpers.networks:", "has no attribute ''"),
+        ("no_such_module_of_mine:Network", "`network` no_such_module_of_mine:Network: ModuleNotFoundError: No module"),
+        ("tests.helpers.networks:Missing", "tests.helpers.networks has no Missing; expected my_package"),
+        (
+            "tests.helpers.networks:BoxEncoder",
+            r"BoxEncoder: expected my_package\.my_module:MyNetwork, a subclass",
+        ),
+        ("tests.helpers.networks:cast", "`network` cast: expected my_package"),
+        ("camp_sdk.export:Scorer", "`network` Scorer: expected my_package"),
+        (":Network", "`network` ':Network': expected my_package"),
+        (".mine:Network", "`network` '.mine:Network': expected my_package"),
+        ("tests.helpers.networks:", "`network` 'tests.helpers.networks:': expected my_package"),
         ("nothing", "network 'nothing': expected one of .*paper.*or give `network` my_package"),
     ],
 )
 def test_a_name_that_leads_nowhere(name: str, error: str) -> None:
     with pytest.raises(InputError, match=error):
         import_network(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("x = (", r"SyntaxError: .*was never closed"),
+        ("\n1 / 0\n", r"ZeroDivisionError: division by zero \(broken_here\.py, line 2\)"),
+        ("import sys\nsys.exit(3)", r"SystemExit: 3 \(broken_here\.py, line 2\)"),
+        ("raise ValueError('two\\nlines')", r"ValueError: two lines \(broken_here\.py, line 1\)"),
+    ],
+)
+def test_a_module_that_cannot_be_imported(
+    source: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_here.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    with pytest.raises(InputError, match=f"`network` broken_here:X: {error}"):
+        import_network("broken_here:X")
+    assert sys.path == before
+
+
+class _Softmax(TwoTowers):
+    activation = "softmax"
+
+
+class _Raises(TwoTowers):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        raise KeyError("inside")
+
+
+class _Reads(TwoTowers):
+    """Reads values of what it makes, as networks of layers with rates of their own do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.1, 3)]
+
+
+def test_an_activation_that_the_runtime_lacks() -> None:
+    with pytest.raises(InputError, match=r"_Softmax\.activation is 'softmax': expected one of"):
+        add_network(_Softmax)
+
+
+def test_an_error_of_a_networks_own_code_says_where_it_comes_from(tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "it.ckpt", add_network(TwoTowers), False)
+    loaded = torch.load(checkpoint, weights_only=True)
+    loaded["camp"]["model"]["variant"] = add_network(_Raises)
+    torch.save(loaded, checkpoint)
+    expected = r"test_own_networks:_Raises cannot be made: KeyError: 'inside' \(test_own_networks\.py"
+    with pytest.raises(networks.NetworkError, match=expected):
+        load_checkpoint(checkpoint)
+
+
+def test_a_network_may_read_values_while_it_is_made(tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "it.ckpt", add_network(_Reads), False)
+    assert load_checkpoint(checkpoint)[0].scorer.rates == pytest.approx([0, 0.05, 0.1])
+
+
+def test_a_checkpoint_whose_network_is_no_name(tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "it.ckpt", "paper", False)
+    loaded = torch.load(checkpoint, weights_only=True)
+    loaded["camp"]["model"]["variant"] = [7]
+    torch.save(loaded, checkpoint)
+    with pytest.raises(BundleError, match=r"does not fit its own configuration: variant is \[7\], expected a name"):
+        load_checkpoint(checkpoint)
 
 
 def test_a_class_of_a_script_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +170,7 @@ def test_installed_entry_points_are_found_by_name_and_by_value(monkeypatch: pyte
     monkeypatch.setattr(networks, "entry_points", entry_points_with(("boxes", BOXES), ("lost", "no_such_module:X")))
     assert network_named("boxes") is network_named(BOXES) is WithEncoders
     assert import_network("boxes") == "boxes"
-    with pytest.raises(InputError, match="network lost, an entry point for no_such_module:X: No module named"):
+    with pytest.raises(InputError, match="lost, an entry point for no_such_module:X: ModuleNotFoundError: No"):
         network_named("lost")
 
 
@@ -138,17 +210,20 @@ def test_nothing_is_imported_because_a_checkpoint_names_it(
 def test_the_command_line_trains_and_exports_a_network_of_the_current_folder(
     data: Path, camp: CampCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (data / "mine.py").write_text(TOWERS + BOXED)
+    (data / "mine").mkdir()
+    (data / "mine" / "towers.py").write_text(TOWERS + BOXED)
+    (data / "mine" / "__init__.py").write_text("from mine.towers import BoxedTowers\n")  # known by another name
     monkeypatch.chdir(data)
     sizes = ("--width", "8", "--word-width", "8", "--epochs", "1", "--batch-size", "8", "--min-count", "1")
     mine = ("--network", "mine:BoxedTowers")
     trained = camp("train", "--data", ".", *mine, "--output", "run", *sizes)
     assert trained.code == 0, trained.err
-    monkeypatch.delitem(networks.NETWORKS, "mine:BoxedTowers")
+    monkeypatch.delitem(networks.NETWORKS, "mine.towers:BoxedTowers")
     exported = camp("export", "--checkpoint", "run/best.ckpt", *mine, "--output", "bundle")
     assert exported.code == 0, exported.err
-    monkeypatch.delitem(sys.modules, "mine")
-    assert read_manifest(data / "bundle" / "manifest.json").variant == "mine:BoxedTowers"
+    for module in ("mine", "mine.towers"):
+        monkeypatch.delitem(sys.modules, module)
+    assert read_manifest(data / "bundle" / "manifest.json").variant == "mine.towers:BoxedTowers"
     rank = "import numpy as np\nfrom camp_sdk import Retriever\nwith Retriever(sys.argv[1]) as r:\n"
     rank += "    print(r.score_matrix(np.load(sys.argv[2]), ['thing 1']).shape)"
     done = run_blocked(rank, data / "bundle", data / "dev_ims.npy")

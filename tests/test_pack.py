@@ -132,7 +132,27 @@ def test_further_image_inputs_are_packed(parts: Parts, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("role", "old", "new", "error"),
     [
-        ("image", "batch,boxes", "1,boxes", r"does not run, as image, for I, R, T, N of .*expected axes that vary"),
+        ("text", "int64[b,s] tokens", "int32[b,s] tokens", "reads tokens int32: expected, as text, int64"),
+        (
+            "image",
+            "float[batch,boxes,6]",
+            "double[batch,boxes,6]",
+            r"reads features tensor\(double\): expected, as image, float32",
+        ),
+        ("text", "sums", "v", "makes v, as text, which is the name of another tensor"),
+        ("text", "sums", "lengths_of", "reads sums: expected, as scorer, some of .*lengths_of"),
+        (
+            "text",
+            "float[64,6] table",
+            "float[4,96] table",
+            "does not run, as text, .* that runs for all sizes",
+        ),
+        (
+            "image",
+            "batch,boxes",
+            "1,boxes",
+            r"does not run, as image, for I, R, T, N of .* that runs for all sizes",
+        ),
         ("image", "batch,boxes,6", "batch,boxes,d", r"reads features .*expected, as image, \[I, R, D\]"),
         ("image", "ReduceMax<keepdims=0>(features, one)", "Flatten(features)", "makes an axis of v 42 and 36 long"),
         ("scorer", "sums", "means", "reads means: expected, as scorer, some of .*v, sums"),
@@ -159,13 +179,76 @@ def test_files_that_are_not_what_they_should_be(parts: Parts, tmp_path: Path) ->
         pack(replace(parts, tokenizer=tmp_path / "absent"), tmp_path / "bundle")
     with pytest.raises(BundleError, match="tokenizer"):
         pack(replace(parts, tokenizer=tmp_path / "broken"), tmp_path / "bundle")
-    with pytest.raises(InputError, match="activation 'softmax': expected one of"):
-        pack(parts, tmp_path / "bundle", Facts(activation="softmax"))
+    for facts, error in (
+        (Facts(activation="softmax"), "`activation` 'softmax': expected one of"),
+        (Facts(name=""), "`name` '': expected up to 100 characters"),
+        (Facts(fit="crop"), "`fit`: only for bundles with a vision graph"),
+    ):
+        with pytest.raises(InputError, match=error):
+            pack(parts, tmp_path / "bundle", facts)
+    with pytest.raises(InputError, match="`fit`, `pixel_mean`, `pixel_std`: pixels"):
+        pack(replace(parts, vision=tmp_path / "broken"), tmp_path / "bundle", Facts(pixel_std=(1, 0, 1)))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
     with pytest.raises(InputError, match="mine exists and is not a bundle"):
         pack(parts, tmp_path / "mine")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_old_files_list_their_weights_among_the_inputs(parts: Parts, tmp_path: Path) -> None:
+    model = onnx.load(parts.text)
+    table = next(weights for weights in model.graph.initializer if weights.name == "table")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("table", table.data_type, table.dims))
+    onnx.save(model, tmp_path / "old.onnx")
+    found = pack(replace(parts, text=tmp_path / "old.onnx"), tmp_path / "bundle").manifest.graphs["text"]
+    assert [spec.name for spec in found.inputs] == ["tokens", "lengths"]
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("wide = RandomNormalLike(scores)  logits = Add(scores, wide)", "the scorer makes .* and .* of one pair"),
+        ("logits = Log(scores)", "the scorer makes nan and nan of one pair: expected one finite logit"),
+    ],
+)
+def test_a_scorer_without_one_answer(parts: Parts, tmp_path: Path, body: str, error: str) -> None:
+    text = SCORER.replace("logits = MatMul(v, turned)", f"minus = Neg(v)  scores = MatMul(minus, turned)  {body}")
+    with pytest.raises(ExportError, match=error):
+        pack(replace(parts, scorer=write(tmp_path / "other.onnx", text)), tmp_path / "bundle")
+
+
+def test_an_explainer_of_another_shape(parts: Parts, tmp_path: Path) -> None:
+    explainer = onnx.load(parts.scorer)
+    for name in ("attention.to_words", "attention.to_regions"):
+        output = explainer.graph.output.add()
+        output.CopyFrom(explainer.graph.output[0])
+        output.name = name
+        explainer.graph.node.append(onnx.helper.make_node("Identity", ["logits"], [name]))
+    del explainer.graph.output[0]
+    onnx.save(explainer, tmp_path / "explainer.onnx")
+    with pytest.raises(
+        ExportError, match=r"the explainer makes 'attention\.to_words' \[I, T\] float32, expected \[I, T, R, N\]"
+    ):
+        pack(replace(parts, explainer=tmp_path / "explainer.onnx"), tmp_path / "bundle")
+
+
+def test_global_vectors_of_another_length(parts: Parts, tmp_path: Path) -> None:
+    for role, made in (("image", "v"), ("text", "sums")):
+        model = onnx.load(getattr(parts, role))
+        model.graph.node.append(onnx.helper.make_node("Identity", [made], [f"{role}.global"]))
+        output = model.graph.output.add()
+        output.CopyFrom(model.graph.output[0])
+        output.name = f"{role}.global"
+        onnx.save(model, getattr(parts, role))
+    with pytest.raises(ExportError, match=r"image\.global has the length .*: expected vectors of unit length"):
+        pack(parts, tmp_path / "bundle")
+
+
+def test_an_empty_file_of_captions(parts: Parts, tmp_path: Path, camp: Camp) -> None:
+    (tmp_path / "captions.txt").write_text("\n\n")
+    files = [f"--{role}={getattr(parts, role)}" for role in ("image", "text", "scorer", "tokenizer")]
+    done = camp("pack", *files, "--captions", tmp_path / "captions.txt", "--output", tmp_path / "bundle")
+    assert (done.code, done.err) == (1, f"error: {tmp_path / 'captions.txt'} holds no text: expected one per line\n")
 
 
 @pytest.mark.parametrize(("regions", "grid"), [(36, (6, 6)), (1, (1, 1)), (50, (0, 0))])

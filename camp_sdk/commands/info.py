@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +22,8 @@ from camp_sdk.runtime.manifest import Manifest
 from camp_sdk.runtime.messages import brief, visible
 from camp_sdk.runtime.tensorrt.plans import PlanRecord, read_records
 
-MAX_VALUE = 200  # characters of one value of the manifest in a table
+MAX_VALUE = 200  # characters of one name or value of the manifest in a table
+MAX_ROWS, MAX_COLUMNS = 100, 40  # of a table that only people read
 Records = list[tuple[Path, PlanRecord]]
 
 
@@ -84,10 +86,11 @@ def graphs_table(manifest: Manifest) -> Table:
 
 def _print_head(console: Console, bundle: Bundle) -> None:
     manifest, size = bundle.manifest, _bytes_of(bundle.manifest)
-    limit = f"{manifest.max_words} words" + (f" of {manifest.vocabulary}" if manifest.vocabulary else "")
+    known = f" of {brief(manifest.vocabulary)}" if manifest.vocabulary else ""
+    limit = f"{brief(manifest.max_words)} words{known}"
     lines = {
         "bundle": str(bundle.folder),
-        "network": f"{manifest.variant}, scores by {manifest.activation}",
+        "network": f"{manifest.variant[:MAX_VALUE]}, scores by {manifest.activation}",
         "sizes": _pairs(manifest.sizes),
         "takes": _taken(manifest),
         "texts": f"at most {limit}; {len(manifest.stop_words)} stop words",
@@ -107,18 +110,13 @@ def _taken(manifest: Manifest) -> str:
 
 
 def _tensors(specs: Iterable[TensorSpec]) -> Text:
-    return Text("\n").join(_shown(_tensor(spec)) for spec in specs)
-
-
-def _tensor(spec: TensorSpec) -> str:
-    dtype = "" if spec.dtype == "float32" else f" {spec.dtype}"
-    return f"{spec.name} [{', '.join(map(str, spec.shape))}]{dtype}"
+    return Text("\n").join(_shown(f"{spec.name} [{', '.join(map(str, spec.shape))}] {spec.dtype}") for spec in specs)
 
 
 def _checks_table(precision: str, checks: Iterable[Mapping[str, Any]]) -> Table:
-    rows = [dict(check) for check in checks]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    heads = (Column(_shown(name.replace("_", " "))) for name in names)
+    rows = [dict(check) for check in itertools.islice(checks, MAX_ROWS)]
+    names = list(dict.fromkeys(name for row in rows for name in row))[:MAX_COLUMNS]
+    heads = (Column(_shown(name[:MAX_VALUE].replace("_", " "))) for name in names)
     table = Table(*heads, title=f"export's checks in {precision}")
     for row in rows:
         table.add_row(*(_value(row.get(name, "")) for name in names))
@@ -127,8 +125,10 @@ def _checks_table(precision: str, checks: Iterable[Mapping[str, Any]]) -> Table:
 
 def _values_table(title: str, values: Mapping[str, Any]) -> Table:
     table = Table("", "", title=title, show_header=False)
-    for name, value in values.items():
-        table.add_row(_shown(str(name)), _shown(_pairs(value)) if isinstance(value, dict) else _value(value))
+    for name, value in itertools.islice(values.items(), MAX_ROWS):
+        table.add_row(_shown(name[:MAX_VALUE]), _shown(_pairs(value)) if isinstance(value, dict) else _value(value))
+    if len(values) > MAX_ROWS:
+        table.add_row("...", f"{len(values) - MAX_ROWS} more: --json")
     return table
 
 
@@ -152,7 +152,8 @@ def _engines_table(records: Records) -> Table:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items() if value is not None)
+    some = itertools.islice(values.items(), MAX_COLUMNS)
+    return ", ".join(f"{name[:MAX_VALUE]} {_plain(value)}" for name, value in some if value is not None)
 
 
 def _plain(value: Any) -> str:

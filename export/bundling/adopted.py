@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from camp_sdk.export.bundling.onnx_files import DYNAMIC, Axes, ExportError, GraphAxes, check_graph
 from camp_sdk.export.network.backbones import OnnxVision, read_vision
-from camp_sdk.runtime.contract import FEATURES, GraphSpec, check_graphs, image_columns
+from camp_sdk.runtime.contract import FEATURES, MAX_NAME, GraphSpec, check_graphs, image_columns
 from camp_sdk.runtime.engines.base import Arrays, Interface
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.errors import BackendError, BundleError
 from camp_sdk.runtime.files import HeldFile
+from camp_sdk.runtime.messages import brief
 
 # Two sizes of the axes that vary. An axis of an output that has the first size and then the second varies with it.
 PROBES = ({"I": 3, "R": 7, "T": 5, "N": 11}, {"I": 4, "R": 6, "T": 2, "N": 9})
@@ -44,9 +47,19 @@ class AdoptedGraphs:
         self._made: tuple[Arrays, Arrays] = ({}, {})  # what the encoders make of inputs of the two sizes
 
     def add(self, role: str, source: Path) -> None:
-        """Copy a graph, and measure the axes of what it makes."""
+        """Copy a graph, and measure the axes of what it makes.
+
+        Args:
+            role: the graph's name in the bundle.
+            source: its file.
+
+        Raises:
+            BundleError: the file is no ONNX graph.
+            ExportError: the graph reads or makes something other than expected, or does not run for any size.
+        """
         file = self.folder / f"{role}.onnx"
         model = _loaded(source)
+        self._check_names(role, source, model)
         onnx.save(model, file)
         with _explained(role, source, file), OnnxRuntimeEngine(HeldFile(file)) as engine:
             reads, _ = engine.interface()
@@ -73,14 +86,35 @@ class AdoptedGraphs:
         except ValueError as error:
             raise ExportError(f"the graphs do not make a bundle: {error}") from None
 
+    def _check_names(self, role: str, source: Path, model: onnx.ModelProto) -> None:
+        """Raise ExportError for outputs that are no tensors, or whose names are taken or unusable."""
+        for value in model.graph.output:
+            if not value.type.HasField("tensor_type"):
+                raise ExportError(f"{source} makes {brief(value.name)}, which is no tensor")
+            if value.name in (FEATURES, *self._axes):
+                raise ExportError(f"{source} makes {value.name}, as {role}, which is the name of another tensor")
+            if len(value.name) > MAX_NAME or not value.name.isprintable() or set(value.name) & set("/\\:"):
+                raise ExportError(
+                    f"{source} makes {brief(value.name)}: expected a name that can be a file's, at most {MAX_NAME} long"
+                )
+
     def _inputs(self, role: str, source: Path, reads: Interface) -> dict[str, Axes]:
         """The axes of a graph's inputs: those of the contract, or of the tensors that the encoders make."""
         if role == "image":
+            expected = dict.fromkeys(reads, "float32")
+        elif role == "text":
+            expected = dict.fromkeys(TEXT_AXES, "int64")
+        else:
+            expected = {name: array.dtype.name for name, array in self._made[0].items() if name in self._axes}
+        for name, (dtype, _) in reads.items():
+            if name not in expected:
+                raise ExportError(f"{source} reads {name}: expected, as {role}, some of {', '.join(expected)}")
+            if dtype != expected[name]:
+                found = dtype.removeprefix("tensor(").removesuffix(")")
+                raise ExportError(f"{source} reads {name} {found}: expected, as {role}, {expected[name]}")
+        if role == "image":
             return {name: _region_axes(source, name, shape) for name, (_, shape) in reads.items()}
-        known = TEXT_AXES if role == "text" else self._axes
-        if strange := [name for name in reads if name not in known]:
-            raise ExportError(f"{source} reads {', '.join(strange)}: expected, as {role}, some of {', '.join(known)}")
-        return {name: known[name] for name in reads}
+        return {name: self._axes[name] for name in reads}
 
     def _measured(self, role: str, name: str) -> Axes:
         """The axes of an output, from its sizes for inputs of two sizes."""
@@ -101,7 +135,9 @@ class AdoptedGraphs:
 
 def _loaded(source: Path) -> onnx.ModelProto:
     try:
-        return onnx.load(source)  # with weights from a separate file, if there is one
+        model = onnx_ir.from_proto(onnx.load(source))  # with weights from a separate file, if there is one
+        RemoveInitializersFromInputsPass()(model)  # old files list their weights among the inputs
+        return onnx_ir.to_proto(model)
     except Exception as error:  # protobuf and onnx raise types of their own
         raise BundleError(f"{source} cannot be read as an ONNX graph: {' '.join(str(error).split())[:300]}") from None
 
@@ -115,7 +151,8 @@ def _explained(role: str, source: Path, copy: Path) -> Iterator[None]:
         reason = " ".join(str(error).replace(str(copy), "it").split())[:400]
         sizes = " and ".join(str(tuple(probe.values())) for probe in PROBES)
         raise ExportError(
-            f"{source} does not run, as {role}, for I, R, T, N of {sizes}, expected axes that vary: {reason}"
+            f"{source} does not run, as {role}, for I, R, T, N of {sizes}: expected one that runs for all sizes and "
+            f"all tokens: {reason}"
         ) from None
 
 
@@ -139,7 +176,8 @@ def _feeds(
         size = tuple(sizes.get(axis) or int(axis) for axis in axes[name])
         return rng.random(size).astype(reads[name][0])
 
-    return {name: made[name] if name in made else drawn[name] if name in drawn else value(name) for name in reads}
+    known = made | drawn
+    return {name: known[name] if name in known else value(name) for name in reads}
 
 
 def _letter(role: str, name: str, found: tuple[int, int]) -> str:

@@ -25,15 +25,9 @@ from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.network.camp import Scorer, Tensors
 from camp_sdk.export.network.encoders import BidirectionalGRU, VisionNet
 from camp_sdk.export.network.model import Camp
-from camp_sdk.runtime.contract import GLOBAL_SUFFIX, SIDES, TensorSpec
+from camp_sdk.runtime.contract import EXPLAINED, GATES, GLOBAL_SUFFIX, SIDES, TensorSpec
 
 BELONGS = {"image": {"I", "R"}, "text": {"T", "N"}}  # the axes of a side's tensors that vary
-EXPLAINED = {
-    "attention.to_words": ("I", "T", "R", "N"),
-    "attention.to_regions": ("I", "T", "R", "N"),
-    "gates.regions": ("I", "T", "R"),
-    "gates.words": ("I", "T", "N"),
-}
 OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses
 FOLD_LIMIT = 1 << 31  # elements
 
@@ -111,8 +105,9 @@ def graphs_of(model: Camp) -> list[Graph]:
         axes = {name: _axes_of(model.scorer, name, tensor, sizes) for name, tensor in (image | text).items()}
         kept = {k: (v, axes[k]) for k, v in (image | text).items() if not k.endswith(GLOBAL_SUFFIX)}
         explained = model.scorer.explain(image, text)
-    if surplus := explained.keys() - EXPLAINED.keys():
-        raise ExportError(f"{type(model.scorer).__name__} explains {sorted(surplus)}: expected {', '.join(EXPLAINED)}")
+    explanations = EXPLAINED | GATES
+    if surplus := explained.keys() - explanations.keys():
+        raise ExportError(f"{type(model.scorer).__name__} explains {sorted(surplus)}: expected {list(explanations)}")
     if missing := model.scorer.axes.keys() - kept.keys():
         raise ExportError(f"{type(model.scorer).__name__} declares {sorted(missing)}, which no side of it returns")
     # Contiguous: the exporter has no operator for the strides of a view.
@@ -129,7 +124,8 @@ def graphs_of(model: Camp) -> list[Graph]:
     if explained:
         used = _read_by_explainer(model, {name: tensor for name, (tensor, _) in kept.items()})
         inputs = {name: kept[name] for name in used}
-        graphs.append(Graph("explainer", _Pairs(model, list(used), True), inputs, {k: EXPLAINED[k] for k in explained}))
+        outputs = {name: explanations[name] for name in explained}
+        graphs.append(Graph("explainer", _Pairs(model, list(used), True), inputs, outputs))
     if model.vision is not None:
         graphs.append(vision_graph(model.vision))
     return [replace(graph, network=model.config.variant) for graph in graphs]
@@ -220,11 +216,17 @@ def export_graph(graph: Graph, path: Path) -> tuple[list[TensorSpec], list[Tenso
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = " ".join(str(error).split())[:600]
-            raise ExportError(f"the {graph.name} graph cannot be exported: {reason}") from error
+            raise ExportError(f"the {graph.name} graph cannot be exported: {_reason(error)}") from error
     assert program is not None
     # The folded key maps are larger than the exporter's default limits.
     fold_constants(program.model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
     remove_unused_nodes(program.model)
     program.save(str(path), external_data=False)
     return check_graph(path, graph.axes)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost error of a failed export: those around it hold advice for the authors of PyTorch."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"

@@ -70,7 +70,7 @@ def check_graph(path: Path, graph: GraphAxes) -> tuple[list[TensorSpec], list[Te
     for name, letters in graph.inputs.items():
         found = next((spec for spec in inputs if spec.name == name), None)
         if found is None or name not in read:
-            raise ExportError(f"the {graph.role} graph does not read its input {name}: it was lost in the export")
+            raise ExportError(f"the {graph.role} graph does not read its input {name}, as every graph must")
         frozen = [
             letter for letter, size in zip(letters, found.shape, strict=True) if letter in DYNAMIC and size != letter
         ]

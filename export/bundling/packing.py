@@ -7,8 +7,9 @@ pair of a few examples is scored alone first.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,21 +25,23 @@ from camp_sdk.export.bundling.writer import check_output
 from camp_sdk.export.network.backbones import OnnxVision
 from camp_sdk.pictures import normalise
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.contract import FEATURES, image_columns
+from camp_sdk.runtime.contract import FEATURES, GLOBAL_SUFFIX, MAX_NAME, image_columns
 from camp_sdk.runtime.encode import image_feeds
 from camp_sdk.runtime.engines.base import Arrays, Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
-from camp_sdk.runtime.errors import BundleError, InputError
+from camp_sdk.runtime.errors import BackendError, BundleError, InputError
 from camp_sdk.runtime.files import HeldFile, followed, write_aside
 from camp_sdk.runtime.golden import GOLDEN_FILE
-from camp_sdk.runtime.manifest import ACTIVATIONS, TOKENIZER_FILE, Manifest, PixelSpec, write_manifest
+from camp_sdk.runtime.manifest import ACTIVATIONS, EXPORT_AGAIN, TOKENIZER_FILE, Manifest, PixelSpec, write_manifest
 from camp_sdk.runtime.messages import brief
 from camp_sdk.runtime.selftest import self_test
 from camp_sdk.runtime.tokenizer import Tokenizer, Tokens
 from camp_sdk.terminal import stderr
 
 MADE_WITH = ("camp-sdk", "onnx", "onnxruntime", "tokenizers", "numpy")
-IMAGES, REGIONS = 8, 36  # of the examples
+IMAGES, REGIONS, MAX_CAPTIONS = 8, 36, 32  # of the examples
+OF_PIXELS = ("fit", "pixel_mean", "pixel_std")  # facts of a vision graph
+UNIT_LENGTH_ERROR = 1e-3  # a vector that was divided by its norm in float32 differs by 1e-6; in float16, by 1e-3
 CAPTION_WORDS = (1, 2, 3, 5, 8, 12, 17, 30)
 ROLES = ("image", "text", "scorer", "explainer")
 Channels = tuple[float, float, float]
@@ -98,23 +101,22 @@ def pack(parts: Parts, output: Path, facts: Facts | None = None) -> Bundle:
         The new bundle, opened.
 
     Raises:
-        InputError: ``output`` holds something other than an older bundle.
+        InputError: ``output`` holds something other than an older bundle, or a fact is out of range.
         BundleError: a file cannot be read, or the tokenizer is not one that the runtime accepts.
         ExportError: a graph has other inputs or outputs than expected, an axis that does not vary, or gives other
             logits for a pair in a batch than alone. After any error, ``output`` is unchanged.
     """
     facts = facts or Facts()
-    if facts.activation not in ACTIVATIONS:
-        raise InputError(f"activation {brief(facts.activation)}: expected one of {', '.join(ACTIVATIONS)}")
-    check_output(output)
+    _check_facts(facts, parts)
+    check_output(Path(output))
     tokenizer = Tokenizer(_text_of(parts.tokenizer))
-    with write_aside(followed(output)) as aside:
+    with write_aside(followed(Path(output))) as aside, _explained(aside):
         aside.mkdir()
         adopted = AdoptedGraphs(aside, facts.name, tokenizer.vocabulary_size)
         for role in ROLES:
             if (source := getattr(parts, role)) is not None:
-                adopted.add(role, source)
-        pixels = pixels_of(adopted.add_vision(parts.vision), facts) if parts.vision else None
+                adopted.add(role, Path(source))
+        pixels = pixels_of(adopted.add_vision(Path(parts.vision)), facts) if parts.vision else None
         adopted.check()
         (aside / TOKENIZER_FILE).write_text(_text_of(parts.tokenizer), encoding="utf-8")
         manifest = Manifest(
@@ -126,7 +128,7 @@ def pack(parts: Parts, output: Path, facts: Facts | None = None) -> Bundle:
             pixels=pixels,
             made_with={name: version(name) for name in MADE_WITH},
         )
-        captions = facts.captions or drawn_captions(_text_of(parts.tokenizer))
+        captions = facts.captions[:MAX_CAPTIONS] or drawn_captions(_text_of(parts.tokenizer))
         examples = pairs_alone(aside, manifest, tokenizer.encode(captions)) | caption_example(tokenizer, captions)
         if pixels is not None:
             examples |= picture_example(pixels)
@@ -150,9 +152,37 @@ def pixels_of(vision: OnnxVision, facts: Facts) -> PixelSpec:
     return PixelSpec(height, width, facts.pixel_mean, facts.pixel_std, grid_of(regions), facts.fit)
 
 
+def _check_facts(facts: Facts, parts: Parts) -> None:
+    if facts.activation not in ACTIVATIONS:
+        raise InputError(f"`activation` {brief(facts.activation)}: expected one of {', '.join(ACTIVATIONS)}")
+    if not (isinstance(facts.name, str) and facts.name.isprintable() and 0 < len(facts.name) <= MAX_NAME):
+        raise InputError(f"`name` {brief(facts.name)}: expected up to {MAX_NAME} characters that can be printed")
+    if parts.vision is None:
+        if given := [f"`{name}`" for name in OF_PIXELS if getattr(facts, name) != getattr(Facts, name)]:
+            raise InputError(f"{', '.join(given)}: only for bundles with a vision graph")
+        return
+    try:
+        PixelSpec.from_dict({"height": 1, "width": 1, "grid": (0, 0), "mean": facts.pixel_mean, "std": facts.pixel_std})
+        PixelSpec.from_dict(PixelSpec(1, 1, (0, 0, 0), (1, 1, 1), (0, 0), facts.fit).as_dict())
+    except (ValueError, TypeError) as error:
+        raise InputError(f"`fit`, `pixel_mean`, `pixel_std`: {error}") from None
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Say of what is wrong in the new bundle that the graphs make it so: its folder is gone when people read that."""
+    try:
+        yield
+    except (BundleError, BackendError) as error:
+        if str(folder) not in str(error):
+            raise
+        reason = str(error).replace(f"{folder}{os.sep}", "").replace(f"; {EXPORT_AGAIN}", "")
+        raise ExportError(f"the graphs do not make a bundle: {reason}") from None
+
+
 def _text_of(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} cannot be read: {error}") from None
 
@@ -199,9 +229,22 @@ def pairs_alone(folder: Path, manifest: Manifest, tokens: Tokens) -> Arrays:
             engines["text"].run({"tokens": ids[None, :length], "lengths": np.array([length])})
             for ids, length in zip(tokens.ids, tokens.lengths, strict=True)
         ]
+        _check_unit_length([*images, *texts])
         read = [spec.name for spec in manifest.graphs["scorer"].inputs]
         rows = [[_logit(engines["scorer"], read, {**image, **text}) for text in texts] for image in images]
+        again = _logit(engines["scorer"], read, {**images[0], **texts[0]})
+    if not np.isfinite(rows).all() or again != rows[0][0]:
+        raise ExportError(f"the scorer makes {rows[0][0]:.6g} and {again:.6g} of one pair: expected one finite logit")
     return examples | {FEATURES: features, "logits": np.array(rows, np.float32)}
+
+
+def _check_unit_length(sides: Sequence[Arrays]) -> None:
+    """Raise ExportError unless global vectors have unit length, as the shortlist expects."""
+    for side in sides:
+        for name in (name for name in side if name.endswith(GLOBAL_SUFFIX)):
+            length = float(np.linalg.norm(side[name].astype(np.float64)))
+            if not abs(length - 1) <= UNIT_LENGTH_ERROR:
+                raise ExportError(f"{name} has the length {length:.4g}: expected vectors of unit length")
 
 
 def _logit(scorer: Engine, read: Sequence[str], tensors: Arrays) -> float:
@@ -213,8 +256,9 @@ def _compared(bundle: Bundle, examples: Arrays) -> dict[str, Any]:
     found = self_test(bundle, "onnxruntime", "float32")
     if not found.passed:
         raise ExportError(
-            f"the graphs give other logits for pairs in a batch than for each pair alone: {found.figures}; items of a "
-            "batch, padding beyond `lengths` and the other texts of a block must not change a score"
+            f"the graphs give other logits for pairs in a batch than for each pair alone: {found.figures}, for logits "
+            f"up to {np.abs(examples['logits']).max():.3g}; the other items of a batch, padding beyond `lengths` and "
+            "the other texts of a block must not change a score"
         )
     images, texts = examples["logits"].shape
     return {"name": "in blocks and alone", "images": images, "texts": texts, "max_logit_error": found.max_logit_error}

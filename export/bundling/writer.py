@@ -23,7 +23,7 @@ from camp_sdk.export.bundling.lowering import lower_graph
 from camp_sdk.export.bundling.onnx_files import ExportError
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp
-from camp_sdk.export.network.networks import import_network
+from camp_sdk.export.network.networks import import_network, network_named
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.onnxruntime_engine import import_onnxruntime
@@ -73,7 +73,7 @@ def export_bundle(
         require_bfloat16()
     name = import_network(network) if network else None
     model, origin = load_checkpoint(checkpoint)
-    if name not in (None, origin.model.variant):
+    if name and network_named(name) is not network_named(origin.model.variant):
         raise InputError(f"`network` {name}: {checkpoint} holds the network {origin.model.variant}")
     with write_aside(followed(output)) as aside:
         aside.mkdir()

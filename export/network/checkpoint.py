@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from camp_sdk.export.network.model import Camp, ModelConfig
-from camp_sdk.export.network.networks import network_named
+from camp_sdk.export.network.networks import NetworkError, network_named
 from camp_sdk.export.network.pickle_steps import RefusedNameError
 from camp_sdk.export.network.pickles import check_checkpoint_file, check_values
 from camp_sdk.export.network.sentences import SentenceConfig
@@ -148,10 +148,11 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
         )
     with _fitting(path):
         origin = _parse(loaded[KEY])
-    _check_network(path, origin.model.variant)
+    own = _check_network(path, origin.model.variant)
     with _fitting(path):
         weights = {k.removeprefix("model."): v for k, v in loaded["state_dict"].items() if k.startswith("model.")}
-        _check_sizes(origin.model, weights)
+        if not own:  # the user's code may read values of what it makes, which a network without memory lacks
+            _check_sizes(origin.model, weights)
         model = Camp(origin.model)
         model.load_state_dict(weights)
     return model.eval(), origin
@@ -162,6 +163,8 @@ def _fitting(path: str | Path) -> Iterator[None]:
     """Raise BundleError for whatever a checkpoint that contradicts itself leads to."""
     try:
         yield
+    except NetworkError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         shown = reason if len(reason) <= MAX_LIST else f"{reason[:MAX_LIST]}..."
@@ -183,12 +186,19 @@ def _parse(raw: Mapping[str, Any]) -> Origin:
     return origin
 
 
-def _check_network(path: str | Path, name: Any) -> None:
-    """Raise InputError unless the network of a checkpoint is known; nothing is imported because a file names it."""
+def _check_network(path: str | Path, name: Any) -> bool:
+    """Whether the network of a checkpoint is one of the user's; nothing is imported because a file names it.
+
+    Raises InputError if it is not known.
+    """
+    if not isinstance(name, str):
+        raise BundleError(f"{path} does not fit its own configuration: variant is {brief(name)}, expected a name")
     try:
-        network_named(name if isinstance(name, str) else brief(name))
+        return not network_named(name).__module__.startswith("camp_sdk.")
     except InputError as error:
-        raise InputError(f"{path} needs the network {brief(name)}: give it as `network` ({error})") from None
+        raise InputError(
+            f"{path} needs the network {brief(name)}: give it as `network`, or install the package that offers it"
+        ) from error
 
 
 def _check_sizes(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:

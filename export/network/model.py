@@ -6,6 +6,7 @@ network.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.network.camp import Tensors
 from camp_sdk.export.network.encoders import ImageEncoder, VisionNet, WordVectors, word_mask
-from camp_sdk.export.network.networks import network_named
+from camp_sdk.export.network.networks import NetworkError, network_named, raised
 from camp_sdk.export.network.sentences import SentenceConfig, SentenceEncoder
 from camp_sdk.export.network.vocabulary import LEARNED
 from camp_sdk.runtime.contract import FEATURES
@@ -63,6 +64,7 @@ class Camp(nn.Module):
     Raises:
         InputError: the network or the vision network is unknown, the picture size does not suit the vision network, or
             the features are too narrow for the inputs of the image encoder.
+        NetworkError: the network's own code raised an error.
         MissingExtraError: the package of the vision network is not installed.
     """
 
@@ -72,9 +74,13 @@ class Camp(nn.Module):
         self.config = config
         self.vision = _vision_of(config)
         self.inputs = image_inputs(network.image_encoder, config.feature_width)
-        self.image_encoder = network.image_encoder(self.inputs[FEATURES], config.width)
-        self.text_encoder = network.text_encoder(_words_of(config), config.word_width, config.width)
-        self.scorer = network(config.width)
+        words = _words_of(config)
+        try:
+            self.image_encoder = network.image_encoder(self.inputs[FEATURES], config.width)
+            self.text_encoder = network.text_encoder(words, config.word_width, config.width)
+            self.scorer = network(config.width)
+        except Exception as error:  # whatever the user's code raises
+            raise NetworkError(f"the network {config.variant} cannot be made: {raised(error)}") from error
         if config.global_vectors:
             self.global_v = nn.Linear(config.width, config.width)
             self.global_t = nn.Linear(config.width, config.width)
@@ -91,11 +97,22 @@ class Camp(nn.Module):
         return self.encode_inputs(*self.columns_of(features))
 
     def columns_of(self, features: Tensor) -> tuple[Tensor, ...]:
-        """The inputs of the image encoder, each [I, R, width], from the columns of features [I, R, D]."""
+        """Split features into the inputs of the image encoder.
+
+        Args:
+            features: [I, R, D].
+
+        Returns:
+            Each input [I, R, width], in the encoder's order.
+        """
         return features.split_with_sizes(list(self.inputs.values()), -1)
 
     def encode_inputs(self, *inputs: Tensor) -> Tensors:
-        """As `encode_images`, with each input of the image encoder by itself."""
+        """As `encode_images`, with each input of the image encoder by itself.
+
+        Args:
+            inputs: each [I, R, width], as `columns_of` returns them.
+        """
         V = self.image_encoder(*inputs)
         kept = self.scorer.image_side(V)
         if self.config.global_vectors:
@@ -130,6 +147,8 @@ def image_inputs(encoder: type[nn.Module], feature_width: int) -> dict[str, int]
         InputError: the inputs are not declared as expected, or no column is left.
     """
     declared = getattr(encoder, "inputs", ImageEncoder.inputs)
+    if not isinstance(declared, Mapping) or FEATURES not in declared:
+        raise InputError(f"{encoder.__name__} declares the inputs {brief(declared)}: expected features, and others")
     (first, _), *others = declared.items()
     axes = [str(other).split() for _, other in others]
     names = [name for name, _ in others]

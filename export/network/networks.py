@@ -9,20 +9,28 @@ is imported because a checkpoint names it: `network_named` finds only what was a
 from __future__ import annotations
 
 import importlib
+import re
 import sys
-from functools import reduce
+import traceback
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from camp_sdk.export.network.camp import PaperScorer, ScalarScorer, Scorer
 from camp_sdk.export.network.released import RELEASED
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.manifest import ACTIVATIONS
 from camp_sdk.runtime.messages import brief
 
 ENTRY_POINTS = "camp_sdk.networks"
 NETWORKS: dict[str, type[Scorer]] = {"paper": PaperScorer, "scalar": ScalarScorer, **RELEASED}
+FORM = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 EXPECTED = "my_package.my_module:MyNetwork, a subclass of camp_sdk.export.Scorer"
+
+
+class NetworkError(InputError):
+    """The code of a network raised an error when the network was made."""
 
 
 def add_network(network: type[Scorer]) -> str:
@@ -37,8 +45,10 @@ def add_network(network: type[Scorer]) -> str:
     Raises:
         InputError: it is not a subclass of `Scorer`, or its module is the script that runs, which has no name.
     """
-    if not (isinstance(network, type) and issubclass(network, Scorer)):
-        raise InputError(f"`network` {brief(network)}: expected {EXPECTED}")
+    if not (isinstance(network, type) and issubclass(network, Scorer) and network is not Scorer):
+        raise InputError(f"`network` {getattr(network, '__name__', brief(network))}: expected {EXPECTED}")
+    if network.activation not in ACTIVATIONS:
+        raise InputError(f"{network.__name__}.activation is {brief(network.activation)}: expected one of {ACTIVATIONS}")
     if network.__module__ == "__main__":
         raise InputError(
             f"`network` {network.__qualname__}: define it in a module that can be imported, not in a script"
@@ -51,7 +61,7 @@ def add_network(network: type[Scorer]) -> str:
 def import_network(name: str) -> str:
     """Import a network that a caller or the command line names, and add it.
 
-    Modules are also looked for in the current folder.
+    Modules are also looked for in the current folder, while this one is imported.
 
     Args:
         name: "my_package.my_module:MyNetwork", or the name of an entry point.
@@ -60,19 +70,38 @@ def import_network(name: str) -> str:
         The name by which it is known: the module that defines it, and its class.
 
     Raises:
-        InputError: there is no such module or class, or the class is not a subclass of `Scorer`.
+        InputError: there is no such module or class, the module raises an error when it is imported, or the class is
+            not a subclass of `Scorer`.
     """
-    module, colon, attributes = name.partition(":")
-    if not colon:
+    if ":" not in name:
         network_named(name)
         return name
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # last: a file here cannot replace an installed module
-    try:
-        found: Any = reduce(getattr, attributes.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty name
-        raise InputError(f"`network` {brief(name)}: {error}; expected {EXPECTED}") from error
+    if not FORM.fullmatch(name):
+        raise InputError(f"`network` {brief(name)}: expected {EXPECTED}")
+    module, _, attributes = name.partition(":")
+    found: Any = _imported(module, name)
+    for part in attributes.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"`network` {name}: {module} has no {attributes}; expected {EXPECTED}")
+        found = getattr(found, part)
     return add_network(found)
+
+
+def _imported(module: str, name: str) -> ModuleType:
+    sys.path.append(str(Path.cwd()))  # last: a file here cannot replace an installed module
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise InputError(f"`network` {name}: {raised(error)}") from error
+    finally:
+        sys.path.pop()
+
+
+def raised(error: BaseException) -> str:
+    """An error of the user's code on one line, with the file and the line that it comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 def network_named(name: str) -> type[Scorer]:
@@ -97,6 +126,7 @@ def network_named(name: str) -> type[Scorer]:
 
 def _load(entry: EntryPoint) -> str:
     try:
-        return add_network(entry.load())
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"network {entry.name}, an entry point for {entry.value}: {error}") from error
+        found = entry.load()
+    except (Exception, SystemExit) as error:  # whatever the installed code raises
+        raise InputError(f"network {entry.name}, an entry point for {entry.value}: {raised(error)}") from error
+    return add_network(found)

@@ -181,18 +181,19 @@ def set_dropout(encoder: nn.Module, option: str, rate: float) -> None:
     """Set the rate of an encoder's `dropout`.
 
     Args:
-        encoder: the encoder; one of the user's may have no such module.
+        encoder: the encoder; one of the user's may have no such module, or a rate of its own.
         option: the option that asks for the rate, for messages.
-        rate: the share to drop, 0..1.
+        rate: the share to drop, 0..1; 0 if the option was not given.
 
     Raises:
         InputError: the rate is above zero, and the encoder has no dropout.
     """
+    if not rate:
+        return
     dropout = getattr(encoder, "dropout", None)
-    if isinstance(dropout, nn.Dropout):
-        dropout.p = rate
-    elif rate:
+    if not isinstance(dropout, nn.Dropout):
         raise InputError(f"`{option}` {rate}: {type(encoder).__name__} has no dropout")
+    dropout.p = rate
 
 
 def forget_words(tokens: Tensor, part: float) -> Tensor:

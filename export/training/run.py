@@ -105,8 +105,8 @@ class Run:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        if config.network:
-            import_network(config.network)  # first: the checkpoint to start from may need it
+        if config.network:  # first: the checkpoint to start from may need it
+            config = replace(config, network=import_network(config.network))
         self.data = config.data
         self.start = config.start
         self.splits = load_split(config.data, "train"), load_split(config.data, "dev")
