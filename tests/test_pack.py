@@ -133,12 +133,7 @@ def test_further_image_inputs_are_packed(parts: Parts, tmp_path: Path) -> None:
     ("role", "old", "new", "error"),
     [
         ("text", "int64[b,s] tokens", "int32[b,s] tokens", "reads tokens int32: expected, as text, int64"),
-        (
-            "image",
-            "float[batch,boxes,6]",
-            "double[batch,boxes,6]",
-            r"reads features tensor\(double\): expected, as image, float32",
-        ),
+        ("image", "float[", "double[", "reads features double: expected, as image, float32"),
         ("text", "sums", "v", "makes v, as text, which is the name of another tensor"),
         ("text", "sums", "lengths_of", "reads sums: expected, as scorer, some of .*lengths_of"),
         (
@@ -201,7 +196,7 @@ def test_old_files_list_their_weights_among_the_inputs(parts: Parts, tmp_path: P
     model.graph.input.append(onnx.helper.make_tensor_value_info("table", table.data_type, table.dims))
     onnx.save(model, tmp_path / "old.onnx")
     found = pack(replace(parts, text=tmp_path / "old.onnx"), tmp_path / "bundle").manifest.graphs["text"]
-    assert [spec.name for spec in found.inputs] == ["tokens", "lengths"]
+    assert {spec.name for spec in found.inputs} == {"tokens", "lengths"}
 
 
 @pytest.mark.parametrize(
