@@ -83,7 +83,7 @@ LIGHT = (
     Kind("bundle", 4, BOTH, mutants.bundle_folder, targets.whole_bundle, (7, 1)),
     Kind("tokenizer", 12, FEATURES, in_bundle(mutations.mutated_json, "tokenizer.json"), targets.tokenizer, (15, 1)),
     *map(_graph, ("image", "text", "scorer", "explainer", "vision")),
-    Kind("golden", 10, FEATURES, in_bundle(zipped, "golden.npz"), targets.golden, (15, 1)),
+    Kind("golden", 10, BOTH, in_bundle(zipped, "golden.npz"), targets.golden, (15, 1)),
     Kind("gallery.json", 10, GALLERY, in_folder(mutations.mutated_json, "gallery.json"), targets.gallery),
     Kind("gallery.npy", 10, GALLERY, in_folder(containers.mutated_npy, "*.npy"), targets.gallery),
     Kind("features", 8, ("data",), in_folder(containers.mutated_npy, "train_ims.npy"), targets.features),

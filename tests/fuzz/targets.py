@@ -109,12 +109,16 @@ def feeds_of(bases: Path, bundle: str, name: str) -> dict[str, Any]:
 
 
 def golden(bases: Path, folder: Path, way: int) -> Answer:
-    """Read the golden examples of a bundle; the second way runs the self-test with them."""
+    """Read the golden examples of a bundle, and check its caption and picture; the second way runs the self-test."""
+    from camp_sdk.diagnosis import check_picture
     from camp_sdk.runtime.golden import read_golden
-    from camp_sdk.runtime.selftest import self_test
+    from camp_sdk.runtime.selftest import check_caption, self_test
 
     bundle = Bundle(folder)
-    answer = {name: value for name, value in asdict(read_golden(bundle)).items() if value is not None}
+    examples = read_golden(bundle)
+    answer = {name: value for name, value in asdict(examples).items() if value is not None}
+    check_caption(bundle, examples)
+    check_picture(bundle, examples)
     if way:
         answer["passed"] = repr(self_test(bundle, "onnxruntime", "float32").passed)
     return answer
