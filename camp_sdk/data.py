@@ -1,14 +1,14 @@
 """Data sets on disk: folders of pictures with captions, and precomputed region features.
 
 Pictures: ``{split}/metadata.jsonl`` with one line ``{"file_name": ..., "captions": [...]}`` per picture (the
-ImageFolder convention). Features: ``{split}_ims.npy`` float [images, R, D] and ``{split}_caps.txt`` with one caption
-per line. Both layouts in circulation are read: one row per image with five captions each, and one row per caption, with
-the row of each image repeated five times.
+ImageFolder convention), in the folder of the split or below the root that a ``dataset.json`` declares. Features:
+``{split}_ims.npy`` float [images, R, D] and ``{split}_caps.txt`` with one caption per line. Both layouts in circulation
+are read: one row per image with five captions each, and one row per caption, with the row of each image repeated five
+times.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.datasets.metadata import EXPECTED, METADATA_FILE, NO_CAPTIONS, read_rows
+from camp_sdk.datasets.root import picture_root
 from camp_sdk.runtime.arrays import map_array
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.messages import brief
 
 CAPTIONS_PER_IMAGE = 5
-OTHER_NAMES = {"dev": "val", "val": "dev"}
+OTHER_NAMES = {"dev": ("val", "validation"), "val": ("dev", "validation"), "validation": ("dev", "val")}
 Features = NDArray[np.floating[Any]]
 
 
@@ -55,17 +57,17 @@ def load_split(data: str | Path, split: str) -> Split:
     Args:
         data: The folder of the data set. A split of pictures is a folder with a file metadata.jsonl; a split of
             features is a pair of files such as test_ims.npy and test_caps.txt.
-        split: The name of the split, such as "train", "dev" or "test". Where there is no "dev", "val" is read, and the
-            other way round.
+        split: The name of the split, such as "train", "dev" or "test". Where there is no "dev", a "val" or
+            "validation" is read, and the other way round.
 
     Raises:
         BundleError: There is no such split, or one of its files is broken; the message names the file and the line.
     """
     folder = Path(data)
-    names = [split, OTHER_NAMES[split]] if split in OTHER_NAMES else [split]
+    names = [split, *OTHER_NAMES.get(split, ())]
     for name in names:
-        if _is_file(folder / name / "metadata.jsonl"):
-            return _load_pictures(folder / name, split)
+        if _is_file(folder / name / METADATA_FILE):
+            return _load_pictures(folder, folder / name, split)
         if _is_file(folder / f"{name}_ims.npy"):
             return _load_features(folder, name, split)
     raise BundleError(
@@ -81,57 +83,28 @@ def _is_file(path: Path) -> bool:
         raise BundleError(f"{brief(str(path))} cannot be a path ({error})") from None
 
 
-def _load_pictures(folder: Path, split: str) -> Split:
-    metadata = folder / "metadata.jsonl"
-    lines = _read_lines(metadata)
+def _load_pictures(data: Path, folder: Path, split: str) -> Split:
+    metadata, root = folder / METADATA_FILE, picture_root(data, folder)
     images: list[Path] = []
     captions: list[str] = []
     owners: list[int] = []
     lines_of: dict[Path, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        path, own = _parse_line(line, folder, f"{metadata}:{number}")
-        if (before := lines_of.setdefault(path, number)) != number:
+    for row in read_rows(metadata):
+        if isinstance(row, BundleError):
+            raise row
+        where = f"{metadata}:{row.number}"
+        if not row.is_whole:
+            raise BundleError(f"{where}: {EXPECTED} {NO_CAPTIONS}")
+        path = root.path_of(row.file_name, where)
+        if (before := lines_of.setdefault(path, row.number)) != row.number:
             # As two images they would be each other's negatives, and a query could never rank the right one first.
-            raise BundleError(f"{metadata}:{number} describes {path.name}, as line {before} does: expected one line")
-        owners += [len(images)] * len(own)
-        captions += own
+            raise BundleError(f"{where} describes {path.name}, as line {before} does: expected one line")
+        owners += [len(images)] * len(row.captions)
+        captions += row.captions
         images.append(path)
     if not captions:
         raise BundleError(f"{metadata} describes no picture: expected one line per picture")
     return Split(split, images, captions, np.array(owners, np.int64))
-
-
-def _parse_line(line: str, folder: Path, where: str) -> tuple[Path, list[str]]:
-    expected = 'expected {"file_name": "...", "captions": ["...", ...]}'
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where} is not JSON ({error}): {expected}") from None
-    name, captions = (row.get("file_name"), row.get("captions")) if isinstance(row, dict) else (None, None)
-    strings = isinstance(captions, list) and all(isinstance(c, str) and c.strip() and _encodes(c) for c in captions)
-    if not isinstance(name, str) or not captions or not strings:
-        raise BundleError(f"{where}: {expected} with at least one caption, no empty caption, and valid Unicode")
-    path = folder / name
-    try:
-        inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{where}: file_name {brief(name)} cannot be a path ({error})") from None
-    if not inside:
-        raise BundleError(f"{where}: file_name {brief(name)} is outside the folder {folder}")
-    if not there:
-        raise BundleError(f"{where}: {path} is missing")
-    return path, captions
-
-
-def _encodes(caption: str) -> bool:
-    """Whether a caption is valid Unicode: JSON can hold lone surrogates, which no file or tokenizer accepts."""
-    try:
-        caption.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _load_features(folder: Path, name: str, split: str) -> Split:

@@ -1,4 +1,4 @@
-"""What works on this machine: the GPU, every backend, and a bundle's engines and self-tests.
+"""What works on this machine: the GPU, every backend, and a bundle's engines, inputs and self-tests.
 
 Nothing here raises for something missing or broken: that is what the diagnosis reports.
 """
@@ -11,13 +11,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
+from camp_sdk.pictures import normalise, read_picture
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.backends import BACKENDS, DEVICES, PRECISIONS, SCORES_IN, library_version
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines import cuda
 from camp_sdk.runtime.engines.onnxruntime_engine import check_provider
 from camp_sdk.runtime.engines.openvino_engine import import_openvino
-from camp_sdk.runtime.selftest import ON_PROCESSOR, SelfTest, run_and_remember, self_test
+from camp_sdk.runtime.errors import BundleError, InputError
+from camp_sdk.runtime.golden import GOLDEN_FILE, Golden, read_golden
+from camp_sdk.runtime.manifest import EXPORT_AGAIN
+from camp_sdk.runtime.selftest import ON_PROCESSOR, SelfTest, check_caption, run_and_remember, self_test
 from camp_sdk.runtime.tensorrt.library import here_of
 from camp_sdk.runtime.tensorrt.plans import LIBRARIES, PlanRecord, check_plan, graph_of, misfit, read_records
 
@@ -25,6 +31,7 @@ T = TypeVar("T")
 DEFAULT = "float32"
 AUTO_ORDER = (*LIBRARIES, "onnxruntime-cuda", "openvino", "onnxruntime")
 PROBLEM_CHARACTERS = 600
+PICTURE_STEPS = 1.01  # of 255; the rest is the rounding of normalised values
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,19 @@ class SelfTestState:
 
 
 @dataclass(frozen=True)
+class InputState:
+    """Whether a golden example becomes the network's input as it did at the export.
+
+    Args:
+        name: "caption", which becomes tokens, or "picture", which becomes pixels.
+        problem: What differs; empty if nothing does.
+    """
+
+    name: str
+    problem: str
+
+
+@dataclass(frozen=True)
 class Choice:
     """The backend that "auto" chooses in one precision.
 
@@ -116,6 +136,7 @@ class BundleState:
         precisions: The precisions that it has graphs in.
         engines: Its engines on disk.
         broken_records: Why the records of engines on disk cannot be read, one line for each such record.
+        inputs: The golden examples of what an app passes in; empty for bundles of older versions, which have none.
         self_tests: The self-test on every backend that opens, in every precision.
         auto: The choice of "auto" in every precision.
     """
@@ -126,6 +147,7 @@ class BundleState:
     precisions: tuple[str, ...] = ()
     engines: tuple[EngineState, ...] = ()
     broken_records: tuple[str, ...] = ()
+    inputs: tuple[InputState, ...] = ()
     self_tests: tuple[SelfTestState, ...] = ()
     auto: tuple[Choice, ...] = ()
 
@@ -150,9 +172,11 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether "auto" works with the bundle in float32; without a bundle, whether any backend works."""
+        """Whether "auto" and the inputs work with the bundle in float32; without a bundle, whether a backend works."""
         if self.bundle is None:
             return any(not state.problem for state in self.backends)
+        if any(state.problem for state in self.bundle.inputs):
+            return False
         return any(choice.precision == DEFAULT and not choice.problem for choice in self.bundle.auto)
 
     def as_dict(self) -> dict[str, Any]:
@@ -215,9 +239,51 @@ def _bundle_state(
         precisions=precisions,
         engines=tuple(_engine_state(bundle, *found) for found in records),
         broken_records=tuple(broken),
+        inputs=_input_states(bundle),
         self_tests=tests,
         auto=tuple(_choice(bundle, precision, backends, tests) for precision in precisions),
     )
+
+
+def _input_states(bundle: Bundle) -> tuple[InputState, ...]:
+    golden, _ = _attempt(lambda: read_golden(bundle))
+    if golden is None:  # there is none, or it is broken: the self-tests report that
+        return ()
+    states = []
+    if golden.caption is not None:
+        states.append(InputState("caption", _attempt(lambda: check_caption(bundle, golden))[1]))
+    if golden.picture is not None:
+        states.append(InputState("picture", _attempt(lambda: check_picture(bundle, golden))[1]))
+    return tuple(states)
+
+
+def check_picture(bundle: Bundle, golden: Golden) -> None:
+    """Check that the golden picture becomes the pixels of the export, with the Pillow that is installed here.
+
+    Args:
+        bundle: The bundle.
+        golden: Its examples; without a picture, nothing is checked.
+
+    Raises:
+        BundleError: The picture cannot be read, or a value differs by more than one of 255 steps: other versions of
+            Pillow may round otherwise.
+    """
+    spec = bundle.manifest.pixels
+    if spec is None or golden.picture is None or golden.picture_pixels is None:
+        return
+    name = f"the picture of {GOLDEN_FILE}"
+    try:
+        pixels = read_picture(golden.picture.tobytes(), spec.height, spec.width, name, spec.fit)  # [H, W, 3]
+    except InputError as error:
+        raise BundleError(f"{error}; {EXPORT_AGAIN}") from None
+    found = normalise(pixels[None], spec)[0]  # [3, H, W]
+    std = np.abs(np.array(spec.std)).reshape(3, 1, 1)
+    steps = float((np.abs(found.astype(np.float64) - golden.picture_pixels) * std * 255).max())
+    if not steps <= PICTURE_STEPS:
+        raise BundleError(
+            f"{name} becomes other pixels than at the export: a value differs by {steps:.3g} of 255; install another "
+            f"version of Pillow, or {EXPORT_AGAIN}"
+        )
 
 
 def _engine_state(bundle: Bundle, folder: Path, record: PlanRecord) -> EngineState:

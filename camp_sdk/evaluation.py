@@ -1,16 +1,17 @@
-"""Measure the recall of a bundle on a whole split, as `camp eval` does."""
+"""Measure the recall of a bundle, or of several as one, on a whole split, as `camp eval` does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.data import Split
+from camp_sdk.ensembles import ScoreMean, check_takes, names_of
 from camp_sdk.gallery import Gallery
 from camp_sdk.metrics import (
     MAX_RECALL_K,
@@ -29,6 +30,7 @@ Matrix = NDArray[np.float32]
 Progress = Callable[[str, int], None]
 ENCODING, SCORING = "encoding images", "scoring pairs"
 NETWORK, VECTORS = "network", "vectors"
+MEMBER, SHORTLIST = "member ", "shortlist "  # followed by the member's name, or the shortlist's size
 TEXTS_AT_ONCE = 256
 CAPTIONS_PER_IMAGE = 5
 PROTOCOLS = {"flickr30k": (1000, 1), "coco-5k": (5000, 1), "coco-1k": (5000, 5)}  # images, folds
@@ -60,17 +62,19 @@ def protocol_folds(protocol: str, split: Split) -> int:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics of a network on a split.
+    """The metrics of a network, or of several networks' mean scores, on a split.
 
     Args:
-        network: Metrics of the network.
-        global_vectors: Metrics of its global vectors alone; None if it has no global vectors.
+        network: Metrics of the network, or of the mean scores.
+        global_vectors: Metrics of its global vectors alone; None if it has no global vectors, and for several networks.
         images: The number of images.
         texts: The number of captions.
         folds: Every figure is the mean over this many equal parts of the images; 1 for the whole split at once.
         name: The protocol that the data were checked against, if any.
         shortlists: The network's metrics by size of shortlist: only that many candidates, the nearest by global vector,
             are scored for each query.
+        members: The metrics of each network alone, by its name in the manifest, with the bundle's folder if two have
+            the same name.
     """
 
     network: Metrics
@@ -80,6 +84,7 @@ class Evaluation:
     folds: int
     name: str | None = None
     shortlists: dict[int, Metrics] = field(default_factory=dict)
+    members: dict[str, Metrics] = field(default_factory=dict)
 
     @property
     def protocol(self) -> str:
@@ -94,11 +99,13 @@ class Evaluation:
         rest = {"protocol": self.protocol, "images": self.images, "texts": self.texts, "folds": self.folds}
         beside = self.global_vectors.as_dict() if self.global_vectors else None
         short = {str(size): metrics.as_dict() for size, metrics in self.shortlists.items()}
-        return self.network.as_dict() | {"global_vectors": beside} | rest | ({"shortlists": short} if short else {})
+        each = {name: metrics.as_dict() for name, metrics in self.members.items()}
+        found = rest | ({"shortlists": short} if short else {}) | ({"members": each} if len(each) > 1 else {})
+        return self.network.as_dict() | {"global_vectors": beside} | found
 
 
 def evaluate(
-    retriever: Retriever,
+    retriever: Retriever | Sequence[Retriever],
     split: Split,
     folds: int = 1,
     on_progress: Progress = lambda step, done: None,
@@ -108,7 +115,7 @@ def evaluate(
     """Score every caption against every image of a split and measure retrieval in both directions.
 
     Args:
-        retriever: Scores the pairs.
+        retriever: Scores the pairs. Of several retrievers, the mean of their scores is measured, and each one alone.
         split: The images and captions, as `load_split` reads them.
         folds: Divide the images into this many equal consecutive parts, measure each, and average.
         on_progress: Receives the name of a step ("encoding images" or "scoring pairs") and the number of images or
@@ -118,47 +125,109 @@ def evaluate(
         shortlists: Also measure the network with shortlists of these sizes.
 
     Raises:
-        InputError: The images do not divide into the folds, the split does not fit the protocol, or the bundle has no
-            global vectors to make a shortlist with.
+        InputError: The images do not divide into the folds, the split does not fit the protocol, a bundle does not take
+            the images of the split, or a shortlist is asked of several retrievers or of a bundle without global
+            vectors.
     """
-    for size in shortlists:
-        retriever.check_counts(1, size)
+    retrievers = list(retriever) if isinstance(retriever, Sequence) else [retriever]
+    _check(retrievers, split, shortlists)
     if protocol:
         folds = protocol_folds(protocol, split)
     images = len(split.images)
     if folds < 1 or images % folds:
         raise InputError(f"`folds` is {folds}: {images} images do not divide into that many equal parts")
     size = images // folds
-    parts = [slice(k * size, (k + 1) * size) for k in range(folds)]
-    measured = [_evaluate_fold(retriever, split, part, on_progress, shortlists) for part in parts]
+    parts = [_Fold(split, slice(k * size, (k + 1) * size), on_progress) for k in range(folds)]
+    several = len(retrievers) > 1
+    measured = [
+        _evaluate_mean(retrievers, fold) if several else _evaluate_one(retrievers[0], fold, shortlists)
+        for fold in parts
+    ]
     means = {name: mean_metrics([fold[name] for fold in measured]) for name in measured[0]}
-    network, beside = means.pop(NETWORK), means.pop(VECTORS, None)
-    short = {int(name): metrics for name, metrics in means.items()}
-    return Evaluation(network, beside, images, len(split.captions), folds, protocol, short)
+    short = {size: means[f"{SHORTLIST}{size}"] for size in shortlists}
+    names = names_of([own.bundle for own in retrievers])
+    members = {name: means[f"{MEMBER}{name}" if several else NETWORK] for name in names}
+    counts = (images, len(split.captions), folds)
+    return Evaluation(means[NETWORK], means.get(VECTORS), *counts, protocol, short, members)
 
 
-def work_of(split: Split, folds: int = 1) -> dict[str, int]:
+def _check(retrievers: Sequence[Retriever], split: Split, shortlists: Sequence[int]) -> None:
+    if not retrievers:
+        raise InputError("retriever is an empty sequence: expected at least one retriever")
+    if len(retrievers) > 1 and shortlists:
+        raise InputError(
+            f"`shortlist`: {len(retrievers)} networks have no common global vectors to make one with; leave it out, or "
+            "evaluate one bundle at a time"
+        )
+    for size in shortlists:
+        retrievers[0].check_counts(1, size)
+    for retriever in retrievers:
+        check_takes(retriever, split)
+
+
+def work_of(split: Split, folds: int = 1, retrievers: int = 1) -> dict[str, int]:
     """The amount of work in each step of `evaluate`, for progress bars: images to encode and pairs to score."""
     size = len(split.images) // max(folds, 1)
     owner = split.image_of_caption
     pairs = sum(size * int(((owner >= k * size) & (owner < (k + 1) * size)).sum()) for k in range(folds))
-    return {ENCODING: len(split.images), SCORING: pairs}
+    return {ENCODING: retrievers * len(split.images), SCORING: retrievers * pairs}
 
 
-def _evaluate_fold(
-    retriever: Retriever, split: Split, part: slice, on_progress: Progress, shortlists: Sequence[int]
-) -> dict[str, Metrics]:
-    names = None if split.has_pictures else [f"image {k} of {split.name}" for k in range(part.start, part.stop)]
-    images = retriever.encode_images(split.images[part], names, partial(on_progress, ENCODING))
-    chosen = np.flatnonzero((split.image_of_caption >= part.start) & (split.image_of_caption < part.stop))
-    captions = [split.captions[index] for index in chosen]
-    owner = split.image_of_caption[chosen] - part.start
-    logits, vectors = similarity_matrices(retriever, images, captions, partial(on_progress, SCORING))
-    found = {NETWORK: evaluate_matrix(logits, owner)}
+@dataclass(frozen=True)
+class _Fold:
+    """A part of the images of a split, with their captions.
+
+    Args:
+        split: The split.
+        part: The images.
+        on_progress: Receives progress, as in `evaluate`.
+    """
+
+    split: Split
+    part: slice
+    on_progress: Progress
+
+    @cached_property
+    def captions(self) -> NDArray[np.intp]:
+        """The indices of the captions [T]."""
+        owner = self.split.image_of_caption
+        return np.flatnonzero((owner >= self.part.start) & (owner < self.part.stop))
+
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """The image of each caption [T], counted from the first of the fold."""
+        return np.asarray(self.split.image_of_caption[self.captions] - self.part.start)
+
+    def matrices(self, retriever: Retriever, with_vectors: bool = True) -> tuple[Matrix, Matrix | None]:
+        """Encode the fold with a retriever, and score it as `similarity_matrices` does."""
+        numbers = range(self.part.start, self.part.stop)
+        names = None if self.split.has_pictures else [f"image {k} of {self.split.name}" for k in numbers]
+        images = retriever.encode_images(self.split.images[self.part], names, partial(self.on_progress, ENCODING))
+        captions = [self.split.captions[index] for index in self.captions]
+        return similarity_matrices(retriever, images, captions, partial(self.on_progress, SCORING), with_vectors)
+
+
+def _evaluate_one(retriever: Retriever, fold: _Fold, shortlists: Sequence[int]) -> dict[str, Metrics]:
+    logits, vectors = fold.matrices(retriever)
+    found = {NETWORK: evaluate_matrix(logits, fold.owner)}
     if vectors is not None:
-        found[VECTORS] = evaluate_matrix(vectors, owner)
-        found |= {str(size): shortlist_metrics(logits, vectors, owner, size) for size in shortlists}
+        found[VECTORS] = evaluate_matrix(vectors, fold.owner)
+        found |= {f"{SHORTLIST}{size}": shortlist_metrics(logits, vectors, fold.owner, size) for size in shortlists}
     return found
+
+
+def _evaluate_mean(retrievers: Sequence[Retriever], fold: _Fold) -> dict[str, Metrics]:
+    """The metrics of each network and of their mean; only one network's images and logits are in memory at a time."""
+    bundles = [retriever.bundle for retriever in retrievers]
+    numbers = (fold.part.stop - fold.part.start, len(fold.captions))
+    mean = ScoreMean([bundle.manifest.activation for bundle in bundles], numbers)
+    found = {}
+    for name, retriever in zip(names_of(bundles), retrievers, strict=True):
+        logits, _ = fold.matrices(retriever, with_vectors=False)
+        found[f"{MEMBER}{name}"] = evaluate_matrix(logits, fold.owner)
+        mean.add(logits)
+        del logits  # before the next network makes its own
+    return found | {NETWORK: evaluate_matrix(mean.similarity(), fold.owner)}
 
 
 def shortlist_metrics(logits: Matrix, vectors: Matrix, image_of_caption: NDArray[np.int64], size: int) -> Metrics:
@@ -192,19 +261,30 @@ def _missed_rank(candidates: int) -> int:
 
 
 def similarity_matrices(
-    retriever: Retriever, images: Gallery, captions: list[str], on_progress: Callable[[int], None]
+    retriever: Retriever,
+    images: Gallery,
+    captions: list[str],
+    on_progress: Callable[[int], None],
+    with_vectors: bool = True,
 ) -> tuple[Matrix, Matrix | None]:
     """Score all images against all captions.
 
     Captions are encoded 256 at a time, so that memory for their tensors does not grow with their number. Captions with
     the same tokens are scored once, because they must tie: in blocks of different shapes, rounding could separate them.
 
+    Args:
+        retriever: Scores the pairs.
+        images: The images, encoded by this retriever.
+        captions: The captions.
+        on_progress: Receives the number of pairs in each block that was scored.
+        with_vectors: Whether to compare the global vectors too.
+
     Returns:
-        Logits [I, T], and the dot products of the global vectors [I, T], or None if the bundle has no global vectors.
+        Logits [I, T], and the dot products of the global vectors [I, T], or None without them.
     """
     first, where = open_tokenizer(retriever.bundle).encode(captions).distinct()
     logits = np.empty((len(images), len(captions)), np.float32)
-    vectors = np.empty_like(logits) if "image.global" in images.encoded.tensors else None
+    vectors = np.empty_like(logits) if with_vectors and "image.global" in images.encoded.tensors else None
     for start in range(0, len(first), TEXTS_AT_ONCE):
         kept = first[start : start + TEXTS_AT_ONCE]
         columns = np.flatnonzero((where >= start) & (where < start + len(kept)))

@@ -1,5 +1,7 @@
 """The golden self-test: run a bundle's own examples on one backend, and compare the results with PyTorch's.
 
+Its caption is compared too, by `check_caption`: a tokenizer that splits it otherwise makes every backend wrong.
+
 Software that is built on or for one machine can give wrong results on that machine only. So a backend that uses the GPU
 is tested before its first use. The result is kept in the user's cache folder until something it depends on changes.
 """
@@ -25,12 +27,14 @@ from camp_sdk.runtime.encode import encode_texts, image_feeds
 from camp_sdk.runtime.encoded import EncodedImages
 from camp_sdk.runtime.engines import cuda
 from camp_sdk.runtime.engines.base import Engine
-from camp_sdk.runtime.errors import BackendError, InputError
+from camp_sdk.runtime.errors import BackendError, BundleError, InputError
 from camp_sdk.runtime.files import cache_folder, write_aside
 from camp_sdk.runtime.golden import GOLDEN_FILE, Golden, read_golden
+from camp_sdk.runtime.manifest import EXPORT_AGAIN
+from camp_sdk.runtime.messages import brief
 from camp_sdk.runtime.scoring import Logits, PairScorer
 from camp_sdk.runtime.tensorrt.plans import LIBRARIES, read_records
-from camp_sdk.runtime.tokenizer import Tokens
+from camp_sdk.runtime.tokenizer import Tokens, open_tokenizer
 
 # The limits that the export applies to the same inputs (its parity and precision gates). An engine adds float32 numbers
 # in another order and rounds float16 numbers in other places, but must not differ more than the graph it is made from.
@@ -117,6 +121,29 @@ def _golden_logits(bundle: Bundle, engines: dict[str, Engine], precision: str, g
     texts = encode_texts(engines["text"], bundle, tokens)
     images = EncodedImages(engines["image"].run(image_feeds(features, image_columns(graphs["image"]))))
     return scoring.logit_matrix(PairScorer(engines["scorer"], graphs["scorer"].inputs), images, texts)
+
+
+def check_caption(bundle: Bundle, golden: Golden) -> None:
+    """Check that the bundle's tokenizer gives the golden caption's tokens, with the library that is installed here.
+
+    Args:
+        bundle: the bundle to test.
+        golden: its examples; without a caption, nothing is checked.
+
+    Raises:
+        BundleError: the tokenizer is broken, or gives other tokens.
+    """
+    if golden.caption is None or golden.caption_tokens is None:
+        return
+    try:
+        (found,) = open_tokenizer(bundle).encode([golden.caption]).ids.tolist()
+    except InputError as error:
+        raise BundleError(f"the caption of {GOLDEN_FILE} cannot be encoded ({error}); {EXPORT_AGAIN}") from None
+    if found != (expected := golden.caption_tokens.tolist()):
+        raise BundleError(
+            f"the tokenizer turns {brief(golden.caption)} into {brief(found)}, at the export into {brief(expected)}: "
+            "install the version of `tokenizers` that the manifest names in made_with"
+        )
 
 
 def _compared(test: SelfTest, expected: Logits, found: Logits, activation: str) -> SelfTest:

@@ -88,9 +88,10 @@ def test_from_scenes_to_a_checkpoint_by_camp_alone(camp: Camp, tmp_path: Path) -
 def test_export_passes_its_options_on(camp: Camp, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     monkeypatch.setattr(writer, "export_bundle", lambda *arguments: called.append(arguments))
-    result = camp("export", "--checkpoint", "best.ckpt", "--output", "bundle", "--precision", "fp16")
+    mine = ("--network", "my_package:MyNetwork")
+    result = camp("export", "--checkpoint", "best.ckpt", "--output", "bundle", "--precision", "fp16", *mine)
     assert (result.code, result.err) == (0, "wrote bundle\n")
-    assert called == [(Path("best.ckpt"), Path("bundle"), ["float16"])]
+    assert called == [(Path("best.ckpt"), Path("bundle"), ["float16"], "my_package:MyNetwork")]
 
 
 # Parameters become flags

@@ -153,9 +153,16 @@ def test_a_split_of_its_own_name_comes_first(tmp_path: Path) -> None:
     assert [len(load_split(tmp_path, name).images) for name in ("dev", "val")] == [2, 3]
 
 
-@pytest.mark.parametrize("asked", ["dev", "val"])
-def test_where_neither_is_there_both_are_named(tmp_path: Path, asked: str) -> None:
-    with pytest.raises(BundleError, match=r"has no split '(dev' or 'val|val' or 'dev)': expected"):
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ("dev", "'dev' or 'val' or 'validation'"),
+        ("val", "'val' or 'dev' or 'validation'"),
+        ("validation", "'validation' or 'dev' or 'val'"),
+    ],
+)
+def test_where_none_is_there_all_are_named(tmp_path: Path, asked: str, named: str) -> None:
+    with pytest.raises(BundleError, match=f"has no split {named}: expected"):
         load_split(tmp_path, asked)
 
 
@@ -180,8 +187,8 @@ def test_only_a_line_feed_ends_a_caption(tmp_path: Path, odd: str) -> None:
 
 
 def test_a_missing_split_names_both_formats(scenes: Path) -> None:
-    with pytest.raises(BundleError, match=r"no split 'validation'.*metadata\.jsonl.*validation_ims\.npy"):
-        load_split(scenes, "validation")
+    with pytest.raises(BundleError, match=r"no split 'extra'.*metadata\.jsonl.*extra_ims\.npy"):
+        load_split(scenes, "extra")
 
 
 def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
@@ -196,7 +203,9 @@ def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
         pytest.param({"name": "a.png", "captions": ["x"]}, id="no file_name"),
         pytest.param({"file_name": "a.png", "caption": ["x"]}, id="no captions"),
         pytest.param({"file_name": 5, "captions": ["x"]}, id="file_name is a number"),
-        pytest.param({"file_name": "a.png", "captions": "x"}, id="captions is a string"),
+        pytest.param({"file_name": "a.png", "captions": ""}, id="the one caption is empty"),
+        pytest.param({"file_name": "a.png", "captions": {"x": "y"}}, id="captions is an object"),
+        pytest.param({"file_name": "a.png", "text": 5}, id="text is a number"),
         pytest.param({"file_name": "a.png", "captions": []}, id="no caption"),
         pytest.param({"file_name": "a.png", "captions": ["x", ""]}, id="an empty caption"),
         pytest.param({"file_name": "a.png", "captions": ["x", " \t"]}, id="a blank caption"),

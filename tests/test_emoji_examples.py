@@ -257,11 +257,13 @@ def test_names_alone(search: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Non
     split = Split("test", np.zeros((2, 1, 1), np.float32), captions, np.array([0, 0, 1, 1, 1]))
     similarity = {"ant": (2, 1), "ant tags": (2, 1), "bee": (3, 1), "bee tags": (0, 1), "bee words": (0, 1)}
 
-    def matrices(retriever: Any, images: Any, texts: list[str], on_progress: Any) -> tuple[Any, None]:
+    def matrices(retriever: Any, images: Any, texts: list[str], *options: Any) -> tuple[Any, None]:
         return np.array([similarity[text] for text in texts], np.float32).T, None
 
     monkeypatch.setattr("camp_sdk.evaluation.similarity_matrices", matrices)
-    retriever: Any = SimpleNamespace(encode_images=lambda images, names, on_progress: images)
+    manifest = SimpleNamespace(variant="paper", feature_width=1, pixels=None)
+    bundle = SimpleNamespace(manifest=manifest, folder=Path("bundle"))
+    retriever: Any = SimpleNamespace(bundle=bundle, encode_images=lambda images, names, on_progress: images)
     names = search.only_names(split, kinds)
     assert (names.captions, names.image_of_caption.tolist()) == (["ant", "bee"], [0, 1])
     assert evaluate(retriever, split).network.text_to_image.r1 == 80.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, EntryPoints
@@ -33,26 +34,8 @@ from tests.helpers.processes import run_blocked
 from tests.helpers.tiny import CAPTIONS, save_tiny_checkpoint, tiny_model
 
 BOXES = "tests.helpers.networks:WithEncoders"
-SOURCE = """
-import torch
-from camp_sdk.export.network.camp import Scorer
-
-class Sums(Scorer):
-    axes = {"image.v": "I d", "text.t": "T d"}
-
-    def __init__(self, width):
-        super().__init__()
-        self.map = torch.nn.Linear(width, width)
-
-    def image_side(self, V):
-        return {"image.v": self.map(V.sum(1))}
-
-    def text_side(self, T, mask):
-        return {"text.t": T.sum(1)}
-
-    def forward(self, image, text):
-        return image["image.v"] @ text["text.t"].T
-"""
+DOCS = Path(__file__).parents[1] / "docs" / "networks.md"
+TOWERS, BOXED = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)  # what the docs show
 
 
 @pytest.fixture(autouse=True)
@@ -139,33 +122,33 @@ def test_nothing_is_imported_because_a_checkpoint_names_it(
     tmp_path: Path, camp: CampCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The module lies in the current folder, and would leave a file if it were imported."""
-    (tmp_path / "planted.py").write_text("open('ran', 'w')\n" + SOURCE)
+    (tmp_path / "planted.py").write_text("open('ran', 'w')\n" + TOWERS)
     add_network(TwoTowers)
     checkpoint = save_tiny_checkpoint(tmp_path / "it.ckpt", "tests.helpers.networks:TwoTowers", False)
     loaded = torch.load(checkpoint, weights_only=True)
-    loaded["camp"]["model"]["variant"] = "planted:Sums"
+    loaded["camp"]["model"]["variant"] = "planted:Towers"
     torch.save(loaded, checkpoint)
     monkeypatch.chdir(tmp_path)
     done = camp("export", "--checkpoint", "it.ckpt", "--output", "bundle")
     assert done.code == 1
-    assert "it.ckpt needs the network 'planted:Sums': give it as --network" in done.err
+    assert "it.ckpt needs the network 'planted:Towers': give it as --network" in done.err
     assert not (tmp_path / "ran").exists()
 
 
 def test_the_command_line_trains_and_exports_a_network_of_the_current_folder(
     data: Path, camp: CampCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (data / "mine.py").write_text(SOURCE)
+    (data / "mine.py").write_text(TOWERS + BOXED)
     monkeypatch.chdir(data)
     sizes = ("--width", "8", "--word-width", "8", "--epochs", "1", "--batch-size", "8", "--min-count", "1")
-    mine = ("--network", "mine:Sums")
+    mine = ("--network", "mine:BoxedTowers")
     trained = camp("train", "--data", ".", *mine, "--output", "run", *sizes)
     assert trained.code == 0, trained.err
-    monkeypatch.delitem(networks.NETWORKS, "mine:Sums")
+    monkeypatch.delitem(networks.NETWORKS, "mine:BoxedTowers")
     exported = camp("export", "--checkpoint", "run/best.ckpt", *mine, "--output", "bundle")
     assert exported.code == 0, exported.err
     monkeypatch.delitem(sys.modules, "mine")
-    assert read_manifest(data / "bundle" / "manifest.json").variant == "mine:Sums"
+    assert read_manifest(data / "bundle" / "manifest.json").variant == "mine:BoxedTowers"
     rank = "import numpy as np\nfrom camp_sdk import Retriever\nwith Retriever(sys.argv[1]) as r:\n"
     rank += "    print(r.score_matrix(np.load(sys.argv[2]), ['thing 1']).shape)"
     done = run_blocked(rank, data / "bundle", data / "dev_ims.npy")

@@ -113,6 +113,11 @@ def test_a_vision_graph_is_packed_with_its_preprocessing(picture_bundle: Path, t
         np.testing.assert_array_equal(one.score_matrix(picture, CAPTIONS), other.score_matrix(picture, CAPTIONS))
 
 
+def test_a_vision_graph_of_another_width(parts: Parts, picture_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="makes features of width 12, the image graph reads 6"):
+        pack(replace(parts, vision=picture_bundle / "vision.onnx"), tmp_path / "bundle")
+
+
 def test_further_image_inputs_are_packed(parts: Parts, tmp_path: Path) -> None:
     text = IMAGE.replace("features)", "features, float[batch,boxes,2] boxes)", 1).replace(
         "{v = ReduceMax", "{c = ReduceMean<keepdims=1>(boxes, last)  own = Mul(features, c)  v = ReduceMax"

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from camp_sdk import __version__
 from camp_sdk.commands.build import build_command
+from camp_sdk.commands.data import data_app
 from camp_sdk.commands.doctor import doctor_command
 from camp_sdk.commands.encode import encode_command
 from camp_sdk.commands.eval import eval_command
@@ -62,6 +63,7 @@ app = typer.Typer(
 )
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(data_app, name="data")
 
 
 def _show_version(wanted: bool) -> None:

@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from camp_sdk.diagnosis import BackendState, BundleState, Choice, Diagnosis, EngineState, SelfTestState, diagnose
+from camp_sdk.diagnosis import (
+    BackendState,
+    BundleState,
+    Choice,
+    Diagnosis,
+    EngineState,
+    InputState,
+    SelfTestState,
+    diagnose,
+)
 from camp_sdk.runtime.messages import visible
 from camp_sdk.runtime.selftest import ON_PROCESSOR
 from camp_sdk.terminal import progress
@@ -85,12 +94,20 @@ def _print_bundle(state: BundleState, console: Console) -> None:
         console.print(_engines_table(state.engines))
     _print_problems(console, ((f"{engine.graph} engine", engine.problem) for engine in state.engines))
     _print_problems(console, (("record", problem) for problem in state.broken_records))
+    for given in state.inputs:
+        console.print(_input_line(given))
     if state.self_tests:
         console.print(_tests_table(state.self_tests))
     tests = ((f"{test.backend} in {test.precision}", test.skipped or test.problem) for test in state.self_tests)
     _print_problems(console, tests)
     for choice in state.auto:
         console.print(_auto_line(choice))
+
+
+def _input_line(given: InputState) -> Text:
+    if given.problem:
+        return _shown(f"golden {given.name}: {given.problem}", "red")
+    return _shown(f"golden {given.name}: becomes the {'tokens' if given.name == 'caption' else 'pixels'} of the export")
 
 
 def _engines_table(engines: tuple[EngineState, ...]) -> Table:

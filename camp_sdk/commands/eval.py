@@ -1,8 +1,9 @@
-"""The command `camp eval`: the recall of a bundle's network, and of its global vectors, on a split."""
+"""The command `camp eval`: the recall of a bundle's network, or of several networks' mean scores, on a split."""
 
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,6 @@ from rich.text import Text
 
 from camp_sdk.commands.options import (
     BackendOption,
-    BundleArgument,
     JsonOption,
     MemoryOption,
     PrecisionOption,
@@ -26,19 +26,29 @@ from camp_sdk.progress import progress_bars
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import check_writable, followed, write_aside
+from camp_sdk.runtime.messages import visible
 
 SHORTLISTS = (10, 20, 50, 100, 200, 500, 1000)
 
 
 def eval_command(
-    bundle: BundleArgument,
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="BUNDLE...",
+            help="Bundle folder written by camp export. Of several, the mean of their scores is measured.",
+        ),
+    ],
     data: Annotated[Path, typer.Option(help="Data set: a folder of pictures or of precomputed features.")],
     split: Annotated[str, typer.Option(help="Split to measure: train, dev or test.")] = "test",
     protocol: Annotated[
         str | None, typer.Option(help="flickr30k, coco-5k or coco-1k: sets the folds and checks the data.")
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Average over this many equal parts of the images.", min=1)] = None,
-    shortlist: Annotated[int, typer.Option(help="Also measure shortlists of 10 to this many candidates.", min=0)] = 0,
+    shortlist: Annotated[
+        int,
+        typer.Option(help="Also measure shortlists of 10 to this many candidates; not with several bundles.", min=0),
+    ] = 0,
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "float32",
@@ -57,12 +67,14 @@ def eval_command(
         check_writable(output)  # before the work, not after it
     parts = protocol_folds(protocol, loaded) if protocol else folds or 1
     sizes = sorted({*(size for size in SHORTLISTS if size < shortlist), shortlist} - {0})
-    with (
-        Retriever(bundle, backend, precision, threads, memory_budget) as retriever,
-        progress_bars(work_of(loaded, parts)) as advance,
-    ):
-        result = evaluate(retriever, loaded, parts, advance, protocol, sizes)
-    setup = {"split": split, "backend": retriever.backend, "precision": precision}
+    with ExitStack() as stack:
+        retrievers = [
+            stack.enter_context(Retriever(bundle, backend, precision, threads, memory_budget)) for bundle in bundles
+        ]
+        with progress_bars(work_of(loaded, parts, len(retrievers))) as advance:
+            result = evaluate(retrievers, loaded, parts, advance, protocol, sizes)
+    used = dict.fromkeys(retriever.backend for retriever in retrievers)
+    setup = {"split": split, "backend": ", ".join(used), "precision": precision}
     answer = json.dumps(result.as_dict() | setup, indent=2)
     if output:
         with write_aside(output) as aside:
@@ -76,13 +88,18 @@ def eval_command(
 
 
 def evaluation_table(result: Evaluation, title: str) -> Table:
-    """The metrics of an evaluation as a table: two rows for the network, two for the global vectors."""
+    """The metrics of an evaluation as a table: two rows for each network, for the mean of several, and for vectors."""
     table = Table(
         "", "", *(Column(name, justify="right") for name in ("R@1", "R@5", "R@10", "median", "rsum")), title=Text(title)
     )
-    beside = [("global vectors alone", result.global_vectors)] if result.global_vectors else []
-    for name, metrics in [("CAMP", result.network), *beside]:
-        table.add_row(name, "text to image", *_figures(metrics.text_to_image), "")
+    rows = list((result.members or {"network": result.network}).items())
+    if len(rows) > 1:
+        rows.append((f"average of {len(rows)}", result.network))
+    if result.global_vectors:
+        rows.append(("global vectors alone", result.global_vectors))
+    for name, metrics in rows:
+        shown = Text(visible(name))  # a bundle's files and folders may hold markup or control characters
+        table.add_row(shown, "text to image", *_figures(metrics.text_to_image), "")
         table.add_row("", "image to text", *_figures(metrics.image_to_text), f"{metrics.rsum:.1f}", end_section=True)
     return table
 

@@ -60,7 +60,8 @@ def described(bundle: Bundle, records: Records, broken: Sequence[str]) -> dict[s
     """
     engines = [{"folder": str(folder), **asdict(record)} for folder, record in records]
     head = {"folder": str(bundle.folder), "fingerprint": bundle.fingerprint, "bytes": _bytes_of(bundle.manifest)}
-    return _finite({**head, **bundle.manifest.as_dict(), "engines": engines, "broken_engines": list(broken)})
+    whole = head | bundle.manifest.as_dict() | {"engines": engines, "broken_engines": list(broken)}
+    return {name: _finite(value) for name, value in whole.items()}
 
 
 def checks_of(manifest: Manifest) -> dict[str, tuple[dict[str, Any], ...]]:

@@ -5,9 +5,9 @@
 
 The second command uses the pictures of the first example. It trains `paper` twice: with learned word vectors, and with
 a frozen sentence encoder. Each model is measured on scenes of things it has never seen (`test`) and on new pairs of
-things it was trained on (`seen`), once with CAMP and once with its global vectors alone. The measures are recall, and
-how often a caption's own picture scores above its twin. The command writes results.json and index.html into the output
-folder.
+things it was trained on (`seen`), once with the network and once with its global vectors alone. The measures are
+recall, and how often a caption's own picture scores above its twin. The command writes results.json and index.html into
+the output folder.
 
 Finished steps are kept: data set, training runs and measurements. To start over, remove the folder.
 """
@@ -110,7 +110,7 @@ def report(data: Path, output: Path, recipe: dict[str, Any]) -> None:
 
 
 def measure(bundle: Path, data: Path) -> dict[str, Any]:
-    """Recalls of each split as `camp eval` reports them, and twin accuracies of CAMP and of its global vectors."""
+    """Recalls of each split as `camp eval` reports them, and twin accuracies of the network and of its vectors."""
     with Retriever(bundle) as retriever:
         measured = {name: measure_split(retriever, load_split(data, name)) for name in MEASURED}
         return {"backend": retriever.backend, **measured}
@@ -124,7 +124,8 @@ def measure_split(retriever: Retriever, split: Split) -> dict[str, Any]:
     assert vectors is not None  # the recipe trains them
     owner = split.image_of_caption
     network, beside = evaluate_matrix(logits, owner), evaluate_matrix(vectors, owner)
-    result = Evaluation(network, beside, len(split.images), len(split.captions), folds=1)
+    members = {retriever.bundle.manifest.variant: network}
+    result = Evaluation(network, beside, len(split.images), len(split.captions), folds=1, members=members)
     Console().print(evaluation_table(result, f"{split.name}: {result.protocol}"))
     twins = {"network": twin_accuracy(logits, owner), "global_vectors": twin_accuracy(vectors, owner)}
     return result.as_dict() | {"twin_accuracy": twins}
@@ -149,7 +150,7 @@ def twin_cards(bundle: Path, data: Path) -> list[dict[str, Any]]:
 
 
 def split_cards(retriever: Retriever, split: Split) -> list[dict[str, Any]]:
-    """The cards of one split: CAMP's logits and the vectors' dot products for a caption's own picture and its twin."""
+    """The cards of one split: logits and the vectors' dot products for a caption's own picture and its twin."""
     cards = []
     for pair in np.linspace(0, len(split.images) // 2 - 1, CARDS).astype(int):
         twins = [Path(split.images[2 * pair + side]) for side in range(2)]

@@ -115,9 +115,11 @@ def graphs_of(model: Camp) -> list[Graph]:
         raise ExportError(f"{type(model.scorer).__name__} explains {sorted(surplus)}: expected {', '.join(EXPLAINED)}")
     if missing := model.scorer.axes.keys() - kept.keys():
         raise ExportError(f"{type(model.scorer).__name__} declares {sorted(missing)}, which no side of it returns")
-    parts = zip(model.inputs, features.split(list(model.inputs.values()), -1), strict=True)
     # Contiguous: the exporter has no operator for the strides of a view.
-    image_inputs = {name: (part.contiguous(), ("I", "R", "d")) for name, part in parts}
+    image_inputs: dict[str, tuple[Tensor, tuple[str, ...]]] = {
+        name: (part.contiguous(), ("I", "R", "d"))
+        for name, part in zip(model.inputs, model.columns_of(features), strict=True)
+    }
     text_inputs = {"tokens": (tokens, ("T", "N")), "lengths": (lengths, ("T",))}
     graphs = [
         Graph("image", _Images(model), image_inputs, {k: axes[k] for k in image}),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from camp_sdk.export.bundling import parity, precision_gate
 from camp_sdk.export.bundling.cases import checks_table, figures_of, reference_outputs, require
+from camp_sdk.export.bundling.example_inputs import caption_example, picture_example
 from camp_sdk.export.bundling.graphs import export_graph, graphs_of
 from camp_sdk.export.bundling.lowering import lower_graph
 from camp_sdk.export.bundling.onnx_files import ExportError
@@ -201,12 +202,19 @@ def check_output(output: Path) -> None:
 
 
 def golden_arrays(model: Camp, origin: Origin) -> dict[str, NDArray[np.generic]]:
-    """A few real inputs with PyTorch's outputs, for a self-test that runs on the target without PyTorch."""
+    """A few real inputs with PyTorch's outputs, for a self-test that runs on the target without PyTorch.
+
+    A caption and a picture file are added, with the inputs that they become.
+    """
     case = next(case for case in parity.parity_cases(origin) if case.name == "ragged")
     expected = reference_outputs(model, case, torch.float64)
     inputs = {"tokens": case.tokens.numpy(), "lengths": case.lengths.numpy()}
     pixels = {"pixels": case.images[:GOLDEN_ITEMS].numpy()} if origin.pixels else {}
-    return inputs | pixels | {name: expected[name][:GOLDEN_ITEMS] for name in ("features", "logits")}
+    given = caption_example(origin.open_tokenizer(), origin.example_captions)
+    given |= picture_example(origin.pixels) if origin.pixels else {}
+    found = inputs | pixels | {name: expected[name][:GOLDEN_ITEMS] for name in ("features", "logits")} | given
+    # In C order, so that readers in other languages need not know numpy's other one.
+    return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 
 def _manifest(origin: Origin, graphs: dict[str, GraphSpec], activation: str) -> Manifest:

@@ -88,7 +88,11 @@ class Camp(nn.Module):
 
         They include `image.global` [I, d], of unit length, if the network has global vectors.
         """
-        return self.encode_inputs(*features.split(list(self.inputs.values()), -1))
+        return self.encode_inputs(*self.columns_of(features))
+
+    def columns_of(self, features: Tensor) -> tuple[Tensor, ...]:
+        """The inputs of the image encoder, each [I, R, width], from the columns of features [I, R, D]."""
+        return features.split_with_sizes(list(self.inputs.values()), -1)
 
     def encode_inputs(self, *inputs: Tensor) -> Tensors:
         """As `encode_images`, with each input of the image encoder by itself."""

@@ -13,6 +13,7 @@ import sys
 from functools import reduce
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 from camp_sdk.export.network.camp import PaperScorer, ScalarScorer, Scorer
 from camp_sdk.export.network.released import RELEASED
@@ -68,7 +69,7 @@ def import_network(name: str) -> str:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # last: a file here cannot replace an installed module
     try:
-        found = reduce(getattr, attributes.split("."), importlib.import_module(module))
+        found: Any = reduce(getattr, attributes.split("."), importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty name
         raise InputError(f"`network` {brief(name)}: {error}; expected {EXPECTED}") from error
     return add_network(found)

@@ -18,7 +18,13 @@ from camp_sdk.export.network.camp import CampScorer
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp, ModelConfig
 from camp_sdk.export.network.networks import import_network
-from camp_sdk.export.network.sentences import SentenceConfig, load_pretrained, read_config, read_tokenizer
+from camp_sdk.export.network.sentences import (
+    SentenceConfig,
+    SentenceEncoder,
+    load_pretrained,
+    read_config,
+    read_tokenizer,
+)
 from camp_sdk.export.network.vocabulary import LEARNED, build_tokenizer, frequent_tokens
 from camp_sdk.export.training.batches import CaptionDataset
 from camp_sdk.export.training.config import CROSS_ATTENTION, SMALL, TrainConfig
@@ -282,8 +288,9 @@ def finished_epochs(checkpoint: Path) -> int:
 
 def _begin(model: Camp, config: TrainConfig) -> None:
     """Set the initial weights that are not random."""
-    if model.config.sentence:
-        load_pretrained(model.text_encoder.embed, model.config.words)
+    for module in model.modules():
+        if isinstance(module, SentenceEncoder):
+            load_pretrained(module, model.config.words)
     if config.begin_as_distance:
         cast(CampScorer, model.scorer).begin_as_distance()
 

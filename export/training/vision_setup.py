@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +10,7 @@ import numpy as np
 
 from camp_sdk.data import Split
 from camp_sdk.export.bundling.anonymous import anonymous_bytes
+from camp_sdk.export.bundling.packing import Facts, grid_of
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision, read_vision
 from camp_sdk.export.network.checkpoint import Origin
 from camp_sdk.export.network.encoders import VisionNet
@@ -20,7 +20,7 @@ from camp_sdk.pictures import read_picture
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import MAX_PIXELS, PixelSpec
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # pixel mean and deviation of most pretrained networks
+IMAGENET = Facts.pixel_mean, Facts.pixel_std  # of most pretrained networks
 Network = TypeVar("Network")
 LITE = (127 / 255,) * 3, (128 / 255,) * 3  # the same of EfficientNet-Lite
 
@@ -104,7 +104,8 @@ def _open_efficientnet(config: TrainConfig) -> Vision:
     size = config.picture_size
     network = EfficientNetLite(size)
     network.load_pretrained()
-    return Vision(EFFICIENTNET, _pixels(config, size, size, LITE, network.grid), network.WIDTH, network)
+    grid = network.grid, network.grid
+    return Vision(EFFICIENTNET, _pixels(config, size, size, LITE, grid), network.WIDTH, network)
 
 
 def _open_onnx(config: TrainConfig) -> Vision:
@@ -112,14 +113,15 @@ def _open_onnx(config: TrainConfig) -> Vision:
     (height, width), (regions, feature_width) = network.size, network.shape
     if config.picture_size not in (0, height):
         raise InputError(f"`picture_size` {config.picture_size}: {config.vision} takes {height} x {width} pixels")
-    grid = math.isqrt(regions) if math.isqrt(regions) ** 2 == regions else 0
-    return Vision("onnx", _pixels(config, height, width, IMAGENET, grid), feature_width, network)
+    return Vision("onnx", _pixels(config, height, width, IMAGENET, grid_of(regions)), feature_width, network)
 
 
-def _pixels(config: TrainConfig, height: int, width: int, made_with: tuple[Channels, Channels], grid: int) -> PixelSpec:
+def _pixels(
+    config: TrainConfig, height: int, width: int, made_with: tuple[Channels, Channels], grid: tuple[int, int]
+) -> PixelSpec:
     _check_size(height, width)
     mean, std = config.mean or made_with[0], config.std or made_with[1]
-    return PixelSpec(height, width, mean, std, (grid, grid), config.fit or "letterbox")
+    return PixelSpec(height, width, mean, std, grid, config.fit or "letterbox")
 
 
 def _check_size(height: int, width: int) -> None:
