@@ -4,8 +4,8 @@
 
 Every step is a command of the SDK. The networks take their regions from EfficientNet-Lite0, pretrained on ImageNet and
 frozen, as the papers take theirs from a pretrained detector: a minute would not do to train a vision network as well.
-The features of the training pictures are computed once, for the first network, and shared. Evaluation and ranking run
-in processes in which PyTorch cannot be imported.
+The features of the pictures are computed once and shared; the training time of the first network includes that.
+Engines are built, and pictures evaluated and ranked, in processes in which PyTorch cannot be imported.
 
 The figures show that the networks learn, not how they compare: a minute is too short for that. The command fails if
 the recall at 10 of a network is below `FACTOR` times that of a random order, in either direction.
@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from camp_sdk import Bundle
 from camp_sdk.export.bundling.writer import export_bundle
@@ -179,10 +179,12 @@ def without_torch(*arguments: str) -> Any:
 
 def table_of(rows: list[dict[str, Any]], chance: dict[str, float]) -> Table:
     """The results as a table for the terminal."""
-    table = Table("network", "R@1 t-i", "i-t", f"R@{K} t-i", "i-t", "parity", "engines", "training", "")
+    table = Table(
+        Column("network", no_wrap=True), "R@1 t-i", "i-t", f"R@{K} t-i", "i-t", "parity", "engines", "trained", ""
+    )
     for row in rows:
         recalls = [f"{row['recall'][side][name]:.1f}" for name in ("r1", f"r{K}") for side in chance]
-        engines = f"{sum(engine['precision'] == 'float16' for engine in row['engines'])} of {len(row['engines'])} fp16"
+        engines = f"{sum(engine['precision'] == 'float16' for engine in row['engines'])} of {len(row['engines'])} half"
         verdict = "ok" if row["passed"] else "TOO LOW"
         table.add_row(row["title"], *recalls, f"{row['parity']:.1e}", engines, f"{row['training_s']:.0f} s", verdict)
     by_chance = [f"{100 / COUNTS['test']:.1f}"] * 2 + [f"{chance[side]:.1f}" for side in chance]
