@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from camp_sdk.export.training.config import FIT, channels
+from camp_sdk.export.training.options import FIT, channels
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.terminal import run_command, stderr
 

@@ -41,23 +41,16 @@ from camp_sdk.export.training.module import CampTraining, forget_words
 from camp_sdk.export.training.resume import check_devices
 from camp_sdk.export.training.run import Run, run_training
 from camp_sdk.export.training.trainer import WholeCheckpoints
+from tests.helpers.training import run_until_killed, saved, tiny_config, write_features
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 2
 STEPS = 10  # 24 pictures x 5 captions in batches of twelve
 STEPS_ON_FEATURES = 20  # 16 images x 5 captions
-COLOURS, SIZES = ("red", "blue", "green", "pink"), ("small", "large", "tall", "flat")
 POOR = Metrics(Direction(0, 0, 0, 9), Direction(0, 0, 0, 9))
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 both_variants = pytest.mark.parametrize("variant", ["paper", "scalar"])
-
-
-def tiny_config(data: Path, output: Path, **options: Any) -> TrainConfig:
-    """A run of two epochs with a network of width 8 on one device."""
-    sizes = {"width": 8, "word_width": 8, "epochs": EPOCHS, "batch_size": 4, "devices": "1"}
-    sizes |= {} if options.get("start") else {"min_count": 1}
-    return TrainConfig(data, output, **{**sizes, **options})
 
 
 @pytest.fixture(scope="module", params=["paper", "scalar"])
@@ -73,13 +66,7 @@ def run(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.T
 @pytest.fixture(scope="module")
 def precomputed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features of 16 images with three regions of width six, five captions each: twenty steps an epoch."""
-    folder = tmp_path_factory.mktemp("tiny_precomp")
-    rng = np.random.default_rng(0)
-    for split in ("train", "dev"):
-        np.save(folder / f"{split}_ims.npy", rng.standard_normal((16, 3, 6), dtype=np.float32))
-        captions = [f"a {size} {colour} thing, no. {k}" for size in SIZES for colour in COLOURS for k in range(5)]
-        (folder / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
-    return folder
+    return write_features(tmp_path_factory.mktemp("tiny_precomp"))
 
 
 @pytest.fixture
@@ -87,21 +74,6 @@ def cache(tmp_path: Path) -> Path:
     folder = tmp_path / "cache"
     folder.mkdir()
     return folder
-
-
-def run_until_killed(config: TrainConfig, cache: Path, folder: Path, step: int) -> None:
-    """A run that dies before a step of the stage that writes into ``folder``."""
-    real = CampTraining.training_step
-
-    def die(self: CampTraining, batch: Any) -> torch.Tensor:
-        if (self.config.output, self.global_step) == (folder, step):
-            raise ConnectionAbortedError("killed")
-        return real(self, batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CampTraining, "training_step", die)
-        with pytest.raises(ConnectionAbortedError, match="killed"):
-            run_training(config, cache)
 
 
 def logits_of(checkpoint: Path) -> torch.Tensor:
@@ -112,11 +84,6 @@ def logits_of(checkpoint: Path) -> torch.Tensor:
     with torch.no_grad():
         features = images if model.vision is None else model.vision(images)
         return model(features, torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths))
-
-
-def saved(checkpoint: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(checkpoint, weights_only=True)
-    return loaded
 
 
 # What a run leaves behind

@@ -23,8 +23,9 @@ from camp_sdk.export.network.checkpoint import load_checkpoint
 from camp_sdk.export.network.vocabulary import build_tokenizer
 from camp_sdk.export.training import image_store
 from camp_sdk.export.training.batches import CaptionDataset
-from camp_sdk.export.training.config import TrainConfig, channels
+from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.image_store import encode_pictures
+from camp_sdk.export.training.options import channels
 from camp_sdk.export.training.run import run_training
 from camp_sdk.export.training.vision_setup import IMAGENET, open_vision
 from camp_sdk.pictures import normalise, read_picture

@@ -70,6 +70,15 @@ def word_tokenizer(vocabulary: Mapping[str, int], normaliser: Normalizer, splitt
     return tokenizer
 
 
+def vocabulary_of(tokenizer: str) -> dict[str, int]:
+    """The words of a tokenizer and the index of each.
+
+    Args:
+        tokenizer: the text of tokenizer.json.
+    """
+    return Tokenizer.from_str(tokenizer).get_vocab()
+
+
 def piece_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a pretrained encoder, from the file in its package, truncating to 62 word pieces."""
     tokenizer = Tokenizer.from_file(str(path))

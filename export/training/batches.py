@@ -139,7 +139,8 @@ class NeighbourSampler(DistributedSampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]  # torch types it by what the data set returns
         rng = np.random.default_rng([self.seed, self.epoch])
         shuffled = rng.permutation(len(self.owner))
-        captions = shuffled[np.argsort(self.owner[shuffled], kind="stable")]  # by image, in random order inside one
+        # By image, in random order inside one.
+        captions = self._captions_of_epoch(shuffled[np.argsort(self.owner[shuffled], kind="stable")])
         owner = self.owner[captions]
         counts = np.bincount(owner)
         # 0 for the first caption of its image, 1 for the second, and so on.
@@ -151,3 +152,28 @@ class NeighbourSampler(DistributedSampler[tuple[int, int]]):
         order = captions[np.lexsort((owner, lots[turn, group], turn))]
         start = self.rank * self.num_samples  # a slice: every n-th would separate neighbours
         return iter(order[start : start + self.num_samples].tolist())
+
+    def _captions_of_epoch(self, captions: NDArray[np.integer]) -> NDArray[np.integer]:
+        """The captions of this epoch, of all captions in the order of their images."""
+        return captions
+
+
+class OneCaptionSampler(NeighbourSampler):
+    """The same with one caption of each image per epoch, drawn again in every epoch.
+
+    Args:
+        data: the captions.
+        neighbours: images per group.
+        seed: the seed of the order and of the captions drawn.
+        device: index of this device.
+        devices: number of devices.
+    """
+
+    def __init__(self, data: CaptionDataset, neighbours: int, seed: int, device: int = 0, devices: int = 1) -> None:
+        super().__init__(data, neighbours, seed, device, devices)
+        self.num_samples = len(np.unique(self.owner)) // devices
+        self.total_size = self.num_samples * devices
+
+    def _captions_of_epoch(self, captions: NDArray[np.integer]) -> NDArray[np.integer]:
+        # The first of each image, which is a random one.
+        return captions[np.unique(self.owner[captions], return_index=True)[1]]

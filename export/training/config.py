@@ -1,4 +1,4 @@
-"""The configuration of a training run: its options, their defaults, and every check of them.
+"""The configuration of a training run: its options, completed by defaults that suit the data, and every check of them.
 
 Messages name an option in backticks, which the command line shows as its flag.
 """
@@ -7,35 +7,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from camp_sdk.export.network.vocabulary import LEARNED
+from camp_sdk.export.training.options import (
+    CROSS_ATTENTION,
+    EFFICIENTNET,
+    ONNX_SUFFIX,
+    PICTURE_SIZES,
+    SMALL,
+    TrainOptions,
+)
+from camp_sdk.export.training.recipe import (
+    ATTENTION,
+    FUSION,
+    ONE_CYCLE,
+    OPTIMISERS,
+    RELEASED,
+    STAGED,
+    WHOLE,
+    joined,
+    released_options,
+    values_of,
+)
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import FITS
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # of stage 1
-MACHINE_OPTIONS = ("data", "output", "start", "resume", "devices", "workers", "cache")  # may differ between machines
+CHOICES = {  # the first is the default
+    "recipe": ("", RELEASED),
+    "precision": PRECISIONS,
+    "fit": ("", *FITS),
+    "init": ("default", RELEASED),
+    "captions": ("all", "one"),
+    "loss": ("", "bce", "margin"),
+    "reduction": ("mean", "sum"),
+}
 PICTURE_OPTIONS = ("vision", "tune_vision", "picture_size", "fit", "pixel_mean", "pixel_std", "cache")
 MINIMUM = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
 MINIMUM |= dict.fromkeys(
     ("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed"), 0
 )
-MINIMUM |= dict.fromkeys(("pair_batch", "picture_size", "workers", "weight_decay"), 0)
+MINIMUM |= dict.fromkeys(("pair_batch", "picture_size", "workers", "weight_decay", "decay_every"), 0)
+MINIMUM |= {"evaluate_every": 1}
 MAX_SEED = 2**32 - 1  # the limit of Lightning and numpy
-VARIANT = (
-    "Network: paper (gates of width d), scalar (scalar gates, factored), or a variant of the released code: "
-    + ", ".join([*CROSS_ATTENTION.values(), *CROSS_ATTENTION])
-)
-NETWORK = "Your own network instead: my_package.my_module:MyNetwork, or an installed entry point."
-SMALL, EFFICIENTNET, ONNX_SUFFIX = "small", "efficientnet-lite0", ".onnx"  # values of `vision`
-PICTURE_SIZES = {SMALL: 96, EFFICIENTNET: 192}
-VISION = "Vision network: small (trained with the rest), efficientnet-lite0 (pretrained), or an ONNX file."
-FIT = f"Resizing: {', '.join(FITS)}. Default: stretch for --vision small, otherwise letterbox."
 OF_FEATURES = {
     "width": 1024,
     "word_width": 300,
@@ -54,78 +70,14 @@ OF_PICTURES = {
     "neighbours": 2,
     "negatives": 3,
 }
-Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Every option of a run; `completed` replaces values left at 0 by ones that suit the data."""
+class TrainConfig(TrainOptions):
+    """Every option of a run; `completed` replaces values left at 0 by ones that suit the data.
 
-    data: Annotated[Path, typer.Option(help="Data set: a folder of pictures or of precomputed features.")]
-    output: Annotated[Path, typer.Option(help="Folder of the run.")]
-    variant: Annotated[str, typer.Option(help=VARIANT)] = "paper"
-    network: Annotated[str, typer.Option(help=NETWORK)] = ""
-    start: Annotated[Path | None, typer.Option(help="Checkpoint to start from; its vocabulary is kept.")] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished epoch.")] = False
-    width: Annotated[int, typer.Option(help="Width d of the network. 0: 1024 for features, 128 for pictures.")] = 0
-    word_width: Annotated[
-        int, typer.Option(help="Width of learned word vectors. 0: 300 for features, 64 for pictures.")
-    ] = 0
-    words: Annotated[
-        str, typer.Option(help="Word vectors: learned, or of a frozen pretrained encoder: all-minilm-l6-v2.")
-    ] = LEARNED
-    vision: Annotated[str, typer.Option(help=VISION)] = SMALL
-    tune_vision: Annotated[bool, typer.Option("--tune-vision", help="Also train a pretrained vision network.")] = False
-    picture_size: Annotated[
-        int, typer.Option(help="Pixels per side, a multiple of 96 (efficientnet: of 32). 0: 96 (efficientnet: 192).")
-    ] = 0
-    fit: Annotated[str, typer.Option(help=FIT)] = ""
-    pixel_mean: Annotated[
-        str, typer.Option(help="Mean of each channel, three numbers in 0..1. Default: that of --vision.")
-    ] = ""
-    pixel_std: Annotated[str, typer.Option(help="Standard deviation of each channel, as --pixel-mean.")] = ""
-    attention_epochs: Annotated[
-        int, typer.Option(help="First train the cross-attention model for this many epochs.")
-    ] = 0
-    fusion_epochs: Annotated[
-        int, typer.Option(help="Then train the fusion alone for this many epochs, the rest frozen.")
-    ] = 0
-    epochs: Annotated[int, typer.Option(help="Epochs of the whole network. 0: 30 for features, 5 for pictures.")] = 0
-    batch_size: Annotated[int, typer.Option(help="Pairs per step. 0: 128 for features, 24 for pictures.")] = 0
-    neighbours: Annotated[
-        int, typer.Option(help="Consecutive images kept in one batch. 0: 1 for features, 2 for pictures.")
-    ] = 0
-    negatives: Annotated[
-        int, typer.Option(help="Hardest negatives per direction. 0: 1 for features (as in the paper), 3 for pictures.")
-    ] = 0
-    pair_batch: Annotated[int, typer.Option(help="Pairs of a batch that the pair losses use. 0: all.")] = 0
-    learning_rate: Annotated[
-        float,
-        typer.Option(help="Peak rate. 0: 5e-4 for features, 7e-4 for pictures, times sqrt(batch size / its default)."),
-    ] = 0.0
-    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-3
-    dropout: Annotated[float, typer.Option(help="Share of the region features dropped in each step.")] = 0.0
-    word_dropout: Annotated[float, typer.Option(help="Share of the word vectors dropped in each step.")] = 0.0
-    unknown_words: Annotated[float, typer.Option(help="Share of the words read as <unk> in each step.")] = 0.0
-    begin_as_distance: Annotated[
-        bool, typer.Option("--begin-as-distance", help="Initialise scores to fall with the distance of image and text.")
-    ] = False
-    warm_part: Annotated[float, typer.Option(help="Share of the run over which negatives narrow to the hardest.")] = 0.1
-    softmax_weight: Annotated[
-        float, typer.Option(help="Weight of a softmax loss over all pairs of a batch. 0: none.")
-    ] = 0.0
-    global_weight: Annotated[
-        float, typer.Option(help="Weight of the loss on the global vectors. 0: no global vectors.")
-    ] = 0.5
-    patience: Annotated[int, typer.Option(help="Stop after this many epochs without a better rsum. 0: never.")] = 0
-    min_count: Annotated[int, typer.Option(help="Words that occur fewer times become <unk>.")] = 4
-    precision: Annotated[str, typer.Option(help="Arithmetic: 32-true, 16-mixed or bf16-mixed.")] = "32-true"
-    devices: Annotated[str, typer.Option(help="Number of devices, or auto.")] = "auto"
-    workers: Annotated[int, typer.Option(help="Number of processes that prepare batches.")] = 0
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the features of a frozen --vision for other runs.")
-    ] = None
-    seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the data.")] = 0
+    Options of `STAGED` take a number, or text with one value for each stage that is trained: "256,128,64".
+    """
 
     def completed(self, pictures: bool, fixed: Mapping[str, Any], source: object) -> TrainConfig:
         """Set every option that was left at 0, and check all of them.
@@ -144,37 +96,41 @@ class TrainConfig:
         Raises:
             InputError: An option is out of range, conflicts with another, does not apply to the data, or is fixed.
         """
+        config = self._with_network()._with_fixed(fixed, source)._staged_values()._with_recipe()
         suited = OF_PICTURES if pictures else OF_FEATURES
         chosen = suited | {"picture_size": PICTURE_SIZES.get(self.vision, 0) if pictures else 0}
-        config = self._with_network()._with_fixed(fixed, source)
-        values: dict[str, Any] = {name: getattr(config, name) or value for name, value in chosen.items()}
-        if not config.learning_rate and config.batch_size > 0:
-            values["learning_rate"] *= math.sqrt(config.batch_size / suited["batch_size"])
-        config = replace(config, **values)
+        values = {name: getattr(config, name) or value for name, value in chosen.items() if name not in STAGED}
+        config = replace(config, **values, **config._step_sizes(suited))
         config._check(pictures)
         return config
 
-    def as_dict(self) -> dict[str, str | int | float]:
-        """The options as plain values for the checkpoint, without those that may differ between machines."""
-        kept = {name: value for name, value in asdict(self).items() if name not in MACHINE_OPTIONS}
-        return kept | ({"vision": "onnx"} if self.vision.endswith(ONNX_SUFFIX) else {})
-
     @property
-    def mean(self) -> Channels | None:
-        """`pixel_mean` as three numbers; None if it was not given."""
-        return channels("pixel_mean", self.pixel_mean)
+    def stages(self) -> list[str]:
+        """What each stage that is trained trains: `ATTENTION`, `FUSION` or `WHOLE`."""
+        first = [name for name, epochs in ((ATTENTION, self.attention_epochs), (FUSION, self.fusion_epochs)) if epochs]
+        return [*first, ATTENTION if self.variant in CROSS_ATTENTION.values() else WHOLE]
 
-    @property
-    def std(self) -> Channels | None:
-        """`pixel_std` as three numbers; None if it was not given."""
-        return channels("pixel_std", self.pixel_std)
+    def each(self, name: str) -> list[Any]:
+        """The values of an option of `STAGED`, one for each stage."""
+        return values_of(name, getattr(self, name), len(self.stages))
 
-    def check_batch(self, captions: int) -> None:
-        """Raise InputError if a batch is larger than a device's share of the training captions."""
+    def of_stage(self, index: int) -> dict[str, Any]:
+        """The options of `STAGED` of one of the `stages`."""
+        return {name: self.each(name)[index] for name in STAGED}
+
+    def check_batch(self, images: int, captions: int) -> None:
+        """Raise InputError if a batch is larger than a device's share of an epoch.
+
+        Args:
+            images: The number of training images.
+            captions: The number of their captions.
+        """
         devices = int(self.devices) if self.devices.isdecimal() else 1
-        if self.batch_size > (share := captions // devices):
-            what = f"the {share} training captions" + (f" of each of {devices} devices" if devices > 1 else "")
-            raise InputError(f"`batch_size` {self.batch_size} is more than {what}")
+        pairs, name = (images, "images") if self.captions == "one" else (captions, "captions")
+        share, largest = pairs // devices, max(self.each("batch_size"))
+        if largest > share:
+            what = f"the {share} training {name}" + (f" of each of {devices} devices" if devices > 1 else "")
+            raise InputError(f"`batch_size` {largest} is more than {what}")
 
     def _with_network(self) -> TrainConfig:
         """The same options, with the name of a network of one's own in place of the variant."""
@@ -192,15 +148,44 @@ class TrainConfig:
                 raise InputError(f"`{name}` {asked}: {source} has {value}, which is fixed: leave the option out")
         return replace(self, **fixed)
 
+    def _staged_values(self) -> TrainConfig:
+        """The same options, those of `STAGED` as numbers, which the command line passes as text."""
+        return replace(self, **{name: joined(self.each(name)) for name in STAGED})
+
+    def _with_recipe(self) -> TrainConfig:
+        """The options of `recipe`, where none was given, or where it equals the default."""
+        if self.recipe != RELEASED:
+            return self
+        options = released_options(self.stages)
+        if self.start or self.words != LEARNED:
+            del options["vocabulary_splits"]  # the start or the encoder has its own words
+        if self.start:
+            del options["init"]
+        return replace(
+            self, **{n: value for n, value in options.items() if getattr(self, n) == getattr(TrainConfig, n)}
+        )
+
+    def _step_sizes(self, suited: Mapping[str, Any]) -> dict[str, Any]:
+        """Batch sizes and learning rates, those left at 0 as they suit the data."""
+        batches = [given or suited["batch_size"] for given in self.each("batch_size")]
+        rates = [
+            given or suited["learning_rate"] * math.sqrt(max(batch, 0) / suited["batch_size"])
+            for given, batch in zip(self.each("learning_rate"), batches, strict=True)
+        ]
+        return {"batch_size": joined(batches), "learning_rate": joined(rates)}
+
     def _check(self, pictures: bool) -> None:
         for name, minimum in MINIMUM.items():
-            if not minimum <= getattr(self, name) < math.inf:  # refuses NaN as well
-                raise InputError(f"`{name}` {getattr(self, name)}: expected a number, {minimum} or more")
-        for name, values in (("precision", PRECISIONS), ("fit", ("", *FITS))):
-            if getattr(self, name) not in values:
-                raise InputError(f"`{name}` {getattr(self, name)}: expected one of {', '.join(filter(None, values))}")
+            for value in self.each(name) if name in STAGED else [getattr(self, name)]:
+                if not minimum <= value < math.inf:  # refuses NaN as well
+                    raise InputError(f"`{name}` {value}: expected a number, {minimum} or more")
+        chosen = [(name, getattr(self, name), values) for name, values in CHOICES.items()]
+        for name, value, values in chosen + [("optimiser", one, OPTIMISERS) for one in self.each("optimiser")]:
+            if value not in values:
+                raise InputError(f"`{name}` {value}: expected one of {', '.join(filter(None, values))}")
         self._check_stages()
         self._check_network()
+        self._check_steps()
         self._check_losses()
         self._check_words()
         if pictures:
@@ -228,13 +213,21 @@ class TrainConfig:
             raise InputError(f"`begin_as_distance`: not possible for {self.variant}")
         if self.fusion_epochs and not network.fusion:
             raise InputError(f"`fusion_epochs`: {self.variant} has no fusion to train")
+        if self.loss == "margin" and network.activation != "none":
+            raise InputError(f"`loss` margin: ranks cosines, but {self.variant} gives logits: expected bce")
+
+    def _check_steps(self) -> None:
+        for name, sizes in (("batch_size", self.each("batch_size")), ("pair_batch", [self.pair_batch])):
+            if 1 in sizes:
+                raise InputError(f"`{name}` 1: negatives come from the batch, expected 2 or more")
+        for rate in self.each("learning_rate"):
+            if not (math.isfinite(rate) and rate > 0):
+                raise InputError(f"`learning_rate` {rate}: expected a positive number")
+        for optimiser, epochs in zip(self.each("optimiser"), self.each("decay_every"), strict=True):
+            if optimiser == ONE_CYCLE and epochs:
+                raise InputError(f"`decay_every` {epochs}: {ONE_CYCLE} has a one-cycle rate; expected adam or sgd")
 
     def _check_losses(self) -> None:
-        for name in ("batch_size", "pair_batch"):
-            if getattr(self, name) == 1:
-                raise InputError(f"`{name}` 1: negatives come from the batch, expected 2 or more")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"`learning_rate` {self.learning_rate}: expected a positive number")
         if not 0 <= self.warm_part <= 1:
             raise InputError(f"`warm_part` {self.warm_part}: expected 0 to 1")
         for name in ("dropout", "word_dropout", "unknown_words"):
@@ -242,13 +235,19 @@ class TrainConfig:
                 raise InputError(f"`{name}` {getattr(self, name)}: expected 0 to 1, below 1")
         if self.begin_as_distance and self.start:
             raise InputError(f"`begin_as_distance`: not possible for a run with `start` {self.start}")
+        if self.init == RELEASED and self.start:
+            raise InputError(f"`init` {RELEASED}: `start` {self.start} gives the initial weights")
 
     def _check_words(self) -> None:
         if self.unknown_words and self.words != LEARNED:
             raise InputError(f"`unknown_words` {self.unknown_words}: {self.words} knows every word")
-        if self.min_count != TrainConfig.min_count and (self.start or self.words != LEARNED):
-            source = self.start or self.words
-            raise InputError(f"`min_count` {self.min_count}: {source} has its own words: leave the option out")
+        if own := self.start or (self.words if self.words != LEARNED else None):
+            for name in ("min_count", "vocabulary_splits", "word_vectors"):
+                if (value := getattr(self, name)) != getattr(TrainConfig, name):
+                    raise InputError(f"`{name}` {value}: {own} has its own words: leave the option out")
+        splits = self.vocabulary_splits.split(",")
+        if "" in splits or len(set(splits)) < len(splits):
+            raise InputError(f"`vocabulary_splits` {self.vocabulary_splits}: expected splits such as train,dev")
 
     def _check_vision(self) -> None:
         if self.vision not in PICTURE_SIZES and not self.vision.endswith(ONNX_SUFFIX) and not self.start:
@@ -264,28 +263,3 @@ class TrainConfig:
         fixed = self.start or (f"`vision` {SMALL}" if self.vision == SMALL else None)
         if fixed and (self.mean or self.std):
             raise InputError(f"`pixel_mean`, `pixel_std`: {fixed} has its own")
-
-
-def channels(option: str, text: str) -> Channels | None:
-    """Read three numbers from text such as "0.5,0.5,0.5".
-
-    Args:
-        option: The option that holds the text.
-        text: The text; "" if the option was not given.
-
-    Returns:
-        The numbers of the three channels, or None for "".
-
-    Raises:
-        InputError: The text is not three finite numbers, or a standard deviation is not above zero.
-    """
-    if not text:
-        return None
-    try:
-        red, green, blue = (float(number) for number in text.split(","))
-    except ValueError:
-        raise InputError(f"`{option}` {text!r}: expected three numbers such as 0.5,0.5,0.5") from None
-    minimum = 1e-6 if option == "pixel_std" else -math.inf
-    if not all(minimum <= number < math.inf for number in (red, green, blue)):
-        raise InputError(f"`{option}` {text!r}: expected finite numbers, standard deviations above zero")
-    return red, green, blue

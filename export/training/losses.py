@@ -20,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from camp_sdk.export.network.camp import Scorer, Tensors
 
 CLAMP = math.log((1 - 1e-6) / 1e-6)  # the logit whose score is 1 - 1e-6: scores are clamped before the logarithm
+EPSILON = 1e-6  # how close a score comes to 0 and 1
 DRIFT = 2 * CLAMP  # the logit beyond which `drift_loss` begins
+PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of matching pairs, wrong texts, wrong images
 BLOCK_IMAGES = BLOCK_TEXTS = 16  # measured: d = 192, R = 36, 3 to 23 words, 7 MB of intermediates
 
 
@@ -75,6 +77,32 @@ def margin_ranking(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor, ma
         return (margin - own + wrong).clamp(min=0).mean()
 
     return violation(wrong_text) + violation(wrong_image)
+
+
+def cosine_bce(matching: Tensor, wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
+    """`matching_bce` of cosines, which are clamped to [1e-6, 1 - 1e-6] and taken as probabilities.
+
+    The released code trains its cross-attention models with it. A cosine below zero has no gradient.
+
+    Args:
+        matching: [B], cosines of matching pairs.
+        wrong_text: cosines of each image with a wrong text, one or more per pair.
+        wrong_image: cosines of each text with a wrong image, one or more per pair.
+    """
+    matching, wrong_text, wrong_image = (x.clamp(EPSILON, 1 - EPSILON) for x in (matching, wrong_text, wrong_image))
+    return -2 * matching.log().mean() - (1 - wrong_text).log().mean() - (1 - wrong_image).log().mean()
+
+
+def loss_of_pairs(activation: str, loss: str = "") -> PairLoss:
+    """The loss of pairs from their scores.
+
+    Args:
+        activation: the scorer's: "none" if it gives cosines, "sigmoid" if it gives logits.
+        loss: "bce", "margin", or "" for the one that suits the scorer: `margin_ranking` for cosines.
+    """
+    if activation == "none":
+        return cosine_bce if loss == "bce" else margin_ranking
+    return matching_bce
 
 
 def score_pairs(scorer: Scorer, image: Tensors, text: Tensors) -> Tensor:
@@ -136,10 +164,11 @@ def pair_loss(
     candidates: int = 1,
     negatives: int = 1,
     all_logits: Tensor | None = None,
+    loss: str = "",
 ) -> Tensor:
     """Hardest-negative loss of B aligned pairs, at the cost of 3 B gradients instead of B * B with one negative.
 
-    The loss is `matching_bce` for probabilities and `margin_ranking` for cosines. All pairs are scored without
+    `loss_of_pairs` chooses the loss. All pairs are scored without
     gradients to find the negatives; the positives and the chosen negatives are then scored again with gradients.
 
     Args:
@@ -150,6 +179,7 @@ def pair_loss(
         negatives: negatives per direction, averaged; the paper takes one.
         all_logits: [B, B] logits of all pairs with gradients, if another loss needs them anyway; nothing is scored
             again then.
+        loss: "bce", "margin", or "" for the one that suits the scorer.
     """
     if all_logits is None:
         with torch.no_grad():
@@ -168,8 +198,8 @@ def pair_loss(
         chosen = _full(all_logits)[images, texts]
     # A row of matches alone has no negative. Its pair, at -inf, is clamped: almost no loss, and no gradient.
     matching, wrong = chosen[: len(own)], chosen[len(own) :].masked_fill(matches[images, texts][len(own) :], -math.inf)
-    loss = margin_ranking if scorer.activation == "none" else matching_bce
-    return loss(matching, wrong[: wrong_text.numel()], wrong[wrong_text.numel() :])
+    of_pairs = loss_of_pairs(scorer.activation, loss)
+    return of_pairs(matching, wrong[: wrong_text.numel()], wrong[wrong_text.numel() :])
 
 
 def contrastive_loss(image: Tensor, text: Tensor, matches: Tensor, log_scale: Tensor) -> Tensor:

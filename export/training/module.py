@@ -16,7 +16,7 @@ from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.network.checkpoint import KEY, Origin
 from camp_sdk.export.network.model import Camp
 from camp_sdk.export.network.vocabulary import SPECIALS
-from camp_sdk.export.training.batches import Batch, CaptionDataset, NeighbourSampler
+from camp_sdk.export.training.batches import Batch, CaptionDataset, NeighbourSampler, OneCaptionSampler
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.losses import (
     CLAMP,
@@ -28,7 +28,9 @@ from camp_sdk.export.training.losses import (
     softmax_loss,
 )
 from camp_sdk.export.training.measure import measure_network
-from camp_sdk.export.training.trainer import bars_of, log_line, progress_of
+from camp_sdk.export.training.recipe import ONE_CYCLE
+from camp_sdk.export.training.trainer import MONITOR, bars_of, log_line, progress_of
+from camp_sdk.export.training.word_vectors import WordTable
 from camp_sdk.runtime.errors import InputError
 
 DRIFT_WEIGHT = 0.1
@@ -37,11 +39,12 @@ LOG_INTERVAL_S = 60.0  # between two progress lines in a log file
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The two splits of a run as batches, and the pretrained vision network if there is one."""
+    """The two splits of a run as batches, and the pretrained vision network and word vectors if there are any."""
 
     train: CaptionDataset
     dev: CaptionDataset
     vision: EfficientNetLite | OnnxVision | None = None
+    words: WordTable | None = None
 
 
 class CampTraining(lightning.LightningModule):
@@ -84,8 +87,9 @@ class CampTraining(lightning.LightningModule):
         """Batches in an order that depends only on seed, epoch and devices, so that resuming does not change a run."""
         config, trainer = self.config, self.trainer
         share = trainer.global_rank, trainer.world_size
-        sampler = NeighbourSampler(self.data.train, config.neighbours, config.seed, *share)
-        return self.data.train.loader(config.batch_size, sampler, config.workers)
+        order = OneCaptionSampler if config.captions == "one" else NeighbourSampler
+        sampler = order(self.data.train, config.neighbours, config.seed, *share)
+        return self.data.train.loader(int(config.batch_size), sampler, config.workers)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the random numbers of a step by step and device, so that a resumed run draws the same ones.
@@ -113,11 +117,13 @@ class CampTraining(lightning.LightningModule):
             losses["global_loss"] = contrastive_loss(v, t, batch.matches, self.log_scale)
         self.log_dict(losses, prog_bar=True, batch_size=len(batch.lengths))
         weights = {
-            "softmax_loss": self.config.softmax_weight,
+            "softmax_loss": float(self.config.softmax_weight),
             "drift_loss": DRIFT_WEIGHT,
-            "global_loss": self.config.global_weight,
+            "global_loss": float(self.config.global_weight),
         }
-        return sum((weights.get(name, 1) * loss for name, loss in losses.items()), torch.zeros((), device=self.device))
+        none = torch.zeros((), device=self.device)
+        mean = sum((weights.get(name, 1) * loss for name, loss in losses.items()), none)
+        return len(batch.lengths) * mean if self.config.reduction == "sum" else mean
 
     def _pair_losses(self, encoded: Encoded, matches: Tensor) -> dict[str, Tensor]:
         """The losses of the scorer, on the first `pair_batch` pairs of the batch, whose order is random."""
@@ -125,7 +131,8 @@ class CampTraining(lightning.LightningModule):
         encoded, matches = encoded.first(count), matches[:count, :count]
         logits = score_blocks(scorer, encoded) if self.config.softmax_weight else None  # [count, count]
         candidates = self._candidates(len(matches))
-        losses = {"pair_loss": pair_loss(scorer, encoded, matches, candidates, self.config.negatives, logits)}
+        choice = candidates, self.config.negatives
+        losses = {"pair_loss": pair_loss(scorer, encoded, matches, *choice, logits, self.config.loss)}
         if logits is not None:
             # Clamped like the pair loss: easy negatives would be pushed without end.
             losses["softmax_loss"] = softmax_loss(logits.clamp(-CLAMP, CLAMP), matches)
@@ -143,18 +150,29 @@ class CampTraining(lightning.LightningModule):
         left = max(0.0, 1 - self.global_step / steps) if steps else 0.0
         return max(1, round(batch_size * left**2))
 
+    def is_measured(self) -> bool:
+        """Whether this epoch ends with a measurement on the dev split."""
+        epoch = self.current_epoch + 1
+        return epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
+
     def on_train_epoch_end(self) -> None:
         """Log recall on the dev split; rsum selects the best checkpoint and stops the run."""
+        if not self.is_measured():
+            return
         pairs = len(self.data.dev) * len(self.data.dev.store)
         with progress_of(self.trainer, "measuring on dev", pairs) as advance:
             measured = measure_network(self.model, self.data.dev, advance)
         # The first device's network is saved; batch statistics differ between devices.
         network, vectors = self.trainer.strategy.broadcast(measured)
-        self.log("rsum", network.rsum, sync_dist=True)
-        self.log("text_to_image_r1", network.text_to_image.r1, sync_dist=True)
-        self.log("image_to_text_r1", network.image_to_text.r1, sync_dist=True)
+        found = {
+            MONITOR: network.rsum,
+            "text_to_image_r1": network.text_to_image.r1,
+            "image_to_text_r1": network.image_to_text.r1,
+        }
         if vectors:
-            self.log("global_rsum", vectors.rsum, sync_dist=True)
+            found["global_rsum"] = vectors.rsum
+        for name, value in found.items():
+            self.log(name, value, sync_dist=True)
         r1 = f"R@1 {network.text_to_image.r1:.1f} text to image, {network.image_to_text.r1:.1f} image to text"
         log_line(
             self.trainer,
@@ -162,18 +180,34 @@ class CampTraining(lightning.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        """AdamW under a one-cycle learning rate."""
-        config = self.config
+        """AdamW under a one-cycle learning rate, or Adam or SGD under one that falls in steps."""
+        config, rate, decay = self.config, float(self.config.learning_rate), float(self.config.weight_decay)
         trained = [weight for weight in self.parameters() if weight.requires_grad]
-        optimiser = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay)
+        if config.optimiser != ONE_CYCLE:
+            return self._in_steps(trained, rate, decay)
+        optimiser = torch.optim.AdamW(trained, rate, weight_decay=decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, steps, pct_start=0.15)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps, pct_start=0.15)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _in_steps(self, trained: list[nn.Parameter], rate: float, decay: float) -> Any:
+        """Adam, or SGD with the momentum of the released code, and a rate that falls every `decay_every` epochs."""
+        optimiser: torch.optim.Optimizer
+        if self.config.optimiser == "sgd":
+            optimiser = torch.optim.SGD(trained, rate, momentum=0.9, nesterov=True, weight_decay=decay)
+        else:
+            optimiser = torch.optim.Adam(trained, rate, weight_decay=decay)
+        if not (epochs := int(self.config.decay_every)):
+            return optimiser
+        schedule = torch.optim.lr_scheduler.StepLR(optimiser, epochs, gamma=0.1)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add everything that rebuilds the model without this class."""
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        run = {"epoch": self.current_epoch, "dev": metrics, "on_devices": self.trainer.world_size}
+        # Lightning keeps the metrics of the last measurement, which are not those of an epoch without one.
+        metrics = self.trainer.callback_metrics.items() if self.is_measured() else ()
+        dev = {name: float(value) for name, value in metrics}
+        run = {"epoch": self.current_epoch, "dev": dev, "on_devices": self.trainer.world_size}
         checkpoint[KEY] = replace(self.origin, training=self.origin.training | run).as_dict()
 
 

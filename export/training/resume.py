@@ -30,9 +30,10 @@ SAMPLE = 64  # images whose features stand for the whole split in its hash
 
 
 def run_record(config: TrainConfig, train: Split, dev: Split) -> dict[str, Any]:
-    """What must not change before a run continues: its options, the content of its splits and its start checkpoint."""
-    start = {"start": sha256_of(config.start)} if config.start else {}
-    return {"options": config.as_dict(), "train": digest_of(train), "dev": digest_of(dev)} | start
+    """What must not change before a run continues: its options, its splits, its start checkpoint and word vectors."""
+    files = {"start": config.start, "word_vectors": config.word_vectors}
+    content = {name: sha256_of(path) for name, path in files.items() if path}
+    return {"options": config.as_dict(), "train": digest_of(train), "dev": digest_of(dev)} | content
 
 
 def digest_of(split: Split) -> str:
@@ -96,6 +97,8 @@ def _check_record(run: Path, data: Path, asked: dict[str, Any]) -> None:
     ]
     if changed:
         raise InputError(f"`resume`: {run} was started with other options: {'; '.join(changed)}")
+    if record.get("word_vectors") != asked.get("word_vectors"):
+        raise InputError(f"`resume`: {run} was started with other `word_vectors` than this file: give the original one")
     for split in ("train", "dev"):
         if record.get(split) != asked[split]:
             raise InputError(f"`resume`: {run} was started with other data than the {split} split of {data} now holds")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning
 import numpy as np
@@ -14,24 +15,20 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 from camp_sdk.data import Split, load_split
-from camp_sdk.export.network.camp import CampScorer
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp, ModelConfig
 from camp_sdk.export.network.networks import import_network
-from camp_sdk.export.network.sentences import (
-    SentenceConfig,
-    SentenceEncoder,
-    load_pretrained,
-    read_config,
-    read_tokenizer,
-)
-from camp_sdk.export.network.vocabulary import LEARNED, build_tokenizer, frequent_tokens
+from camp_sdk.export.network.sentences import SentenceConfig, read_config, read_tokenizer
+from camp_sdk.export.network.vocabulary import LEARNED, SPECIALS, build_tokenizer, frequent_tokens, vocabulary_of
 from camp_sdk.export.training.batches import CaptionDataset
-from camp_sdk.export.training.config import CROSS_ATTENTION, SMALL, TrainConfig
+from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.image_store import EXAMPLES, prepare_images
+from camp_sdk.export.training.initial_weights import set_initial_weights
 from camp_sdk.export.training.module import CampTraining, TrainingData
+from camp_sdk.export.training.options import CROSS_ATTENTION, SMALL
 from camp_sdk.export.training.resume import check_devices, check_output, check_resumed, recorded, run_record
 from camp_sdk.export.training.trainer import (
+    MONITOR,
     RunCheckpoint,
     build_trainer,
     keep_freed_memory,
@@ -39,6 +36,7 @@ from camp_sdk.export.training.trainer import (
     quiet_lightning,
 )
 from camp_sdk.export.training.vision_setup import open_vision
+from camp_sdk.export.training.word_vectors import WordTable, read_vectors, width_of
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.tokenizer import Tokenizer
 from camp_sdk.terminal import stderr
@@ -49,7 +47,7 @@ class Stage:
     """One part of a run, which starts from the weights of the part before.
 
     Args:
-        config: The run's options with the epochs and the folder of this part; the last part has the run's own folder.
+        config: The run's options with the epochs, values and folder of this part; the last has the run's own folder.
         fusion_only: Whether encoders and attention are frozen.
     """
 
@@ -72,7 +70,10 @@ def stages_of(config: TrainConfig) -> list[Stage]:
     )
     fusion = replace(config, epochs=config.fusion_epochs, output=config.output / "fusion")
     stages = [Stage(attention), Stage(fusion, fusion_only=True), Stage(config)]
-    return [stage for stage in stages if stage.config.epochs]
+    trained = [stage for stage in stages if stage.config.epochs]
+    return [
+        replace(stage, config=replace(stage.config, **config.of_stage(index))) for index, stage in enumerate(trained)
+    ]
 
 
 def run_training(config: TrainConfig, scratch: Path | None = None) -> Path:
@@ -115,7 +116,7 @@ class Run:
         if self.started and bool(self.started[1].pixels) != self.splits[0].has_pictures:
             raise self._mismatch(self.started[1])
         self.config = config.completed(self.splits[0].has_pictures, *fixed_options(config, self.started))
-        self.config.check_batch(len(self.splits[0].captions))
+        self.config.check_batch(len(self.splits[0].images), len(self.splits[0].captions))
 
     def train(self, scratch: Path) -> Path:
         """Train every stage that is not finished, and return the best checkpoint of the last.
@@ -155,8 +156,8 @@ class Run:
             scratch: A folder for decoded pictures, used by this run alone.
         """
         config, started, (train, dev) = self.config, self.started, self.splits
-        tokenizer_text = started[1].tokenizer if started else make_tokenizer(config, train)
-        tokenizer = Tokenizer(tokenizer_text)
+        tokenizer_text = started[1].tokenizer if started else make_tokenizer(config, self.splits)
+        tokenizer, words = Tokenizer(tokenizer_text), word_table(config, tokenizer_text)
         vision = open_vision(config, train, started)
         feature_width = vision.width if vision else int(train.images.shape[2])  # type: ignore[union-attr]  # an array
         if started and started[1].model.feature_width != feature_width:
@@ -173,7 +174,7 @@ class Run:
             feature_width=feature_width,
             word_width=config.word_width,
             picture_size=vision.pixels.height if vision else 0,
-            global_vectors=config.global_weight > 0,
+            global_vectors=max(config.each("global_weight")) > 0,
             vision=vision.name if vision else SMALL,
             words=config.words,
             sentence=started[1].model.sentence if started else sentence_of(config.words),
@@ -188,7 +189,7 @@ class Run:
             training=config.as_dict(),
             stop_words=frequent_tokens(tokenizer_text, train.captions),
         )
-        return TrainingData(sets[0], sets[1], vision.network if vision else None), origin
+        return TrainingData(sets[0], sets[1], vision.network if vision else None, words), origin
 
     def _check_splits(self) -> None:
         train, dev = self.splits
@@ -208,10 +209,11 @@ class Run:
 
 
 def fixed_options(config: TrainConfig, started: tuple[Camp, Origin] | None) -> tuple[dict[str, Any], object]:
-    """The options fixed by a run's start checkpoint or sentence encoder, and which of the two fixes them."""
+    """The options fixed by a run's start checkpoint, sentence encoder or word vectors, and which of them fixes them."""
     if started is None:
-        sentence = sentence_width(config.words)
-        return {} if sentence is None else {"word_width": sentence}, config.words
+        file = config.word_vectors if config.words == LEARNED else None
+        width = width_of(file) if file else sentence_width(config.words)
+        return {} if width is None else {"word_width": width}, file or config.words
     origin = started[1]
     fixed: dict[str, Any] = {name: getattr(origin.model, name) for name in ("width", "word_width", "words")}
     if origin.pixels:
@@ -229,17 +231,40 @@ def sentence_of(words: str) -> SentenceConfig | None:
     return None if words == LEARNED else read_config(words)[1]
 
 
-def make_tokenizer(config: TrainConfig, train: Split) -> str:
-    """The text of tokenizer.json: built from the training captions, or taken from a pretrained encoder."""
-    if config.words == LEARNED:
-        return build_tokenizer(train.captions, config.min_count).to_str()
-    return read_tokenizer(config.words)
+def make_tokenizer(config: TrainConfig, splits: Iterable[Split]) -> str:
+    """The text of tokenizer.json: built from the captions of some splits, or taken from a pretrained encoder.
+
+    Args:
+        config: The run's options.
+        splits: The splits at hand; others that the vocabulary is built from are read.
+    """
+    if config.words != LEARNED:
+        return read_tokenizer(config.words)
+    at_hand = {split.name: split for split in splits}
+    chosen = [at_hand.get(name) or load_split(config.data, name) for name in config.vocabulary_splits.split(",")]
+    captions = [caption for split in chosen for caption in split.captions]
+    return build_tokenizer(captions, config.min_count).to_str()
+
+
+def word_table(config: TrainConfig, tokenizer: str) -> WordTable | None:
+    """Read the word vectors that the run starts from, if it has any, and report how many words they cover."""
+    if config.word_vectors is None:
+        return None
+    vocabulary = vocabulary_of(tokenizer)
+    table = read_vectors(config.word_vectors, vocabulary)
+    words = len(vocabulary) - len(SPECIALS)
+    found = int((table.rows >= len(SPECIALS)).sum())
+    _print(f"{config.word_vectors}: vectors of {found} of the {words} words")
+    return table
+
+
+def _print_best(best: Path, epochs: int) -> None:
+    training = load_checkpoint(best)[1].training
+    _print(f"{best}: epoch {finished_epochs(best)} of {epochs}, rsum {training['dev'][MONITOR]:.1f} on dev")
 
 
 @rank_zero_only
-def _print_best(best: Path, epochs: int) -> None:
-    training = load_checkpoint(best)[1].training
-    line = f"{best}: epoch {finished_epochs(best)} of {epochs}, rsum {training['dev']['rsum']:.1f} on dev"
+def _print(line: str) -> None:
     stderr.print(line, highlight=False, soft_wrap=True)
 
 
@@ -259,11 +284,9 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
     module = CampTraining(replace(origin, model=model, training=config.as_dict()), config, data, stage.fusion_only)
     last = config.output / "last.ckpt"
     resume = config.resume and last.is_file()
-    if start and not resume:
-        start_from(module.model, start)
-    elif not resume:
-        _begin(module.model, config)
-    best = RunCheckpoint(config.output, "best", monitor="rsum", mode="max", enable_version_counter=False)
+    if not resume:
+        set_initial_weights(module.model, config, data.words, start)
+    best = RunCheckpoint(config.output, "best", monitor=MONITOR, mode="max", enable_version_counter=False)
     # A second callback instead of `save_last` of the first, which writes last.ckpt only together with a new best.
     every = RunCheckpoint(config.output, "last", enable_version_counter=False)
     with quiet_lightning():
@@ -284,30 +307,3 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
 def finished_epochs(checkpoint: Path) -> int:
     """The number of epochs of its stage that a checkpoint has finished."""
     return int(load_checkpoint(checkpoint)[1].training["epoch"]) + 1
-
-
-def _begin(model: Camp, config: TrainConfig) -> None:
-    """Set the initial weights that are not random."""
-    for module in model.modules():
-        if isinstance(module, SentenceEncoder):
-            load_pretrained(module, model.config.words)
-    if config.begin_as_distance:
-        cast(CampScorer, model.scorer).begin_as_distance()
-
-
-def start_from(model: Camp, checkpoint: Path) -> None:
-    """Load the weights of a checkpoint into a network of the same sizes.
-
-    Args:
-        model: The network. Weights that the checkpoint lacks stay as they are.
-        checkpoint: The checkpoint.
-
-    Raises:
-        InputError: The checkpoint has weights that the network lacks; the message lists them.
-    """
-    weights, own = load_checkpoint(checkpoint)[0].state_dict(), model.state_dict()
-    if not model.config.global_vectors:
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("global_")}
-    if surplus := [name for name, t in weights.items() if name not in own or own[name].shape != t.shape]:
-        raise InputError(f"{checkpoint} holds weights that {model.config.variant} lacks: {', '.join(surplus)}")
-    model.load_state_dict(weights, strict=False)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import lightning
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -27,6 +27,7 @@ from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.runtime.files import write_aside
 
 CLIP_NORM = 2.0
+MONITOR = "rsum"  # on dev: selects the best checkpoint and stops the run
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -58,7 +59,15 @@ class NamelessTensorBoard(TensorBoardLogger):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's callback, but its state knows files by name: it names no folder, and a run may be moved."""
+    """Lightning's callback, but its state knows files by name: it names no folder, and a run may be moved.
+
+    One that monitors a metric passes over epochs without a measurement.
+    """
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save a checkpoint, if the epoch has what it monitors."""
+        if self.monitor is None or cast(Any, pl_module).is_measured():
+            super().on_train_epoch_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The state, with the names of files in place of their paths."""
@@ -76,6 +85,15 @@ class RunCheckpoint(ModelCheckpoint):
         paths = {name: here(path) for name, path in state_dict.items() if name.endswith("_path")}
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
+
+
+class MeasuredStopping(EarlyStopping):
+    """Lightning's callback, but it counts only epochs with a measurement."""
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Stop the run if the measurements have not improved for long enough."""
+        if cast(Any, pl_module).is_measured():
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 def bars_of(trainer: lightning.Trainer) -> Any:
@@ -135,7 +153,8 @@ def keep_freed_memory() -> None:
 def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> lightning.Trainer:
     """A Lightning trainer that writes into the run's folder."""
     if config.patience:
-        callbacks.append(EarlyStopping("rsum", patience=config.patience, mode="max", check_on_train_epoch_end=True))
+        stopping = MeasuredStopping(MONITOR, patience=config.patience, mode="max", check_on_train_epoch_end=True)
+        callbacks.append(stopping)
     return lightning.Trainer(
         max_epochs=config.epochs,
         precision=config.precision,  # type: ignore[arg-type]  # Lightning checks the string itself

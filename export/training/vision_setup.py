@@ -15,7 +15,8 @@ from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision, read
 from camp_sdk.export.network.checkpoint import Origin
 from camp_sdk.export.network.encoders import VisionNet
 from camp_sdk.export.network.model import Camp
-from camp_sdk.export.training.config import EFFICIENTNET, SMALL, Channels, TrainConfig
+from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.options import EFFICIENTNET, SMALL, Channels
 from camp_sdk.pictures import read_picture
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import MAX_PIXELS, PixelSpec
