@@ -105,7 +105,7 @@ def graphs_of(model: Camp) -> list[Graph]:
         axes = {name: _axes_of(model.scorer, name, tensor, sizes) for name, tensor in (image | text).items()}
         kept = {k: (v, axes[k]) for k, v in (image | text).items() if not k.endswith(GLOBAL_SUFFIX)}
         explained = model.scorer.explain(image, text)
-    explanations = EXPLAINED | GATES
+    explanations: dict[str, tuple[str, ...]] = {**EXPLAINED, **GATES}
     if surplus := explained.keys() - explanations.keys():
         raise ExportError(f"{type(model.scorer).__name__} explains {sorted(surplus)}: expected {list(explanations)}")
     if missing := model.scorer.axes.keys() - kept.keys():

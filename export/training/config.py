@@ -99,7 +99,7 @@ class TrainConfig(TrainOptions):
         config = self._with_network()._with_fixed(fixed, source)._staged_values()._with_recipe()
         suited = OF_PICTURES if pictures else OF_FEATURES
         chosen = suited | {"picture_size": PICTURE_SIZES.get(self.vision, 0) if pictures else 0}
-        values = {name: getattr(config, name) or value for name, value in chosen.items() if name not in STAGED}
+        values: dict[str, Any] = {n: getattr(config, n) or value for n, value in chosen.items() if n not in STAGED}
         config = replace(config, **values, **config._step_sizes(suited))
         config._check(pictures)
         return config
