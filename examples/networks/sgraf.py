@@ -25,7 +25,8 @@ class Whole(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.rows, self.query, self.weigh = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 1)
+        self.rows, self.query = nn.Linear(width, width), nn.Linear(width, width)
+        self.weigh = nn.Linear(width, 1, bias=False)  # a softmax does not change with a bias
 
     def forward(self, X: Tensor, mask: Tensor) -> Tensor:
         mean = X.sum(1, keepdim=True) / mask.sum(1)[:, None, None]  # [B, 1, d]; padded rows are zero

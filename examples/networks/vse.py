@@ -34,7 +34,7 @@ class GeneralizedPooling(nn.Module):
         powers = 1e-4 ** (torch.arange(0, ENCODED, 2) / ENCODED)
         self.register_buffer("frequencies", powers, persistent=False)
         self.of_place, self.of_count = nn.Linear(ENCODED, ENCODED), nn.Linear(ENCODED, ENCODED, bias=False)
-        self.weigh = nn.Linear(ENCODED, 1)
+        self.weigh = nn.Linear(ENCODED, 1, bias=False)  # a softmax does not change with a bias
 
     def encode(self, numbers: Tensor) -> Tensor:
         """Sines and cosines of numbers [x]: [x, ENCODED]."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from camp_sdk.export.network.model import Camp, ModelConfig
-from camp_sdk.export.network.networks import NetworkError, network_named
+from camp_sdk.export.network.networks import NetworkError, is_own, network_named
 from camp_sdk.export.network.pickle_steps import RefusedNameError
 from camp_sdk.export.network.pickles import check_checkpoint_file, check_values
 from camp_sdk.export.network.sentences import SentenceConfig
@@ -194,7 +194,7 @@ def _check_network(path: str | Path, name: Any) -> bool:
     if not isinstance(name, str):
         raise BundleError(f"{path} does not fit its own configuration: variant is {brief(name)}, expected a name")
     try:
-        return not network_named(name).__module__.startswith("camp_sdk.")
+        return is_own(network_named(name))
     except InputError as error:
         raise InputError(
             f"{path} needs the network {brief(name)}: give it as `network`, or install the package that offers it"

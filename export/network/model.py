@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.network.camp import Tensors
 from camp_sdk.export.network.encoders import ImageEncoder, VisionNet, WordVectors, word_mask
-from camp_sdk.export.network.networks import NetworkError, network_named, raised
+from camp_sdk.export.network.networks import NetworkError, is_own, network_named, raised
 from camp_sdk.export.network.sentences import SentenceConfig, SentenceEncoder
 from camp_sdk.export.network.vocabulary import LEARNED
 from camp_sdk.runtime.contract import FEATURES
-from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.errors import CampError, InputError
 from camp_sdk.runtime.messages import brief
 
 
@@ -74,12 +74,13 @@ class Camp(nn.Module):
         self.config = config
         self.vision = _vision_of(config)
         self.inputs = image_inputs(network.image_encoder, config.feature_width)
-        words = _words_of(config)
-        try:
+        try:  # in this order, in which random weights have always been drawn
             self.image_encoder = network.image_encoder(self.inputs[FEATURES], config.width)
-            self.text_encoder = network.text_encoder(words, config.word_width, config.width)
+            self.text_encoder = network.text_encoder(_words_of(config), config.word_width, config.width)
             self.scorer = network(config.width)
         except Exception as error:  # whatever the user's code raises
+            if isinstance(error, CampError) or not is_own(network):
+                raise
             raise NetworkError(f"the network {config.variant} cannot be made: {raised(error)}") from error
         if config.global_vectors:
             self.global_v = nn.Linear(config.width, config.width)

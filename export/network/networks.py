@@ -124,6 +124,11 @@ def network_named(name: str) -> type[Scorer]:
     )
 
 
+def is_own(network: type[Scorer]) -> bool:
+    """Whether a network is the user's, not one of this package."""
+    return not network.__module__.startswith("camp_sdk.")
+
+
 def _load(entry: EntryPoint) -> str:
     try:
         found = entry.load()

@@ -34,7 +34,7 @@ def set_initial_weights(model: Camp, config: TrainConfig, words: WordTable | Non
         start: The checkpoint of the stage before, or the one that the run starts from; None for the first stage.
 
     Raises:
-        InputError: The checkpoint has weights that the network lacks, or the network has no word vectors.
+        InputError: The checkpoint has weights that the network lacks, or the network has no learned word vectors.
     """
     if config.init == RELEASED:
         draw_as_released(model)
@@ -45,11 +45,7 @@ def set_initial_weights(model: Camp, config: TrainConfig, words: WordTable | Non
         if isinstance(module, SentenceEncoder):
             load_pretrained(module, model.config.words)
     if words is not None:
-        tables = [module for module in model.modules() if isinstance(module, WordVectors)]
-        if not tables:
-            raise InputError(f"`word_vectors`: {type(model.text_encoder).__name__} has no word vectors of this package")
-        with torch.no_grad():
-            tables[0].weight[words.rows] = torch.from_numpy(words.vectors)
+        _fill(_word_vectors(model), words, config)
     if config.begin_as_distance:
         cast(CampScorer, model.scorer).begin_as_distance()
 
@@ -66,23 +62,38 @@ def draw_as_released(model: Camp) -> None:
     Args:
         model: The network.
     """
-    for layer in model.image_encoder.modules():
-        if isinstance(layer, nn.Linear):
-            _draw(layer, math.sqrt(6 / (layer.in_features + layer.out_features)))
-    for words in model.modules():
-        if isinstance(words, WordVectors):
-            nn.init.uniform_(words.weight, -0.1, 0.1)
-    is_released = isinstance(model.scorer, ReleasedScorer)
+    for embed in _word_vectors(model):
+        nn.init.uniform_(embed.weight, -0.1, 0.1)
+    _draw(model.image_encoder)
+    if not isinstance(model.scorer, ReleasedScorer):
+        _draw(model.scorer)
+        return
     for name, layer in model.scorer.named_modules():
-        if isinstance(layer, nn.Linear) and (not is_released or name in DRAWN):
-            sides = 2 * model.config.width if is_released else layer.in_features + layer.out_features
-            _draw(layer, math.sqrt(6 / sides))
+        if name in DRAWN:
+            _draw(layer, math.sqrt(6 / (model.config.width + model.config.width)))
 
 
-def _draw(layer: nn.Linear, bound: float) -> None:
-    nn.init.uniform_(layer.weight, -bound, bound)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def _word_vectors(model: Camp) -> list[WordVectors]:
+    """The learned word vectors of a network; an own text encoder may have none."""
+    return [module for module in model.text_encoder.modules() if isinstance(module, WordVectors)]
+
+
+@torch.no_grad()
+def _fill(embeds: list[WordVectors], words: WordTable, config: TrainConfig) -> None:
+    if not embeds:
+        raise InputError(f"`word_vectors` {config.word_vectors}: {config.variant} has no learned word vectors")
+    for embed in embeds:
+        embed.weight[words.rows] = torch.from_numpy(words.vectors)
+
+
+def _draw(module: nn.Module, bound: float | None = None) -> None:
+    """Draw the weights of all linear maps of a module; without a bound, they are Xavier-uniform."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            limit = bound or math.sqrt(6 / (layer.in_features + layer.out_features))
+            nn.init.uniform_(layer.weight, -limit, limit)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def start_from(model: Camp, checkpoint: Path) -> None:

@@ -39,9 +39,9 @@ class TrainOptions:
     data: Annotated[Path, typer.Option(help="Data set: a folder of pictures or of precomputed features.")]
     output: Annotated[Path, typer.Option(help="Folder of the run.")]
     variant: Annotated[str, typer.Option(help=VARIANT)] = "paper"
-    network: Annotated[str, typer.Option(help=NETWORK)] = ""
     start: Annotated[Path | None, typer.Option(help="Checkpoint to start from; its vocabulary is kept.")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished epoch.")] = False
+    network: Annotated[str, typer.Option(help=NETWORK)] = ""
     recipe: Annotated[
         str, typer.Option(help="released: the options with which the released code trains. Options given besides win.")
     ] = ""
