@@ -23,6 +23,7 @@ from camp_sdk.runtime.manifest import (
     OPTIONAL_GRAPHS,
     PRECISION_FOLDERS,
     REQUIRED_GRAPHS,
+    RESAMPLES,
     SCHEMA_VERSION,
     TOKENIZER_FILE,
     FileEntry,
@@ -53,9 +54,10 @@ RULES: dict[tuple[type, str], dict[str, Any]] = {
     (PixelSpec, "height"): {"minimum": 1, "maximum": MAX_PIXELS},
     (PixelSpec, "width"): {"minimum": 1, "maximum": MAX_PIXELS},
     (PixelSpec, "fit"): {"enum": list(FITS)},
+    (PixelSpec, "resample"): {"enum": list(RESAMPLES)},
 }
 OF_TOKENIZER = ("max_words", "stop_words", "vocabulary")  # fields that the file keeps under "tokenizer"
-OPTIONAL = ("fit", "checks", "sizes", "made_with", "training", "parity")  # a reader has a default for these
+OPTIONAL = ("fit", "resample", "checks", "sizes", "made_with", "training", "parity")  # a reader has a default for these
 
 
 def manifest_schema() -> dict[str, Any]:

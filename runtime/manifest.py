@@ -25,6 +25,7 @@ ACTIVATIONS = ("sigmoid", "none")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
 OPTIONAL_GRAPHS = ("explainer", "vision")
 FITS = ("stretch", "letterbox", "crop")
+RESAMPLES = ("bilinear", "bicubic")
 PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16"}  # folders of the graphs in lower precisions
 EXPORT_AGAIN = "export the bundle again, or copy it again from where it was made"
 
@@ -78,6 +79,9 @@ class PixelSpec:
         fit: "stretch" (height and width are scaled independently; the default if the key is missing), "letterbox" (the
             whole picture is scaled to fit and centred on white) or "crop" (the picture is scaled to cover the size, and
             its middle is used).
+        resample: "bilinear" (the default if the key is missing; a JPEG may be decoded at a part of its size) or
+            "bicubic" (the whole picture is decoded; with "crop", it is scaled to whole pixels first, as the processors
+            of CLIP do).
     """
 
     height: int
@@ -86,6 +90,7 @@ class PixelSpec:
     std: tuple[float, float, float]
     grid: tuple[int, int]
     fit: str = "stretch"
+    resample: str = "bilinear"
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> PixelSpec:
@@ -109,7 +114,9 @@ class PixelSpec:
             raise ValueError(f"pixels {shown}, expected finite numbers, and sizes from 1 to {MAX_PIXELS}")
         if (fit := raw.get("fit", "stretch")) not in FITS:
             raise ValueError(f"fit {brief(fit)}, expected one of {FITS}")
-        return cls(height, width, mean, std, (rows, columns), fit)
+        if (resample := raw.get("resample", "bilinear")) not in RESAMPLES:
+            raise ValueError(f"resample {brief(resample)}, expected one of {RESAMPLES}")
+        return cls(height, width, mean, std, (rows, columns), fit, resample)
 
     def as_dict(self) -> dict[str, Any]:
         """The manifest's entry, with lists for tuples, as in JSON and checkpoints."""
