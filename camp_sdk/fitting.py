@@ -20,12 +20,12 @@ class Fitting(NamedTuple):
     Args:
         size: Its width and height.
         fit: "stretch", "letterbox" or "crop", as in `PixelSpec`.
-        resample: "bilinear" or "bicubic", as in `PixelSpec`.
+        resample: "fast", "bilinear" or "bicubic", as in `PixelSpec`.
     """
 
     size: Size
     fit: str
-    resample: str = "bilinear"
+    resample: str = "fast"
 
 
 def least_size(picture: Size, size: Size, fit: str) -> Size:
@@ -55,12 +55,12 @@ def fitted(upright: Image.Image, box: Box, wanted: Fitting) -> Image.Image:
 
     Args:
         upright: The picture, in RGB.
-        box: The part of it that the picture fills; all of it, for another interpolation than "bilinear".
+        box: The part of it that the picture fills; all of it, unless the interpolation is "fast".
         wanted: The size, the fit and the interpolation.
     """
     if wanted.fit == "letterbox":
         return _letterboxed(upright, box, wanted)
-    if wanted.fit == "crop" and wanted.resample != "bilinear":  # then the picture is decoded whole
+    if wanted.fit == "crop" and wanted.resample != "fast":  # then the picture is decoded whole
         return _cut_out(upright, wanted.size, wanted.resample)
     return _resized(upright, _middle(box, wanted.size) if wanted.fit == "crop" else box, wanted.size, wanted.resample)
 
@@ -108,4 +108,4 @@ def _cut_out(upright: Image.Image, size: Size, resample: str) -> Image.Image:
 def _resized(picture: Image.Image, box: Box, size: Size, resample: str) -> Image.Image:
     from PIL import Image
 
-    return picture.resize(size, Image.Resampling[resample.upper()], box)
+    return picture.resize(size, Image.Resampling.BICUBIC if resample == "bicubic" else Image.Resampling.BILINEAR, box)

@@ -82,8 +82,8 @@ def read_picture(
 def read_pixels(picture: Any, spec: PixelSpec, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> NDArray[np.uint8]:
     """Decode a picture and fit it to a size, as a bundle's manifest says.
 
-    As `read_picture`; with "bicubic", a JPEG is decoded whole, and the pixels are those of the pretrained model's own
-    preprocessing.
+    As `read_picture`, unless the specification names another interpolation than "fast": a JPEG is then decoded whole,
+    and the pixels are those of the pretrained model's own preprocessing.
 
     Args:
         picture: As in `read_picture`.
@@ -239,7 +239,7 @@ def _pixels(opened: Image.Image, wanted: _Wanted, own: bool) -> NDArray[np.uint8
 def _decode(opened: Image.Image, wanted: Fitting, own: bool) -> tuple[Image.Image, Box]:
     """Decode to upright RGB; an image that we opened ourselves is decoded at a reduced scale if its format offers one.
 
-    Bicubic pixels are to be exactly those of another program, which decodes the whole picture.
+    Not where the pixels are to be exactly those of another program, which decodes the whole picture.
 
     Returns:
         The pixels, and the box in them that the picture fills: at a reduced scale, the last row and column may be only
@@ -248,7 +248,7 @@ def _decode(opened: Image.Image, wanted: Fitting, own: bool) -> tuple[Image.Imag
     from PIL import Image
 
     drafted = None
-    if own and opened.format in REDUCED and wanted.resample == "bilinear":
+    if own and opened.format in REDUCED and wanted.resample == "fast":
         size = wanted.size[::-1] if _orientation(opened) in TURNED else wanted.size
         drafted = opened.draft(None, least_size(opened.size, size, wanted.fit))
     samples = samples_of(opened)

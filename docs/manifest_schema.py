@@ -48,6 +48,7 @@ RULES: dict[tuple[type, str], dict[str, Any]] = {
     (Manifest, "files"): {"required": [TOKENIZER_FILE]},
     (Manifest, "stop_words"): {"maxItems": MAX_STOP_WORDS},
     (Manifest, "vocabulary"): {"minimum": 1},
+    (Manifest, "logit_unit"): {"exclusiveMinimum": 0},
     (LoweredGraphs, "graphs"): {"propertyNames": {"enum": list(GRAPHS)}},
     (FileEntry, "bytes"): {"minimum": 0},
     (FileEntry, "sha256"): {"pattern": "^[0-9a-f]{64}$"},
@@ -57,7 +58,16 @@ RULES: dict[tuple[type, str], dict[str, Any]] = {
     (PixelSpec, "resample"): {"enum": list(RESAMPLES)},
 }
 OF_TOKENIZER = ("max_words", "stop_words", "vocabulary")  # fields that the file keeps under "tokenizer"
-OPTIONAL = ("fit", "resample", "checks", "sizes", "made_with", "training", "parity")  # a reader has a default for these
+OPTIONAL = (
+    "fit",
+    "resample",
+    "checks",
+    "sizes",
+    "made_with",
+    "training",
+    "parity",
+    "logit_unit",
+)  # a reader has a default for these
 
 
 def manifest_schema() -> dict[str, Any]:

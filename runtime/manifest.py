@@ -25,7 +25,7 @@ ACTIVATIONS = ("sigmoid", "none")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
 OPTIONAL_GRAPHS = ("explainer", "vision")
 FITS = ("stretch", "letterbox", "crop")
-RESAMPLES = ("bilinear", "bicubic")
+RESAMPLES = ("fast", "bilinear", "bicubic")
 PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16"}  # folders of the graphs in lower precisions
 EXPORT_AGAIN = "export the bundle again, or copy it again from where it was made"
 
@@ -79,9 +79,9 @@ class PixelSpec:
         fit: "stretch" (height and width are scaled independently; the default if the key is missing), "letterbox" (the
             whole picture is scaled to fit and centred on white) or "crop" (the picture is scaled to cover the size, and
             its middle is used).
-        resample: "bilinear" (the default if the key is missing; a JPEG may be decoded at a part of its size) or
-            "bicubic" (the whole picture is decoded; with "crop", it is scaled to whole pixels first, as the processors
-            of CLIP do).
+        resample: "fast" (bilinear; a JPEG may be decoded at a part of its size; the default if the key is missing),
+            "bilinear" or "bicubic" (exactly as the processors of pretrained models do: the picture is decoded whole,
+            and with "crop", scaled to whole pixels before the middle is cut out).
     """
 
     height: int
@@ -90,7 +90,7 @@ class PixelSpec:
     std: tuple[float, float, float]
     grid: tuple[int, int]
     fit: str = "stretch"
-    resample: str = "bilinear"
+    resample: str = "fast"
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> PixelSpec:
@@ -114,7 +114,7 @@ class PixelSpec:
             raise ValueError(f"pixels {shown}, expected finite numbers, and sizes from 1 to {MAX_PIXELS}")
         if (fit := raw.get("fit", "stretch")) not in FITS:
             raise ValueError(f"fit {brief(fit)}, expected one of {FITS}")
-        if (resample := raw.get("resample", "bilinear")) not in RESAMPLES:
+        if (resample := raw.get("resample", "fast")) not in RESAMPLES:
             raise ValueError(f"resample {brief(resample)}, expected one of {RESAMPLES}")
         return cls(height, width, mean, std, (rows, columns), fit, resample)
 
@@ -141,6 +141,8 @@ class Manifest:
         made_with: versions of the packages that made the bundle, for people.
         training: how the network was trained and the scores it reached, for people.
         parity: figures of the export's comparison with PyTorch, for people.
+        logit_unit: the factor, if logits are cosines times a factor: checks of the graphs measure errors in it. 1 (the
+            default if the key is missing) otherwise.
     """
 
     variant: str
@@ -156,6 +158,21 @@ class Manifest:
     made_with: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     parity: tuple[dict[str, Any], ...] = ()
+    logit_unit: float = 1.0
+
+    @property
+    def logit_share(self) -> float:
+        """What an error of the logits is divided by before it is compared with its bound, 1e-4.
+
+        Large networks in float32 compute cosines to 1e-6. Published models multiply them by about 100: the bound is
+        then 1e-5 of the factor.
+        """
+        return max(1.0, self.logit_unit / 10)
+
+    @property
+    def score_unit(self) -> float:
+        """What an error of the scores is divided by: cosines times a factor are compared as cosines."""
+        return self.logit_unit if self.activation == "none" else 1.0
 
     def graphs_in(self, precision: str) -> dict[str, GraphSpec]:
         """All graphs of a precision: its own versions where there are any, and the float32 ones otherwise.
@@ -214,6 +231,7 @@ class Manifest:
             precisions=_precisions(raw["precisions"]),
             **{name: dict(raw.get(name) or {}) for name in ("sizes", "made_with", "training")},
             parity=tuple(dict(check) for check in raw.get("parity") or ()),
+            logit_unit=_unit(raw.get("logit_unit", 1.0)),
         )
         _check(manifest)
         return manifest
@@ -238,6 +256,7 @@ class Manifest:
             "made_with": self.made_with,
             "training": self.training,
             "parity": list(self.parity),
+            "logit_unit": self.logit_unit,
         }
 
 
@@ -336,6 +355,12 @@ def _stop_words(raw: Any) -> tuple[str, ...]:
     if not isinstance(raw, list) or len(raw) > MAX_STOP_WORDS or not all(isinstance(word, str) for word in raw):
         raise ValueError(f"stop_words: expected a list of at most {MAX_STOP_WORDS} strings")
     return tuple(raw)
+
+
+def _unit(raw: Any) -> float:
+    if type(raw) not in (int, float) or not 0 < raw < math.inf:
+        raise ValueError(f"logit_unit {brief(raw)}: expected a positive number")
+    return float(raw)
 
 
 def _vocabulary(raw: Any) -> int | None:

@@ -5,7 +5,6 @@ The file is in the format of Hugging Face's `tokenizers`.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,14 +80,17 @@ class Tokenizer:
 
     def __init__(self, content: str | bytes, name: str = "tokenizer.json", stop_words: Sequence[str] = ()) -> None:
         from tokenizers import Tokenizer as Backend  # imported here, so that importing camp_sdk stays fast
+        from tokenizers.normalizers import NFC
 
         with _library_errors(f"{name} is not a tokenizer"):
             self._backend = Backend.from_str(checked_tokenizer(content))
         self._name, self._stop_words = name, frozenset(stop_words)
         self._backend.encode_special_tokens = True  # a marker typed in a text is treated as an ordinary word
         self._unknown = self._backend.model.unk_token  # such as <unk>
+        self._first = self._backend.num_special_tokens_to_add(is_pair=False) - 1  # the place of the first word: 0 or 1
         normaliser = self._backend.normalizer
-        self._composes = normaliser is not None and normaliser.normalize_str("e\u0301") == "\xe9"
+        composes = normaliser is not None and normaliser.normalize_str("e\u0301") == "\xe9"
+        self._compose = NFC() if composes else None
 
     @property
     def vocabulary_size(self) -> int:
@@ -116,8 +118,8 @@ class Tokenizer:
         ids = np.zeros((len(encodings), int(lengths.max(initial=0))), np.int64)
         for row, encoding in zip(ids, encodings, strict=True):
             row[: len(encoding.ids)] = encoding.ids
-        words = tuple(_words(text, encoding) for text, encoding in zip(texts, encodings, strict=True))
-        places = (range(1, len(encoding.ids) - 1) for encoding in encodings)  # without the markers
+        words = tuple(_words(text, encoding, self._first) for text, encoding in zip(texts, encodings, strict=True))
+        places = (range(self._first, len(encoding.ids) - 1) for encoding in encodings)  # without the markers
         unknown = tuple(
             tuple(place for place in inner if encoding.tokens[place] == self._unknown)
             for inner, encoding in zip(places, encodings, strict=True)
@@ -137,7 +139,7 @@ class Tokenizer:
             InputError: a query has no such word, or a text cannot be encoded.
         """
         for text, encoding in zip(*self._encodings(texts), strict=True):
-            known = {token for token in encoding.tokens[1:-1] if token != self._unknown}
+            known = {token for token in encoding.tokens[self._first : -1] if token != self._unknown}
             if not known:
                 raise InputError(
                     f"no word of the query {text[:40]!r} is in the model's vocabulary of {self.vocabulary_size} words; "
@@ -168,8 +170,9 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"text {index} is not valid Unicode ({error})") from None
-        # If the file composes characters, it is done here first: the library's offsets would be wrong otherwise.
-        return unicodedata.normalize("NFC", text) if self._composes else text
+        # If the file composes characters, it is done here first: the library's offsets would be wrong otherwise. By the
+        # library, because Python may know a newer Unicode, and order marks that the library leaves as they are.
+        return str(self._compose.normalize_str(text)) if self._compose else text
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -203,6 +206,6 @@ def _library_errors(what: str) -> Iterator[None]:
         raise BundleError(f"{what} ({reason}); export the bundle again") from None
 
 
-def _words(text: str, encoding: Any) -> tuple[str, ...]:
-    inner = (text[start:end] for start, end in encoding.offsets[1:-1])
-    return (encoding.tokens[0], *inner, encoding.tokens[-1])
+def _words(text: str, encoding: Any, first: int) -> tuple[str, ...]:
+    inner = (text[start:end] for start, end in encoding.offsets[first:-1])
+    return (*encoding.tokens[:first], *inner, encoding.tokens[-1])

@@ -80,7 +80,7 @@ REFUSED = {
     "a kind that is a list": put({"type": ["NFC"]}, "normalizer"),
     "no unknown word": put("nowhere", "model", "unk_token"),
     "an unknown word that is a list": put([], "model", "unk_token"),
-    "another model": put("BPE", "model", "type"),
+    "another model": put("Unigram", "model", "type"),
     "no model": lambda raw: raw.pop("model") and None,
     "words without numbers": put({"a": "b"}, "model", "vocab"),
     "no words": put({}, "model", "vocab"),
