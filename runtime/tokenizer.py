@@ -5,6 +5,7 @@ The file is in the format of Hugging Face's `tokenizers`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Tokenizer:
             self._backend = Backend.from_str(checked_tokenizer(content))
         self._name, self._stop_words = name, frozenset(stop_words)
         self._backend.encode_special_tokens = True  # a marker typed in a text is treated as an ordinary word
-        self._unknown = self._backend.model.unk_token  # such as <unk>
+        self._unknown = self._index_of_unknown()
         self._first = self._backend.num_special_tokens_to_add(is_pair=False) - 1  # the place of the first word: 0 or 1
         normaliser = self._backend.normalizer
         composes = normaliser is not None and normaliser.normalize_str("e\u0301") == "\xe9"
@@ -121,7 +122,7 @@ class Tokenizer:
         words = tuple(_words(text, encoding, self._first) for text, encoding in zip(texts, encodings, strict=True))
         places = (range(self._first, len(encoding.ids) - 1) for encoding in encodings)  # without the markers
         unknown = tuple(
-            tuple(place for place in inner if encoding.tokens[place] == self._unknown)
+            tuple(place for place in inner if encoding.ids[place] == self._unknown)
             for inner, encoding in zip(places, encodings, strict=True)
         )
         return Tokens(ids, lengths, words, unknown)
@@ -139,17 +140,26 @@ class Tokenizer:
             InputError: a query has no such word, or a text cannot be encoded.
         """
         for text, encoding in zip(*self._encodings(texts), strict=True):
-            known = {token for token in encoding.tokens[self._first : -1] if token != self._unknown}
+            inner = list(zip(encoding.tokens, encoding.ids, strict=True))[self._first : -1]
+            known = {token for token, index in inner if index != self._unknown}
             if not known:
                 raise InputError(
                     f"no word of the query {text[:40]!r} is in the model's vocabulary of {self.vocabulary_size} words; "
                     "use words the model was trained on"
                 )
-            if known <= self._stop_words and self._unknown in encoding.tokens:
+            if known <= self._stop_words and any(index == self._unknown for _, index in inner):
                 raise InputError(
                     f"of the query {text[:40]!r} the model knows only {', '.join(sorted(known))}, which most pictures "
                     "have in their captions; use words the model was trained on"
                 )
+
+    def _index_of_unknown(self) -> int | None:
+        """The index that stands for what is not in the vocabulary, such as that of <unk>."""
+        name = getattr(self._backend.model, "unk_token", None)
+        if name is None:  # pieces with scores, of which the library shows the text instead
+            index: int | None = json.loads(self._backend.to_str())["model"].get("unk_id")
+            return index
+        return int(self._backend.token_to_id(name))
 
     def _encodings(self, texts: Sequence[str]) -> tuple[list[str], list[Any]]:
         """The texts as passed to the library, and the library's encoding of each."""

@@ -70,7 +70,7 @@ REFUSED = {
         {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}, "normalizer"
     ),
     "a text before each text": put({"type": "Prepend", "prepend": "a" * 10**6}, "normalizer"),
-    "compiled tables": put({"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "normalizer"),
+    "compiled tables that are none": put({"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "normalizer"),
     "a switch that is no switch": put({"type": "BertNormalizer", "lowercase": [[]]}, "normalizer"),
     "a parameter that is not known": put({"type": "Lowercase", "more": True}, "normalizer"),
     "a split by a pattern": put(
@@ -80,7 +80,7 @@ REFUSED = {
     "a kind that is a list": put({"type": ["NFC"]}, "normalizer"),
     "no unknown word": put("nowhere", "model", "unk_token"),
     "an unknown word that is a list": put([], "model", "unk_token"),
-    "another model": put("Unigram", "model", "type"),
+    "another model": put("Random", "model", "type"),
     "no model": lambda raw: raw.pop("model") and None,
     "words without numbers": put({"a": "b"}, "model", "vocab"),
     "no words": put({}, "model", "vocab"),

@@ -134,7 +134,7 @@ def _compare(case: Case, expected: Arrays, found: Arrays, share: float) -> Parit
     )
 
 
-def same_order(expected: NDArray[np.float32], found: NDArray[np.float32]) -> bool:
+def same_order(expected: NDArray[np.floating], found: NDArray[np.floating]) -> bool:
     """Whether each text's ten best images come in the same order in both.
 
     Two images whose expected logits differ by at most twice the allowed error count as a tie and may swap.

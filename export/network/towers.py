@@ -11,6 +11,7 @@ a token, d the width of the vectors.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,15 +37,17 @@ class TowersConfig:
         kind: "clip" or "siglip" (SigLIP 2 of a fixed size is built alike).
         text: the text tower's sizes, by the names of `transformers`.
         vision: the vision tower's sizes, likewise.
-        projection: d, where a projection follows both towers; 0 without.
-        pad: the token that fills a text up to the tower's length; SigLIP's text tower reads it.
+        projection: d.
+        pad: the token that fills a text up to the tower's length: SigLIP's text tower reads it.
+        pad_left: whether it comes before the text.
     """
 
     kind: str
     text: dict[str, Any]
     vision: dict[str, Any]
-    projection: int = 0
+    projection: int
     pad: int = 0
+    pad_left: bool = False
 
 
 class TowerVision(nn.Module):
@@ -100,8 +103,67 @@ class CausalText(nn.Module):
         return cast(Tensor, self.project(self.norm(states.gather(1, last))))
 
 
+class AttentionPooling(nn.Module):
+    """SigLIP's pooling: a learned query attends to the tokens [I, R, D], a map with a residual follows, [I, 1, d = D].
+
+    `torch.nn.MultiheadAttention`, which holds the weights, cannot be exported for any number of images and tokens.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        tower = model.vision_model
+        self.tokens_norm, self.probe = tower.post_layernorm, tower.head.probe
+        self.attention, self.norm, self.mlp = tower.head.attention, tower.head.layernorm, tower.head.mlp
+
+    def forward(self, features: Tensor) -> Tensor:
+        images, regions, width = features.shape
+        heads = self.attention.num_heads
+        by_head = (heads, width // heads)
+        (W_q, W_k, W_v), (b_q, b_k, b_v) = (part.chunk(3) for part in self._projections())
+        tokens = self.tokens_norm(features)  # [I, R, D]
+        K = F.linear(tokens, W_k, b_k).reshape(images, regions, *by_head).transpose(1, 2)  # [I, heads, R, D / heads]
+        V = F.linear(tokens, W_v, b_v).reshape(images, regions, *by_head).transpose(1, 2)  # [I, heads, R, D / heads]
+        Q = F.linear(self.probe, W_q, b_q).reshape(1, 1, *by_head).transpose(1, 2)  # [1, heads, 1, D / heads]
+        weights = (Q @ K.transpose(2, 3) / math.sqrt(by_head[1])).softmax(-1)  # [I, heads, 1, R]
+        pooled = (weights @ V).transpose(1, 2).reshape(images, 1, width)
+        pooled = self.attention.out_proj(pooled)  # [I, 1, D]
+        return cast(Tensor, pooled + self.mlp(self.norm(pooled)))
+
+    def _projections(self) -> tuple[Tensor, Tensor]:
+        return self.attention.in_proj_weight, self.attention.in_proj_bias
+
+
+class PaddedText(nn.Module):
+    """SigLIP's text tower: tokens [T, N] and lengths [T] -> the state of the last place, mapped, [T, 1, d].
+
+    The tower was trained on texts of one length, filled up with a token that it reads like any other. The graph fills
+    them up itself, from the lengths; what lies beyond a text's length in its input is ignored.
+
+    Args:
+        model: the model of `transformers`.
+        config: the token for padding, and where it stands.
+    """
+
+    def __init__(self, model: Any, config: TowersConfig) -> None:
+        super().__init__()
+        tower = model.text_model
+        self.embeddings, self.encoder, self.norm = tower.embeddings, tower.encoder, tower.final_layer_norm
+        self.project = tower.head
+        self.longest, self.config = int(tower.config.max_position_embeddings), config
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        places = torch.arange(self.longest, device=tokens.device)[None]
+        if self.config.pad_left:
+            places = places - (self.longest - lengths)[:, None]  # [T, longest]; negative before the text
+        inside = (places >= 0) & (places < lengths[:, None])  # [T, longest]
+        own = tokens.gather(1, torch.minimum(places.clamp(min=0), lengths[:, None] - 1))
+        filled = torch.where(inside, own, torch.full_like(own, self.config.pad))  # [T, longest]
+        states = self.encoder(inputs_embeds=self.embeddings(filled)).last_hidden_state
+        return cast(Tensor, self.project(self.norm(states[:, -1:])))
+
+
 class TowerScorer(Scorer):
-    """Logits [I, T]: the product of the two vectors, scaled; SigLIP adds a bias.
+    """CLIP's logits [I, T]: the cosine of the two vectors times a learned factor.
 
     The scorer reads the vectors of the first stage themselves, so that each is stored once.
     """
@@ -127,6 +189,31 @@ class TowerScorer(Scorer):
         return cast(Tensor, image["image.global"] @ text["text.global"].T * self.scale.exp())
 
 
+def transformers_library() -> Any:
+    """The package `transformers`, whose types differ between its versions.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise MissingExtraError("transformers", EXTRA) from None
+
+
+class BiasedScorer(TowerScorer):
+    """SigLIP's logits [I, T]: as CLIP's, with a learned bias; their sigmoid is the probability that both match."""
+
+    activation = "sigmoid"
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.bias = model.logit_bias
+
+    def forward(self, image: Tensors, text: Tensors) -> Tensor:
+        return super().forward(image, text) + self.bias
+
+
 class Towers(NamedTuple):
     """The parts of a network."""
 
@@ -137,18 +224,30 @@ class Towers(NamedTuple):
 
 
 def _clip(config: TowersConfig) -> Any:
-    from transformers import CLIPConfig, CLIPModel
-
-    text = config.text | MARKERS
-    whole = CLIPConfig(text_config=text, vision_config=config.vision, projection_dim=config.projection)
-    return CLIPModel._from_config(whole, attn_implementation="eager")
+    text, library = config.text | MARKERS, transformers_library()
+    whole = library.CLIPConfig(text_config=text, vision_config=config.vision, projection_dim=config.projection)
+    return library.CLIPModel._from_config(whole, attn_implementation="eager")
 
 
-def _clip_parts(model: Any) -> Towers:
+def _clip_parts(model: Any, config: TowersConfig) -> Towers:
     return Towers(TowerVision(model.vision_model), ClassToken(model), CausalText(model), TowerScorer(model))
 
 
-MODELS: dict[str, tuple[Callable[[TowersConfig], Any], Callable[[Any], Towers]]] = {"clip": (_clip, _clip_parts)}
+def _siglip(config: TowersConfig) -> Any:
+    text, library = config.text | MARKERS, transformers_library()
+    whole = library.SiglipConfig(text_config=text, vision_config=config.vision)
+    return library.SiglipModel._from_config(whole, attn_implementation="eager")
+
+
+def _siglip_parts(model: Any, config: TowersConfig) -> Towers:
+    text = PaddedText(model, config)
+    return Towers(TowerVision(model.vision_model), AttentionPooling(model), text, BiasedScorer(model))
+
+
+MODELS: dict[str, tuple[Callable[[TowersConfig], Any], Callable[[Any, TowersConfig], Towers]]] = {
+    "clip": (_clip, _clip_parts),
+    "siglip": (_siglip, _siglip_parts),
+}
 
 
 def build_model(config: TowersConfig) -> Any:
@@ -163,10 +262,6 @@ def build_model(config: TowersConfig) -> Any:
     """
     if config.kind not in MODELS:
         raise InputError(f"towers {brief(config.kind)}: expected {' or '.join(MODELS)}")
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("transformers", EXTRA) from None
     return MODELS[config.kind][0](config)
 
 
@@ -181,4 +276,4 @@ def open_towers(config: TowersConfig, model: Any = None) -> Towers:
         InputError: the kind is unknown.
         MissingExtraError: transformers is not installed.
     """
-    return MODELS[config.kind][1](build_model(config) if model is None else model)
+    return MODELS[config.kind][1](build_model(config) if model is None else model, config)

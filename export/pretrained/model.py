@@ -13,15 +13,17 @@ from torch import Tensor
 
 from camp_sdk.export.network.checkpoint import Origin
 from camp_sdk.export.network.model import Camp, ModelConfig
-from camp_sdk.export.network.towers import EXTRA, TowersConfig, build_model, open_towers
+from camp_sdk.export.network.towers import EXTRA, TowersConfig, build_model, open_towers, transformers_library
 from camp_sdk.export.pretrained.preprocessing import pixel_spec
 from camp_sdk.export.pretrained.source import CONFIG, WEIGHTS, Source
-from camp_sdk.export.pretrained.words import tokenizer_of
+from camp_sdk.export.pretrained.words import padding_of, tokenizer_of
 from camp_sdk.runtime.errors import BundleError, MissingExtraError
 from camp_sdk.runtime.messages import brief
 from camp_sdk.runtime.tokenizer import Tokenizer
 
-KINDS = {"clip": "clip"}  # model_type in config.json, and the kind of the towers
+# The configuration's class in `transformers`, by model_type in config.json, which is also the kind of the towers.
+# Models of SigLIP 2 for pictures of one size are "siglip"; "siglip2" takes any number of patches.
+KINDS = {"clip": "CLIPConfig", "siglip": "SiglipConfig"}
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "silu")
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
 TEXT = (*SIZES, "vocab_size", "max_position_embeddings")
@@ -85,7 +87,7 @@ def config_of(towers: TowersConfig) -> ModelConfig:
     return ModelConfig(
         vocabulary_size=towers.text["vocab_size"],
         variant=towers.kind,
-        width=towers.projection or towers.text["hidden_size"],
+        width=towers.projection,
         feature_width=towers.vision["hidden_size"],
         word_width=towers.text["hidden_size"],
         picture_size=towers.vision["image_size"],
@@ -115,21 +117,25 @@ def read_towers(source: Source) -> TowersConfig:
         MissingExtraError: transformers is not installed.
     """
     raw, path = source.read_json(CONFIG), source.folder / CONFIG
-    kind = KINDS.get(str(raw.get("model_type")))
-    if kind is None:
+    kind = str(raw.get("model_type"))
+    if kind not in KINDS:
         raise BundleError(f"{path} has model_type {brief(raw.get('model_type'))}: expected {' or '.join(KINDS)}")
+    library = transformers_library()
     try:
-        from transformers import CLIPConfig
-    except ImportError:
-        raise MissingExtraError("transformers", EXTRA) from None
-    try:
-        whole = CLIPConfig.from_dict(raw)
+        whole = getattr(library, KINDS[kind]).from_dict(raw)
         text = {name: getattr(whole.text_config, name) for name in TEXT}
+        projection = whole.projection_dim if kind == "clip" else whole.text_config.projection_size
         vision = {name: getattr(whole.vision_config, name) for name in VISION}
-        _check_sizes(text, vision, whole.vision_config.num_channels)
+        _check_sizes(text, vision | {"projection_dim": projection}, whole.vision_config.num_channels)
+        if kind == "siglip":
+            text["projection_size"] = projection
+            if not whole.vision_config.vision_use_head or projection != vision["hidden_size"]:
+                raise ValueError("it has no pooling head, or vectors of two widths")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path} does not describe a model of {kind}: {' '.join(str(error).split())}") from None
-    return TowersConfig(kind, text, vision, int(whole.projection_dim))
+    if kind == "clip":
+        return TowersConfig(kind, text, vision, projection)
+    return TowersConfig(kind, text, vision, projection, *padding_of(source, whole.text_config.pad_token_id))
 
 
 def _check_sizes(text: Mapping[str, Any], vision: Mapping[str, Any], channels: int) -> None:

@@ -14,7 +14,8 @@ from camp_sdk.runtime.messages import brief
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # either describes the pixels
-FILES = (CONFIG, WEIGHTS, PREPROCESSOR, PROCESSOR, TOKENIZER)
+TOKENIZER_CONFIG = "tokenizer_config.json"
+FILES = (CONFIG, WEIGHTS, PREPROCESSOR, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG)
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 JSON_LIMIT = 1 << 20
 MAX_REASON = 200  # characters

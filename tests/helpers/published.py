@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,44 @@ def write_clip(folder: Path, size: int = SIZE, act: str = "quick_gelu") -> Path:
     CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(
         folder
     )
+    return folder
+
+
+def gemma_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Letters, every byte for all others, and the words above, grown letter by letter; the markers come first."""
+    pieces = dict.fromkeys(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))])
+    pieces |= dict.fromkeys(["\u2581", *string.ascii_lowercase, *string.digits, *".,'", "\u00e9", "\u6771"])
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        left = "\u2581"
+        for letter in word:
+            if (left, letter) not in merges:
+                merges.append((left, letter))
+            left += letter
+            pieces[left] = None
+    return {name: index for index, name in enumerate(pieces)}, merges
+
+
+def write_siglip(folder: Path, padding_side: str = "right") -> Path:
+    """A SigLIP of two layers a tower, with the tokenizer of SigLIP 2."""
+    from transformers import Siglip2Tokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel
+
+    vocabulary, merges = gemma_vocabulary()
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+    text = {"hidden_size": 24, "vocab_size": len(vocabulary), "max_position_embeddings": LONGEST, **layers}
+    text |= {"projection_size": 32, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    vision = {"hidden_size": 32, "image_size": SIZE, "patch_size": PATCH, **layers}
+    torch.manual_seed(5)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+    spread(model)
+    with torch.no_grad():
+        model.logit_scale.fill_(2.0)
+        model.logit_bias.fill_(-1.5)
+    model.save_pretrained(folder)
+    markers = {"add_bos_token": False, "add_eos_token": True, "padding_side": padding_side}
+    tokenizer = Siglip2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=LONGEST, **markers)
+    tokenizer.save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}, resample=2).save_pretrained(folder)
     return folder
 
 
