@@ -197,6 +197,7 @@ def _check_unigram(model: Mapping[str, Any]) -> dict[str, int]:
     unknown = model.get("unk_id")
     _require(type(unknown) is int and 0 <= unknown < len(pieces), "its vocabulary has no piece for unknown characters")
     _require(isinstance(model.get("byte_fallback", False), bool), "its byte_fallback is neither true nor false")
+    _require(model.get("alpha") is None and model.get("nbest_size") is None, "it chooses pieces at random")
     return listed
 
 

@@ -6,9 +6,7 @@ itself. Its processors, tokenizers and networks are what ours are compared with.
 
 from __future__ import annotations
 
-import io
 import json
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from camp_sdk import BundleError, InputError, Retriever
 from camp_sdk.export.bundling.writer import export_bundle
@@ -34,7 +30,6 @@ pytest.importorskip("transformers")
 from tests.helpers import published  # needs transformers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-EXIF_TURNED = 6  # the orientation of a phone held upright
 TEXTS = [
     "a photo of a dog",
     "two people on the left of the red house, don't",
@@ -65,80 +60,19 @@ def retriever(bundle: Path) -> Iterator[Retriever]:
         yield opened
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Noise of every frequency: nothing hides a wrong kernel, rounding or cut."""
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def turned() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = EXIF_TURNED
-    return encoded(picture(90, 61), "JPEG", exif=exif)
-
-
-def clear() -> bytes:
-    image = picture(50, 70).convert("RGBA")
-    image.putalpha(picture(50, 70, 1).convert("L"))
-    return encoded(image, "PNG")
-
-
-PICTURES: dict[str, Callable[[], bytes]] = {
-    "a large JPEG": lambda: encoded(picture(400, 300), "JPEG"),
-    "EXIF": turned,
-    "CMYK": lambda: encoded(picture(80, 64).convert("CMYK"), "JPEG"),
-    "alpha": clear,
-    "a palette": lambda: encoded(picture(64, 50).quantize(16), "PNG"),
-    "grey": lambda: encoded(picture(45, 45).convert("L"), "PNG"),
-    "tall": lambda: encoded(picture(33, 400), "PNG"),
-    "wide": lambda: encoded(picture(401, 35), "PNG"),
-    "an odd rest": lambda: encoded(picture(97, 64), "PNG"),
-    "as large as it should be": lambda: encoded(picture(32, 32), "PNG"),
-    "smaller": lambda: encoded(picture(11, 20), "WEBP", lossless=True),
-    "one row": lambda: encoded(picture(40, 1), "PNG"),
-}
-
-
-def theirs(data: bytes, processor: Any) -> NDArray[np.float32]:
-    """The pixels of the model's own processor, of a picture that is turned upright first, as their loader does."""
-    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    pixels: NDArray[np.float32] = np.asarray(processor(upright, return_tensors="np")["pixel_values"][0])
-    return pixels
-
-
-def captions() -> list[str]:
-    """Captions of every script: words of eight characters' neighbourhoods, with spaces, marks and punctuation."""
-    rng = np.random.default_rng(4)
-    alphabets = [range(start, start + 24) for start in range(0x21, 0x3100, 0x60)] + [range(0x4E00, 0x4E20)]
-    alphabets += [range(0xAC00, 0xAC20), range(0x1F600, 0x1F620), range(0x41, 0x5B), range(0x61, 0x7B)]
-    found = []
-    for index in range(500):
-        alphabet = [chr(code) for code in alphabets[index % len(alphabets)]]
-        known = [letter for letter in alphabet if unicodedata.category(letter) not in ("Cn", "Cc", "Cs", "Co")]
-        words = ["".join(rng.choice(known or ["a"], rng.integers(1, 7))) for _ in range(rng.integers(1, 8))]
-        words.insert(0, str(rng.choice(published.WORDS)))
-        found.append(str(rng.choice([" ", "  ", ", ", "\t", "\u00a0"])).join(words))
-    return found
-
-
 # Exact
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", published.PICTURES)
 def test_pixels_are_those_of_the_models_own_processor(checkpoint: Path, model: Path, name: str) -> None:
     from transformers import CLIPImageProcessorPil
 
     _, origin = load_checkpoint(checkpoint)
     assert origin.pixels is not None
     assert (origin.pixels.fit, origin.pixels.resample) == ("crop", "bicubic")
-    data = PICTURES[name]()
+    data = published.PICTURES[name]()
     found = normalise(read_pixels(data, origin.pixels, name)[None], origin.pixels)[0]
-    expected = theirs(data, CLIPImageProcessorPil.from_pretrained(model))
+    expected = published.theirs(data, CLIPImageProcessorPil.from_pretrained(model))
     step = 1 / 255 / np.array(origin.pixels.std).reshape(3, 1, 1)  # one of 255, after it is normalised
     assert (np.abs(found - expected) <= 1.001 * step).all()
 
@@ -147,7 +81,7 @@ def test_token_ids_are_those_of_the_models_own_tokenizer(checkpoint: Path, model
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(model)
-    ours = Tokenizer(load_checkpoint(checkpoint)[1].tokenizer).encode(texts := captions())
+    ours = Tokenizer(load_checkpoint(checkpoint)[1].tokenizer).encode(texts := published.captions())
     expected = tokenizer(texts, truncation=True, max_length=published.LONGEST)["input_ids"]
     assert [ids[:n].tolist() for ids, n in zip(ours.ids, ours.lengths, strict=True)] == expected
     assert len(set(ours.lengths.tolist())) > 10  # short ones, and ones that are cut
@@ -156,7 +90,7 @@ def test_token_ids_are_those_of_the_models_own_tokenizer(checkpoint: Path, model
 def test_logits_and_order_are_those_of_the_model(retriever: Retriever, model: Path) -> None:
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-    pictures = [picture(40 + 9 * index, 64, index) for index in range(8)]
+    pictures = [published.picture(40 + 9 * index, 64, index) for index in range(8)]
     tokens = CLIPTokenizer.from_pretrained(model)(
         TEXTS, padding=True, truncation=True, max_length=published.LONGEST, return_tensors="pt"
     )
@@ -187,7 +121,7 @@ def test_the_bundle_is_two_towers(retriever: Retriever) -> None:
 
 
 def test_the_first_stage_orders_as_the_scorer_does(retriever: Retriever) -> None:
-    gallery = retriever.encode_images([picture(50, 50, index) for index in range(9)])
+    gallery = retriever.encode_images([published.picture(50, 50, index) for index in range(9)])
     whole = retriever.rank(TEXTS[0], gallery, top_k=3)
     assert [m.corpus_id for m in retriever.rank(TEXTS[0], gallery, top_k=3, shortlist=3)] == [
         m.corpus_id for m in whole
@@ -195,8 +129,8 @@ def test_the_first_stage_orders_as_the_scorer_does(retriever: Retriever) -> None
 
 
 def test_padding_does_not_matter(retriever: Retriever) -> None:
-    alone = [retriever.score_matrix([picture(40, 40)], [text])[0, 0] for text in TEXTS]
-    together = retriever.score_matrix([picture(40, 40)], TEXTS)[0]
+    alone = [retriever.score_matrix([published.picture(40, 40)], [text])[0, 0] for text in TEXTS]
+    together = retriever.score_matrix([published.picture(40, 40)], TEXTS)[0]
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-4)  # float32 sums of masked zeros in another order
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import string
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from tokenizers import pre_tokenizers
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import Unigram
 
 SIZE, PATCH, LONGEST = 32, 8, 24
+EXIF_TURNED = 6  # the orientation of a phone held upright
 WORDS = "a photo of the red blue dog cat circle star and two people on above left house don't 's".split()  # noqa: SIM905
 
 
@@ -67,14 +75,49 @@ def gemma_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {name: index for index, name in enumerate(pieces)}, merges
 
 
-def write_siglip(folder: Path, padding_side: str = "right") -> Path:
-    """A SigLIP of two layers a tower, with the tokenizer of SigLIP 2."""
-    from transformers import Siglip2Tokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel
+def scored_pieces() -> Tokenizer:
+    """The rules of SigLIP's tokenizer: lower case, no punctuation, pieces with scores, and an end marker."""
+    letters = [*string.ascii_lowercase, *string.digits, "\u00e9", "\u6771"]
+    words = [f"\u2581{word}" for word in WORDS if word.isalpha()]
+    names = dict.fromkeys(["<pad>", "</s>", "<unk>", "\u2581", *words, "ing", "s", *letters])
+    # Short pieces are less likely than long ones: scores are logarithms.
+    tokenizer = Tokenizer(Unigram([(name, -2.0 - 8 / len(name)) for name in names], unk_id=2))
+    punctuation = Regex(r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]")
+    steps = [normalizers.Lowercase(), normalizers.Replace(punctuation, ""), normalizers.Replace(Regex(r"\s+"), " ")]
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer
+
+
+def save_scored_pieces(folder: Path) -> int:
+    """Write the tokenizer of SigLIP; its padding is the end marker, on the right."""
+    from transformers import PreTrainedTokenizerFast
+
+    inner = scored_pieces()
+    names = {"pad_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>", "padding_side": "right"}
+    PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=LONGEST, **names).save_pretrained(folder)
+    return int(inner.get_vocab_size())
+
+
+def save_byte_pairs(folder: Path) -> int:
+    """Write the tokenizer of SigLIP 2; the padding is on the left, as is usual for its class."""
+    from transformers import Siglip2Tokenizer
 
     vocabulary, merges = gemma_vocabulary()
+    markers = {"add_bos_token": False, "add_eos_token": True}
+    Siglip2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=LONGEST, **markers).save_pretrained(folder)
+    return len(vocabulary)
+
+
+def write_siglip(folder: Path, second: bool) -> Path:
+    """A SigLIP of two layers a tower, or a SigLIP 2: another tokenizer, and bilinear pixels."""
+    from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
+
+    words = (save_byte_pairs if second else save_scored_pieces)(folder)
     layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
-    text = {"hidden_size": 24, "vocab_size": len(vocabulary), "max_position_embeddings": LONGEST, **layers}
-    text |= {"projection_size": 32, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    text = {"hidden_size": 24, "vocab_size": words, "max_position_embeddings": LONGEST, **layers}
+    text |= {"projection_size": 32, "bos_token_id": 2, "eos_token_id": 1}
     vision = {"hidden_size": 32, "image_size": SIZE, "patch_size": PATCH, **layers}
     torch.manual_seed(5)
     model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
@@ -83,10 +126,7 @@ def write_siglip(folder: Path, padding_side: str = "right") -> Path:
         model.logit_scale.fill_(2.0)
         model.logit_bias.fill_(-1.5)
     model.save_pretrained(folder)
-    markers = {"add_bos_token": False, "add_eos_token": True, "padding_side": padding_side}
-    tokenizer = Siglip2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=LONGEST, **markers)
-    tokenizer.save_pretrained(folder)
-    SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}, resample=2).save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}, resample=2 if second else 3).save_pretrained(folder)
     return folder
 
 
@@ -104,3 +144,64 @@ def settings(folder: Path, name: str) -> dict[str, Any]:
     """The content of one of a model's JSON files."""
     raw: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
     return raw
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Noise of every frequency: nothing hides a wrong kernel, rounding or cut."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = EXIF_TURNED
+    return encoded(picture(90, 61), "JPEG", exif=exif)
+
+
+def clear() -> bytes:
+    image = picture(50, 70).convert("RGBA")
+    image.putalpha(picture(50, 70, 1).convert("L"))
+    return encoded(image, "PNG")
+
+
+PICTURES: dict[str, Callable[[], bytes]] = {
+    "a large JPEG": lambda: encoded(picture(400, 300), "JPEG"),
+    "EXIF": turned,
+    "CMYK": lambda: encoded(picture(80, 64).convert("CMYK"), "JPEG"),
+    "alpha": clear,
+    "a palette": lambda: encoded(picture(64, 50).quantize(16), "PNG"),
+    "grey": lambda: encoded(picture(45, 45).convert("L"), "PNG"),
+    "tall": lambda: encoded(picture(33, 400), "PNG"),
+    "wide": lambda: encoded(picture(401, 35), "PNG"),
+    "an odd rest": lambda: encoded(picture(97, 64), "PNG"),
+    "as large as it should be": lambda: encoded(picture(32, 32), "PNG"),
+    "smaller": lambda: encoded(picture(11, 20), "WEBP", lossless=True),
+    "one row": lambda: encoded(picture(40, 1), "PNG"),
+}
+
+
+def theirs(data: bytes, processor: Any) -> NDArray[np.float32]:
+    """The pixels of the model's own processor, of a picture that is turned upright first, as their loader does."""
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    pixels: NDArray[np.float32] = np.asarray(processor(upright, return_tensors="np")["pixel_values"][0])
+    return pixels
+
+
+def captions() -> list[str]:
+    """Captions of every script: words of eight characters' neighbourhoods, with spaces, marks and punctuation."""
+    rng = np.random.default_rng(4)
+    alphabets = [range(start, start + 24) for start in range(0x21, 0x3100, 0x60)] + [range(0x4E00, 0x4E20)]
+    alphabets += [range(0xAC00, 0xAC20), range(0x1F600, 0x1F620), range(0x41, 0x5B), range(0x61, 0x7B)]
+    found = []
+    for index in range(500):
+        alphabet = [chr(code) for code in alphabets[index % len(alphabets)]]
+        known = [letter for letter in alphabet if unicodedata.category(letter) not in ("Cn", "Cc", "Cs", "Co")]
+        words = ["".join(rng.choice(known or ["a"], rng.integers(1, 7))) for _ in range(rng.integers(1, 8))]
+        words.insert(0, str(rng.choice(WORDS)))
+        found.append(str(rng.choice([" ", "  ", ", ", "\t", "\u00a0"])).join(words))
+    return found
