@@ -156,10 +156,12 @@ class Tokenizer:
     def _index_of_unknown(self) -> int | None:
         """The index that stands for what is not in the vocabulary, such as that of <unk>."""
         name = getattr(self._backend.model, "unk_token", None)
+        index: int | None
         if name is None:  # pieces with scores, of which the library shows the text instead
-            index: int | None = json.loads(self._backend.to_str())["model"].get("unk_id")
-            return index
-        return int(self._backend.token_to_id(name))
+            index = json.loads(self._backend.to_str())["model"].get("unk_id")
+        else:
+            index = self._backend.token_to_id(name)
+        return index
 
     def _encodings(self, texts: Sequence[str]) -> tuple[list[str], list[Any]]:
         """The texts as passed to the library, and the library's encoding of each."""

@@ -227,7 +227,45 @@ def test_a_folder_that_is_not_empty_is_kept(model: Path, tmp_path: Path) -> None
         import_pretrained(str(model), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("side", "name", "value", "message"),
+    [
+        ("text", "num_hidden_layers", 10**9, "num_hidden_layers is 1000000000"),
+        ("text", "_attn_implementation", "somebody/kernels", "expected hidden_size"),
+        ("vision", "hidden_act", "anything", "hidden_act is 'anything'"),
+        ("vision", "patch_size", 0, "patch_size is 0"),
+    ],
+)
+def test_a_checkpoint_with_other_sizes(
+    checkpoint: Path, tmp_path: Path, side: str, name: str, value: object, message: str
+) -> None:
+    """Refused before a network of these sizes is built, and before `transformers` reads anything it names."""
+    raw = torch.load(checkpoint, weights_only=True)
+    raw["camp"]["model"]["towers"][side][name] = value
+    torch.save(raw, tmp_path / "best.ckpt")
+    with pytest.raises(BundleError, match=f"does not fit its own configuration: .*{message}"):
+        load_checkpoint(tmp_path / "best.ckpt")
+
+
+def test_it_is_not_a_start_for_training(checkpoint: Path, tmp_path: Path) -> None:
+    from camp_sdk.export.scenes import write_scenes
+    from camp_sdk.export.training.config import TrainConfig
+    from camp_sdk.export.training.run import run_training
+
+    write_scenes(tmp_path / "scenes", {"train": 2, "dev": 2})
+    with pytest.raises(InputError, match="holds a published model, which cannot be trained: use camp export"):
+        run_training(TrainConfig(data=tmp_path / "scenes", output=tmp_path / "run", start=checkpoint))
+
+
 # The command
+
+
+def test_import_of_a_released_checkpoint_stays_what_it_was(camp: Camp) -> None:
+    done = camp("import", "nowhere.pth.tar", "--vocab", "nowhere.pkl", "--output", "nowhere")
+    assert done.code == 1
+    assert "nowhere.pth.tar" in done.err
+    assert "--vocab" in camp("import", "--help").out
+    assert "--revision" in camp("import", "clip", "--help").out
 
 
 def test_without_a_network_it_names_what_to_download(

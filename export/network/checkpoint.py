@@ -204,6 +204,8 @@ def _check_sizes(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
         raise ValueError(f"picture_size is {brief(config.picture_size)}, expected 0 to {MAX_PIXELS}")
     if config.sentence and not 0 < config.sentence.layers <= len(weights):
         raise ValueError(f"sentence.layers is {brief(config.sentence.layers)}, expected at most {len(weights)}")
+    if config.towers and config.towers.text["num_hidden_layers"] > len(weights):
+        raise ValueError(f"the text tower has {config.towers.text['num_hidden_layers']} layers, expected fewer")
     with torch.device("meta"):
         expected = {name: tuple(weight.shape) for name, weight in Camp(config).named_parameters()}
     found = {name: tuple(weight.shape) for name, weight in weights.items() if isinstance(weight, Tensor)}

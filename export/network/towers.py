@@ -22,10 +22,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camp_sdk.export.network.camp import Scorer, Tensors
-from camp_sdk.runtime.errors import InputError, MissingExtraError
+from camp_sdk.runtime.errors import MissingExtraError
 from camp_sdk.runtime.messages import brief
 
 EXTRA = "clip"
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "silu")
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
+VISION_SIZES = (*SIZES, "image_size", "patch_size")
+TEXT_SIZES = {
+    "clip": (*SIZES, "vocab_size", "max_position_embeddings"),
+    "siglip": (*SIZES, "vocab_size", "max_position_embeddings", "projection_size"),
+}
+MAX_LAYERS, MAX_SIZE = 200, 1 << 24
 MARKERS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # the towers here take lengths instead
 
 
@@ -40,6 +48,9 @@ class TowersConfig:
         projection: d.
         pad: the token that fills a text up to the tower's length: SigLIP's text tower reads it.
         pad_left: whether it comes before the text.
+
+    Raises:
+        ValueError: a size is missing, unknown or not a plain value that a network can have.
     """
 
     kind: str
@@ -48,6 +59,28 @@ class TowersConfig:
     projection: int
     pad: int = 0
     pad_left: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in TEXT_SIZES:
+            raise ValueError(f"towers {brief(self.kind)}: expected {' or '.join(TEXT_SIZES)}")
+        # Other names could change what `transformers` loads.
+        for sizes, names in ((self.text, TEXT_SIZES[self.kind]), (self.vision, VISION_SIZES)):
+            if sizes.keys() != set(names):
+                raise ValueError(f"sizes {brief(sorted(sizes))}: expected {', '.join(names)}")
+        named = [*self.text.items(), *self.vision.items(), ("projection_dim", self.projection)]
+        for name, value in named:
+            if not _is_size(name, value):
+                raise ValueError(f"{name} is {brief(value)}")
+        if type(self.pad) is not int or not 0 <= self.pad < self.text["vocab_size"]:
+            raise ValueError(f"padding is {brief(self.pad)}, expected a token below {self.text['vocab_size']}")
+
+
+def _is_size(name: str, value: Any) -> bool:
+    if name == "hidden_act":
+        return value in ACTIVATIONS
+    if name == "layer_norm_eps":
+        return isinstance(value, float) and 0 < value < 1
+    return type(value) is int and 0 < value < (MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE)
 
 
 class TowerVision(nn.Module):
@@ -211,7 +244,7 @@ class BiasedScorer(TowerScorer):
         self.bias = model.logit_bias
 
     def forward(self, image: Tensors, text: Tensors) -> Tensor:
-        return super().forward(image, text) + self.bias
+        return cast(Tensor, super().forward(image, text) + self.bias)
 
 
 class Towers(NamedTuple):
@@ -257,11 +290,8 @@ def build_model(config: TowersConfig) -> Any:
         config: its kind and sizes.
 
     Raises:
-        InputError: the kind is unknown.
         MissingExtraError: transformers is not installed.
     """
-    if config.kind not in MODELS:
-        raise InputError(f"towers {brief(config.kind)}: expected {' or '.join(MODELS)}")
     return MODELS[config.kind][0](config)
 
 
@@ -273,7 +303,6 @@ def open_towers(config: TowersConfig, model: Any = None) -> Towers:
         model: the model, with its weights; None builds one with random weights.
 
     Raises:
-        InputError: the kind is unknown.
         MissingExtraError: transformers is not installed.
     """
     return MODELS[config.kind][1](build_model(config) if model is None else model, config)

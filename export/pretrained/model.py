@@ -13,7 +13,15 @@ from torch import Tensor
 
 from camp_sdk.export.network.checkpoint import Origin
 from camp_sdk.export.network.model import Camp, ModelConfig
-from camp_sdk.export.network.towers import EXTRA, TowersConfig, build_model, open_towers, transformers_library
+from camp_sdk.export.network.towers import (
+    EXTRA,
+    TEXT_SIZES,
+    VISION_SIZES,
+    TowersConfig,
+    build_model,
+    open_towers,
+    transformers_library,
+)
 from camp_sdk.export.pretrained.preprocessing import pixel_spec
 from camp_sdk.export.pretrained.source import CONFIG, WEIGHTS, Source
 from camp_sdk.export.pretrained.words import padding_of, tokenizer_of
@@ -24,11 +32,6 @@ from camp_sdk.runtime.tokenizer import Tokenizer
 # The configuration's class in `transformers`, by model_type in config.json, which is also the kind of the towers.
 # Models of SigLIP 2 for pictures of one size are "siglip"; "siglip2" takes any number of patches.
 KINDS = {"clip": "CLIPConfig", "siglip": "SiglipConfig"}
-ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "silu")
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
-TEXT = (*SIZES, "vocab_size", "max_position_embeddings")
-VISION = (*SIZES, "image_size", "patch_size")
-MAX_LAYERS = 1000
 EXAMPLES = 24
 CAPTIONS = (
     "a photo of a dog",
@@ -123,34 +126,26 @@ def read_towers(source: Source) -> TowersConfig:
     library = transformers_library()
     try:
         whole = getattr(library, KINDS[kind]).from_dict(raw)
-        text = {name: getattr(whole.text_config, name) for name in TEXT}
-        projection = whole.projection_dim if kind == "clip" else whole.text_config.projection_size
-        vision = {name: getattr(whole.vision_config, name) for name in VISION}
-        _check_sizes(text, vision | {"projection_dim": projection}, whole.vision_config.num_channels)
-        if kind == "siglip":
-            text["projection_size"] = projection
-            if not whole.vision_config.vision_use_head or projection != vision["hidden_size"]:
-                raise ValueError("it has no pooling head, or vectors of two widths")
+        text = {name: getattr(whole.text_config, name) for name in TEXT_SIZES[kind]}
+        vision = {name: getattr(whole.vision_config, name) for name in VISION_SIZES}
+        _check_rest(kind, whole)
+        if kind == "clip":
+            return TowersConfig(kind, text, vision, whole.projection_dim)
+        padding = padding_of(source, whole.text_config.pad_token_id)
+        return TowersConfig(kind, text, vision, whole.text_config.projection_size, *padding)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path} does not describe a model of {kind}: {' '.join(str(error).split())}") from None
-    if kind == "clip":
-        return TowersConfig(kind, text, vision, projection)
-    return TowersConfig(kind, text, vision, projection, *padding_of(source, whole.text_config.pad_token_id))
 
 
-def _check_sizes(text: Mapping[str, Any], vision: Mapping[str, Any], channels: int) -> None:
-    for sizes in (text, vision):
-        for name, value in sizes.items():
-            if name == "hidden_act":
-                known = value in ACTIVATIONS
-            elif name == "layer_norm_eps":
-                known = isinstance(value, float) and 0 < value < 1
-            else:
-                known = type(value) is int and 0 < value < (MAX_LAYERS if name == "num_hidden_layers" else 1 << 24)
-            if not known:
-                raise ValueError(f"{name} is {brief(value)}")
-    if channels != 3:
-        raise ValueError(f"num_channels is {brief(channels)}, expected 3")
+def _check_rest(kind: str, whole: Any) -> None:
+    """Raise ValueError for settings that the towers here do not have."""
+    if whole.vision_config.num_channels != 3:
+        raise ValueError(f"num_channels is {brief(whole.vision_config.num_channels)}, expected 3")
+    if kind == "siglip" and not whole.vision_config.vision_use_head:
+        raise ValueError("vision_use_head is false, expected a pooling head")
+    if kind == "siglip" and whole.text_config.projection_size != whole.vision_config.hidden_size:
+        found = brief([whole.text_config.projection_size, whole.vision_config.hidden_size])
+        raise ValueError(f"projection_size and hidden_size are {found}, expected vectors of one width")
 
 
 def grid_of(towers: TowersConfig) -> tuple[int, int]:
