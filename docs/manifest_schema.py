@@ -19,7 +19,6 @@ from camp_sdk.runtime.manifest import (
     ACTIVATIONS,
     FITS,
     MAX_PIXELS,
-    MAX_STOP_WORDS,
     OPTIONAL_GRAPHS,
     PRECISION_FOLDERS,
     REQUIRED_GRAPHS,
@@ -31,6 +30,7 @@ from camp_sdk.runtime.manifest import (
     Manifest,
     PixelSpec,
 )
+from camp_sdk.runtime.manifest_values import MAX_STOP_WORDS
 
 FILE = Path(__file__).with_name("manifest.schema.json")
 PLAIN: dict[type, dict[str, Any]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 from camp_sdk.runtime.contract import GraphSpec, TensorSpec, check_graphs, image_columns, inside
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import sha256_of
+from camp_sdk.runtime.manifest_values import hash_from, stop_words_from, unit_from, vocabulary_from
 from camp_sdk.runtime.messages import brief
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 SCHEMA_VERSION = 1
 BYTES_LIMIT = 16 << 20
-MAX_STOP_WORDS = 1000
 MAX_PIXELS = 1024  # the largest height and width of a vision graph's input
 ACTIVATIONS = ("sigmoid", "none")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
@@ -218,20 +217,20 @@ class Manifest:
         """
         graphs = _graphs(raw["graphs"])
         entries = raw["files"].items()
-        files = {inside(name): FileEntry(int(entry["bytes"]), _hash(entry["sha256"])) for name, entry in entries}
+        files = {inside(name): FileEntry(int(entry["bytes"]), hash_from(entry["sha256"])) for name, entry in entries}
         manifest = cls(
             variant=str(raw["variant"]),
             activation=raw["activation"],
             graphs=graphs,
             max_words=int(raw["tokenizer"]["max_words"]),
             files=files,
-            stop_words=_stop_words(raw["tokenizer"].get("stop_words", [])),
-            vocabulary=_vocabulary(raw["tokenizer"].get("vocabulary")),
+            stop_words=stop_words_from(raw["tokenizer"].get("stop_words", [])),
+            vocabulary=vocabulary_from(raw["tokenizer"].get("vocabulary")),
             pixels=PixelSpec.from_dict(raw["pixels"]) if "vision" in graphs else None,
             precisions=_precisions(raw["precisions"]),
             **{name: dict(raw.get(name) or {}) for name in ("sizes", "made_with", "training")},
             parity=tuple(dict(check) for check in raw.get("parity") or ()),
-            logit_unit=_unit(raw.get("logit_unit", 1.0)),
+            logit_unit=unit_from(raw.get("logit_unit", 1.0)),
         )
         _check(manifest)
         return manifest
@@ -343,29 +342,3 @@ def _precisions(raw: Any) -> dict[str, LoweredGraphs]:
         name: LoweredGraphs(_graphs(entry["graphs"]), tuple(dict(check) for check in entry.get("checks") or ()))
         for name, entry in raw.items()
     }
-
-
-def _hash(raw: Any) -> str:
-    if not isinstance(raw, str) or not re.fullmatch("[0-9a-f]{64}", raw):
-        raise ValueError(f"hash {brief(raw)}, expected a SHA-256 in hexadecimal")
-    return raw
-
-
-def _stop_words(raw: Any) -> tuple[str, ...]:
-    if not isinstance(raw, list) or len(raw) > MAX_STOP_WORDS or not all(isinstance(word, str) for word in raw):
-        raise ValueError(f"stop_words: expected a list of at most {MAX_STOP_WORDS} strings")
-    return tuple(raw)
-
-
-def _unit(raw: Any) -> float:
-    if type(raw) not in (int, float) or not 0 < raw < math.inf:
-        raise ValueError(f"logit_unit {brief(raw)}: expected a positive number")
-    return float(raw)
-
-
-def _vocabulary(raw: Any) -> int | None:
-    if raw is None:
-        return None
-    if type(raw) is not int or raw < 1:
-        raise ValueError(f"vocabulary {raw!r}: expected a number of tokens, or null")
-    return raw

@@ -7,7 +7,10 @@ itself. Its processors, tokenizers and networks are what ours are compared with.
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,16 @@ import numpy as np
 import pytest
 import torch
 
-from camp_sdk import BundleError, InputError, Retriever
+from camp_sdk import Bundle, BundleError, InputError, Retriever
 from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.import_pretrained import import_pretrained
 from camp_sdk.export.network.checkpoint import load_checkpoint
 from camp_sdk.pictures import normalise, read_pixels
+from camp_sdk.runtime.engines.profiles import Limits
 from camp_sdk.runtime.manifest import PixelSpec
 from camp_sdk.runtime.selftest import self_test
+from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine
+from camp_sdk.runtime.tensorrt.library import here_of
 from camp_sdk.runtime.tokenizer import Tokenizer
 from tests.helpers.command import Camp
 from tests.helpers.processes import run_blocked
@@ -141,6 +147,17 @@ def test_it_passes_its_self_test(retriever: Retriever) -> None:
 def test_half_precision_is_written_with_the_towers_in_it(retriever: Retriever) -> None:
     lowered = retriever.bundle.manifest.precisions["float16"]
     assert {"image", "text", "scorer", "vision"} == set(lowered.graphs)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="TensorRT-RTX has no release for macOS")
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_every_graph_builds(bundle: Path, tmp_path: Path, precision: str) -> None:
+    """TensorRT-RTX needs no GPU to build."""
+    opened = Bundle(shutil.copytree(bundle, tmp_path / "bundle"))
+    here = replace(here_of("tensorrt-rtx"), compute_capability=None)
+    for graph in ("vision", "image", "text", "scorer"):
+        record = build_engine(EngineOrder(opened, graph, precision, here, Limits()))
+        assert (record.graph, record.precision) == (graph, precision)
 
 
 def test_a_marker_typed_in_a_text_is_ordinary_text(checkpoint: Path) -> None:
