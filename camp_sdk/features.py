@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.picture_files import is_one_picture, path_name
-from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError, check_picture, held, is_lazy, normalise, read_picture
+from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError, check_picture, held, is_lazy, normalise, read_pixels
 from camp_sdk.results import Skipped
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import absolute, forget_pages
@@ -155,7 +155,7 @@ class FeatureReader:
             return item
         pixels: NDArray[np.uint8] | PictureError
         try:
-            pixels = read_picture(item.image, spec.height, spec.width, item.name, spec.fit, self.max_megapixels)
+            pixels = read_pixels(item.image, spec, item.name, self.max_megapixels)
         except PictureError as error:
             pixels = error
         return item._replace(image=pixels)

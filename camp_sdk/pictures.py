@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.colours import flatten, samples_of
+from camp_sdk.fitting import Box, Fitting, fitted, least_size
 from camp_sdk.picture_files import in_memory, is_one_picture, open_picture, open_without_metadata, reason_of
 from camp_sdk.png_chunks import is_metadata_limit
 from camp_sdk.runtime.errors import InputError
@@ -18,9 +18,6 @@ from camp_sdk.runtime.manifest import FITS, PixelSpec
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Size = tuple[int, int]  # width, height: the order that Pillow uses
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 MAX_MEGAPIXELS = 80.0  # below both limits of Pillow, of which the lower only warns
 ORIENTATION = 0x0112  # the EXIF tag
@@ -79,8 +76,35 @@ def read_picture(
     """
     if fit not in FITS:
         raise InputError(f"fit is {fit!r}: expected one of {', '.join(FITS)}")
+    return _fitted_picture(picture, _Wanted(Fitting((width, height), fit), name, max_megapixels))
+
+
+def read_pixels(picture: Any, spec: PixelSpec, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> NDArray[np.uint8]:
+    """Decode a picture and fit it to a size, as a bundle's manifest says.
+
+    As `read_picture`, unless the specification names another interpolation than "fast": a JPEG is then decoded whole,
+    and the pixels are those of the pretrained model's own preprocessing.
+
+    Args:
+        picture: As in `read_picture`.
+        spec: The size, the fit and the interpolation.
+        name: The picture's name in messages.
+        max_megapixels: A picture with more megapixels is not decoded.
+
+    Returns:
+        RGB pixels [height, width, 3] uint8.
+
+    Raises:
+        InputError: The picture has another type, dtype or shape.
+        PictureError: The picture cannot be read, or is too large.
+    """
+    fitting = Fitting((spec.width, spec.height), spec.fit, spec.resample)
+    return _fitted_picture(picture, _Wanted(fitting, name, max_megapixels))
+
+
+def _fitted_picture(picture: Any, wanted: _Wanted) -> NDArray[np.uint8]:
+    name = wanted.name
     check_picture(picture, name)
-    wanted = _Wanted((width, height), name, fit, max_megapixels)
     try:
         return _read(held(picture, name), wanted)
     except (InputError, MemoryError):  # running out of memory does not mean that the picture is broken
@@ -161,9 +185,8 @@ def is_lazy(picture: Any) -> bool:
 
 
 class _Wanted(NamedTuple):
-    size: Size
+    fitting: Fitting
     name: str
-    fit: str
     max_megapixels: float
 
 
@@ -209,12 +232,14 @@ def _pixels(opened: Image.Image, wanted: _Wanted, own: bool) -> NDArray[np.uint8
             f"{wanted.name} has {opened.width} x {opened.height} pixels: at most {wanted.max_megapixels:g} megapixels "
             "are decoded; raise the limit with `max_megapixels`"
         )
-    upright, box = _decode(opened, wanted.size, wanted.fit, own)
-    return np.asarray(_fitted(upright, box, wanted.size, wanted.fit))
+    upright, box = _decode(opened, wanted.fitting, own)
+    return np.asarray(fitted(upright, box, wanted.fitting))
 
 
-def _decode(opened: Image.Image, size: Size, fit: str, own: bool) -> tuple[Image.Image, Box]:
+def _decode(opened: Image.Image, wanted: Fitting, own: bool) -> tuple[Image.Image, Box]:
     """Decode to upright RGB; an image that we opened ourselves is decoded at a reduced scale if its format offers one.
+
+    Not where the pixels are to be exactly those of another program, which decodes the whole picture.
 
     Returns:
         The pixels, and the box in them that the picture fills: at a reduced scale, the last row and column may be only
@@ -223,9 +248,9 @@ def _decode(opened: Image.Image, size: Size, fit: str, own: bool) -> tuple[Image
     from PIL import Image
 
     drafted = None
-    if own and opened.format in REDUCED:
-        turned = _orientation(opened) in TURNED
-        drafted = opened.draft(None, _least_size(opened.size, size[::-1] if turned else size, fit))
+    if own and opened.format in REDUCED and wanted.resample == "fast":
+        size = wanted.size[::-1] if _orientation(opened) in TURNED else wanted.size
+        drafted = opened.draft(None, least_size(opened.size, size, wanted.fit))
     samples = samples_of(opened)
     opened.load()  # before anything that loads it in passing: only the first attempt raises what is wrong with it
     orientation = _orientation(opened)
@@ -253,54 +278,6 @@ def _orientation(opened: Image.Image) -> Any:
         raise
     except Exception:  # Pillow's parser raises errors of any type
         return 1
-
-
-def _least_size(picture: Size, size: Size, fit: str) -> Size:
-    """The smallest size to decode a picture at: twice the size that it will be scaled to."""
-    scales = _scales(picture, size, fit)
-    across, down = (max(1, math.ceil(2 * have * scale - 1e-6)) for have, scale in zip(picture, scales, strict=True))
-    return across, down
-
-
-def _scales(picture: tuple[float, float], size: Size, fit: str) -> tuple[float, float]:
-    """The factors that scale a picture's width and height to fit a size."""
-    across, down = size[0] / picture[0], size[1] / picture[1]
-    if fit == "stretch":
-        return across, down
-    both = min(across, down) if fit == "letterbox" else max(across, down)
-    return both, both
-
-
-def _fitted(upright: Image.Image, box: Box, size: Size, fit: str) -> Image.Image:
-    if fit == "letterbox":
-        return _letterboxed(upright, box, size)
-    return _resized(upright, _middle(box, size) if fit == "crop" else box, size)
-
-
-def _letterboxed(upright: Image.Image, box: Box, size: Size) -> Image.Image:
-    from PIL import Image
-
-    across, down = box[2] - box[0], box[3] - box[1]
-    scale, _ = _scales((across, down), size, "letterbox")
-    inner = max(1, round(across * scale)), max(1, round(down * scale))
-    whole = Image.new("RGB", size, "white")
-    whole.paste(_resized(upright, box, inner), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
-    return whole
-
-
-def _middle(box: Box, size: Size) -> Box:
-    """The largest box with the proportions of ``size`` in the middle of ``box``."""
-    left, top, right, bottom = box
-    across, down = right - left, bottom - top
-    scale, _ = _scales((across, down), size, "crop")
-    sides, ends = max(0.0, across - size[0] / scale) / 2, max(0.0, down - size[1] / scale) / 2
-    return left + sides, top + ends, right - sides, bottom - ends
-
-
-def _resized(picture: Image.Image, box: Box, size: Size) -> Image.Image:
-    from PIL import Image
-
-    return picture.resize(size, Image.Resampling.BILINEAR, box)
 
 
 def normalise(pixels: NDArray[np.uint8], spec: PixelSpec) -> NDArray[np.float32]:

@@ -20,9 +20,10 @@ T = TypeVar("T")
 
 stderr = Console(stderr=True)
 TRAIN_PACKAGES = ("jinja2", "lightning", "onnx", "onnxscript", "tensorboard", "torch")
+CLIP_PACKAGES = ("huggingface_hub", "safetensors", "transformers")
 FLAGS = {"memory_budget_bytes": "--memory-budget"}  # those that differ from their parameter's name
 PARAMETER = re.compile(r"`([a-z][a-z_]*)`")
-EXTRA_OF = dict.fromkeys(TRAIN_PACKAGES, "train")
+EXTRA_OF = dict.fromkeys(TRAIN_PACKAGES, "train") | dict.fromkeys(CLIP_PACKAGES, "clip")
 
 
 def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:

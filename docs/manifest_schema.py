@@ -19,10 +19,10 @@ from camp_sdk.runtime.manifest import (
     ACTIVATIONS,
     FITS,
     MAX_PIXELS,
-    MAX_STOP_WORDS,
     OPTIONAL_GRAPHS,
     PRECISION_FOLDERS,
     REQUIRED_GRAPHS,
+    RESAMPLES,
     SCHEMA_VERSION,
     TOKENIZER_FILE,
     FileEntry,
@@ -30,6 +30,7 @@ from camp_sdk.runtime.manifest import (
     Manifest,
     PixelSpec,
 )
+from camp_sdk.runtime.manifest_values import MAX_STOP_WORDS
 
 FILE = Path(__file__).with_name("manifest.schema.json")
 PLAIN: dict[type, dict[str, Any]] = {
@@ -47,15 +48,26 @@ RULES: dict[tuple[type, str], dict[str, Any]] = {
     (Manifest, "files"): {"required": [TOKENIZER_FILE]},
     (Manifest, "stop_words"): {"maxItems": MAX_STOP_WORDS},
     (Manifest, "vocabulary"): {"minimum": 1},
+    (Manifest, "logit_unit"): {"exclusiveMinimum": 0},
     (LoweredGraphs, "graphs"): {"propertyNames": {"enum": list(GRAPHS)}},
     (FileEntry, "bytes"): {"minimum": 0},
     (FileEntry, "sha256"): {"pattern": "^[0-9a-f]{64}$"},
     (PixelSpec, "height"): {"minimum": 1, "maximum": MAX_PIXELS},
     (PixelSpec, "width"): {"minimum": 1, "maximum": MAX_PIXELS},
     (PixelSpec, "fit"): {"enum": list(FITS)},
+    (PixelSpec, "resample"): {"enum": list(RESAMPLES)},
 }
 OF_TOKENIZER = ("max_words", "stop_words", "vocabulary")  # fields that the file keeps under "tokenizer"
-OPTIONAL = ("fit", "checks", "sizes", "made_with", "training", "parity")  # a reader has a default for these
+OPTIONAL = (
+    "fit",
+    "resample",
+    "checks",
+    "sizes",
+    "made_with",
+    "training",
+    "parity",
+    "logit_unit",
+)  # a reader has a default for these
 
 
 def manifest_schema() -> dict[str, Any]:

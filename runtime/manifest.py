@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,18 +12,19 @@ from typing import Any
 from camp_sdk.runtime.contract import GraphSpec, TensorSpec, check_graphs, image_columns, inside
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import sha256_of
+from camp_sdk.runtime.manifest_values import hash_from, stop_words_from, unit_from, vocabulary_from
 from camp_sdk.runtime.messages import brief
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 SCHEMA_VERSION = 1
 BYTES_LIMIT = 16 << 20
-MAX_STOP_WORDS = 1000
 MAX_PIXELS = 1024  # the largest height and width of a vision graph's input
 ACTIVATIONS = ("sigmoid", "none")
 REQUIRED_GRAPHS = ("image", "text", "scorer")
 OPTIONAL_GRAPHS = ("explainer", "vision")
 FITS = ("stretch", "letterbox", "crop")
+RESAMPLES = ("fast", "bilinear", "bicubic")
 PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16"}  # folders of the graphs in lower precisions
 EXPORT_AGAIN = "export the bundle again, or copy it again from where it was made"
 
@@ -78,6 +78,9 @@ class PixelSpec:
         fit: "stretch" (height and width are scaled independently; the default if the key is missing), "letterbox" (the
             whole picture is scaled to fit and centred on white) or "crop" (the picture is scaled to cover the size, and
             its middle is used).
+        resample: "fast" (bilinear; a JPEG may be decoded at a part of its size; the default if the key is missing),
+            "bilinear" or "bicubic" (exactly as the processors of pretrained models do: the picture is decoded whole,
+            and with "crop", scaled to whole pixels before the middle is cut out).
     """
 
     height: int
@@ -86,6 +89,7 @@ class PixelSpec:
     std: tuple[float, float, float]
     grid: tuple[int, int]
     fit: str = "stretch"
+    resample: str = "fast"
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> PixelSpec:
@@ -109,7 +113,9 @@ class PixelSpec:
             raise ValueError(f"pixels {shown}, expected finite numbers, and sizes from 1 to {MAX_PIXELS}")
         if (fit := raw.get("fit", "stretch")) not in FITS:
             raise ValueError(f"fit {brief(fit)}, expected one of {FITS}")
-        return cls(height, width, mean, std, (rows, columns), fit)
+        if (resample := raw.get("resample", "fast")) not in RESAMPLES:
+            raise ValueError(f"resample {brief(resample)}, expected one of {RESAMPLES}")
+        return cls(height, width, mean, std, (rows, columns), fit, resample)
 
     def as_dict(self) -> dict[str, Any]:
         """The manifest's entry, with lists for tuples, as in JSON and checkpoints."""
@@ -134,6 +140,8 @@ class Manifest:
         made_with: versions of the packages that made the bundle, for people.
         training: how the network was trained and the scores it reached, for people.
         parity: figures of the export's comparison with PyTorch, for people.
+        logit_unit: the factor, if logits are cosines times a factor: checks of the graphs measure errors in it. 1 (the
+            default if the key is missing) otherwise.
     """
 
     variant: str
@@ -149,6 +157,21 @@ class Manifest:
     made_with: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     parity: tuple[dict[str, Any], ...] = ()
+    logit_unit: float = 1.0
+
+    @property
+    def logit_share(self) -> float:
+        """What an error of the logits is divided by before it is compared with its bound, 1e-4.
+
+        Large networks in float32 compute cosines to 1e-6. Published models multiply them by about 100: the bound is
+        then 1e-5 of the factor.
+        """
+        return max(1.0, self.logit_unit / 10)
+
+    @property
+    def score_unit(self) -> float:
+        """What an error of the scores is divided by: cosines times a factor are compared as cosines."""
+        return self.logit_unit if self.activation == "none" else 1.0
 
     def graphs_in(self, precision: str) -> dict[str, GraphSpec]:
         """All graphs of a precision: its own versions where there are any, and the float32 ones otherwise.
@@ -194,19 +217,20 @@ class Manifest:
         """
         graphs = _graphs(raw["graphs"])
         entries = raw["files"].items()
-        files = {inside(name): FileEntry(int(entry["bytes"]), _hash(entry["sha256"])) for name, entry in entries}
+        files = {inside(name): FileEntry(int(entry["bytes"]), hash_from(entry["sha256"])) for name, entry in entries}
         manifest = cls(
             variant=str(raw["variant"]),
             activation=raw["activation"],
             graphs=graphs,
             max_words=int(raw["tokenizer"]["max_words"]),
             files=files,
-            stop_words=_stop_words(raw["tokenizer"].get("stop_words", [])),
-            vocabulary=_vocabulary(raw["tokenizer"].get("vocabulary")),
+            stop_words=stop_words_from(raw["tokenizer"].get("stop_words", [])),
+            vocabulary=vocabulary_from(raw["tokenizer"].get("vocabulary")),
             pixels=PixelSpec.from_dict(raw["pixels"]) if "vision" in graphs else None,
             precisions=_precisions(raw["precisions"]),
             **{name: dict(raw.get(name) or {}) for name in ("sizes", "made_with", "training")},
             parity=tuple(dict(check) for check in raw.get("parity") or ()),
+            logit_unit=unit_from(raw.get("logit_unit", 1.0)),
         )
         _check(manifest)
         return manifest
@@ -231,6 +255,7 @@ class Manifest:
             "made_with": self.made_with,
             "training": self.training,
             "parity": list(self.parity),
+            "logit_unit": self.logit_unit,
         }
 
 
@@ -317,23 +342,3 @@ def _precisions(raw: Any) -> dict[str, LoweredGraphs]:
         name: LoweredGraphs(_graphs(entry["graphs"]), tuple(dict(check) for check in entry.get("checks") or ()))
         for name, entry in raw.items()
     }
-
-
-def _hash(raw: Any) -> str:
-    if not isinstance(raw, str) or not re.fullmatch("[0-9a-f]{64}", raw):
-        raise ValueError(f"hash {brief(raw)}, expected a SHA-256 in hexadecimal")
-    return raw
-
-
-def _stop_words(raw: Any) -> tuple[str, ...]:
-    if not isinstance(raw, list) or len(raw) > MAX_STOP_WORDS or not all(isinstance(word, str) for word in raw):
-        raise ValueError(f"stop_words: expected a list of at most {MAX_STOP_WORDS} strings")
-    return tuple(raw)
-
-
-def _vocabulary(raw: Any) -> int | None:
-    if raw is None:
-        return None
-    if type(raw) is not int or raw < 1:
-        raise ValueError(f"vocabulary {raw!r}: expected a number of tokens, or null")
-    return raw

@@ -30,7 +30,7 @@ from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.errors import BackendError, BundleError, InputError
 from camp_sdk.runtime.files import cache_folder, write_aside
 from camp_sdk.runtime.golden import GOLDEN_FILE, Golden, read_golden
-from camp_sdk.runtime.manifest import EXPORT_AGAIN
+from camp_sdk.runtime.manifest import EXPORT_AGAIN, Manifest
 from camp_sdk.runtime.messages import brief
 from camp_sdk.runtime.scoring import Logits, PairScorer
 from camp_sdk.runtime.tensorrt.plans import LIBRARIES, read_records
@@ -55,8 +55,10 @@ class SelfTest:
     Args:
         backend: the backend that was tested.
         precision: the precision that was tested.
-        max_logit_error: the largest difference from PyTorch's logits; NaN if any logit is NaN.
-        max_score_error: the largest difference from PyTorch's scores, after the activation; NaN if any score is NaN.
+        max_logit_error: the largest difference from PyTorch's logits, divided by the manifest's `logit_share`; NaN if
+            any logit is NaN.
+        max_score_error: the largest difference from PyTorch's scores, after the activation, divided by the manifest's
+            `score_unit`; NaN if any score is NaN.
         skipped: the reason why the test could not be run, with both differences 0; empty if it was run.
     """
 
@@ -109,7 +111,7 @@ def self_test(bundle: Bundle, backend: str, precision: str) -> SelfTest:
             logits = _golden_logits(bundle, engines, precision, golden)
         except InputError as error:  # the engines were built for fewer words or regions
             return SelfTest(backend, precision, skipped=str(error))
-    return _compared(SelfTest(backend, precision), golden.logits, logits, bundle.manifest.activation)
+    return _compared(SelfTest(backend, precision), golden.logits, logits, bundle.manifest)
 
 
 def _golden_logits(bundle: Bundle, engines: dict[str, Engine], precision: str, golden: Golden) -> Logits:
@@ -146,13 +148,14 @@ def check_caption(bundle: Bundle, golden: Golden) -> None:
         )
 
 
-def _compared(test: SelfTest, expected: Logits, found: Logits, activation: str) -> SelfTest:
+def _compared(test: SelfTest, expected: Logits, found: Logits, manifest: Manifest) -> SelfTest:
     def largest(a: Any, b: Any) -> float:
         with np.errstate(invalid="ignore"):  # infinity less infinity
             return float(np.abs(a.astype(np.float64) - b).max())
 
-    scores = [scoring.activate(logits, activation) for logits in (expected, found)]
-    return SelfTest(test.backend, test.precision, largest(expected, found), largest(*scores))
+    scores = [scoring.activate(logits, manifest.activation) for logits in (expected, found)]
+    of_logits = largest(expected, found) / manifest.logit_share
+    return SelfTest(test.backend, test.precision, of_logits, largest(*scores) / manifest.score_unit)
 
 
 def choose_tested_backend(bundle: Bundle, backend: str = "auto", precision: str = "float32") -> str:

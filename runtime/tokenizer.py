@@ -5,7 +5,7 @@ The file is in the format of Hugging Face's `tokenizers`.
 
 from __future__ import annotations
 
-import unicodedata
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,14 +81,17 @@ class Tokenizer:
 
     def __init__(self, content: str | bytes, name: str = "tokenizer.json", stop_words: Sequence[str] = ()) -> None:
         from tokenizers import Tokenizer as Backend  # imported here, so that importing camp_sdk stays fast
+        from tokenizers.normalizers import NFC
 
         with _library_errors(f"{name} is not a tokenizer"):
             self._backend = Backend.from_str(checked_tokenizer(content))
         self._name, self._stop_words = name, frozenset(stop_words)
         self._backend.encode_special_tokens = True  # a marker typed in a text is treated as an ordinary word
-        self._unknown = self._backend.model.unk_token  # such as <unk>
+        self._unknown = self._index_of_unknown()
+        self._first = self._backend.num_special_tokens_to_add(is_pair=False) - 1  # the place of the first word: 0 or 1
         normaliser = self._backend.normalizer
-        self._composes = normaliser is not None and normaliser.normalize_str("e\u0301") == "\xe9"
+        composes = normaliser is not None and normaliser.normalize_str("e\u0301") == "\xe9"
+        self._compose = NFC() if composes else None
 
     @property
     def vocabulary_size(self) -> int:
@@ -116,10 +119,10 @@ class Tokenizer:
         ids = np.zeros((len(encodings), int(lengths.max(initial=0))), np.int64)
         for row, encoding in zip(ids, encodings, strict=True):
             row[: len(encoding.ids)] = encoding.ids
-        words = tuple(_words(text, encoding) for text, encoding in zip(texts, encodings, strict=True))
-        places = (range(1, len(encoding.ids) - 1) for encoding in encodings)  # without the markers
+        words = tuple(_words(text, encoding, self._first) for text, encoding in zip(texts, encodings, strict=True))
+        places = (range(self._first, len(encoding.ids) - 1) for encoding in encodings)  # without the markers
         unknown = tuple(
-            tuple(place for place in inner if encoding.tokens[place] == self._unknown)
+            tuple(place for place in inner if encoding.ids[place] == self._unknown)
             for inner, encoding in zip(places, encodings, strict=True)
         )
         return Tokens(ids, lengths, words, unknown)
@@ -137,17 +140,28 @@ class Tokenizer:
             InputError: a query has no such word, or a text cannot be encoded.
         """
         for text, encoding in zip(*self._encodings(texts), strict=True):
-            known = {token for token in encoding.tokens[1:-1] if token != self._unknown}
+            inner = list(zip(encoding.tokens, encoding.ids, strict=True))[self._first : -1]
+            known = {token for token, index in inner if index != self._unknown}
             if not known:
                 raise InputError(
                     f"no word of the query {text[:40]!r} is in the model's vocabulary of {self.vocabulary_size} words; "
                     "use words the model was trained on"
                 )
-            if known <= self._stop_words and self._unknown in encoding.tokens:
+            if known <= self._stop_words and any(index == self._unknown for _, index in inner):
                 raise InputError(
                     f"of the query {text[:40]!r} the model knows only {', '.join(sorted(known))}, which most pictures "
                     "have in their captions; use words the model was trained on"
                 )
+
+    def _index_of_unknown(self) -> int | None:
+        """The index that stands for what is not in the vocabulary, such as that of <unk>."""
+        name = getattr(self._backend.model, "unk_token", None)
+        index: int | None
+        if name is None:  # pieces with scores, of which the library shows the text instead
+            index = json.loads(self._backend.to_str())["model"].get("unk_id")
+        else:
+            index = self._backend.token_to_id(name)
+        return index
 
     def _encodings(self, texts: Sequence[str]) -> tuple[list[str], list[Any]]:
         """The texts as passed to the library, and the library's encoding of each."""
@@ -168,8 +182,9 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"text {index} is not valid Unicode ({error})") from None
-        # If the file composes characters, it is done here first: the library's offsets would be wrong otherwise.
-        return unicodedata.normalize("NFC", text) if self._composes else text
+        # If the file composes characters, it is done here first: the library's offsets would be wrong otherwise. By the
+        # library, because Python may know a newer Unicode, and order marks that the library leaves as they are.
+        return str(self._compose.normalize_str(text)) if self._compose else text
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -203,6 +218,6 @@ def _library_errors(what: str) -> Iterator[None]:
         raise BundleError(f"{what} ({reason}); export the bundle again") from None
 
 
-def _words(text: str, encoding: Any) -> tuple[str, ...]:
-    inner = (text[start:end] for start, end in encoding.offsets[1:-1])
-    return (encoding.tokens[0], *inner, encoding.tokens[-1])
+def _words(text: str, encoding: Any, first: int) -> tuple[str, ...]:
+    inner = (text[start:end] for start, end in encoding.offsets[first:-1])
+    return (*encoding.tokens[:first], *inner, encoding.tokens[-1])

@@ -22,7 +22,7 @@ from camp_sdk import Bundle, Gallery, InputError, Retriever, Skipped
 from camp_sdk import features as features_module
 from camp_sdk.arguments import distinct
 from camp_sdk.features import FeatureReader
-from camp_sdk.pictures import PictureError, read_picture
+from camp_sdk.pictures import PictureError, read_picture, read_pixels
 from camp_sdk.runtime.manifest import FITS
 from camp_sdk.runtime.open_engines import OpenEngines
 from camp_sdk.runtime.threads import map_ahead
@@ -269,7 +269,7 @@ def test_the_next_batch_is_decoded_while_the_network_runs(
         if image == paths[40]:
             assert vision_runs.wait(60)
             second.set()
-        return read_picture(image, *arguments)
+        return read_pixels(image, *arguments)
 
     vision_runs = threading.Event()
 
@@ -278,7 +278,7 @@ def test_the_next_batch_is_decoded_while_the_network_runs(
         assert second.wait(60)
         return as_seen(pixels)
 
-    monkeypatch.setattr(features_module, "read_picture", read)
+    monkeypatch.setattr(features_module, "read_pixels", read)
     assert len(read_all(picture_bundle, paths, vision, threads=2)) == 70
 
 

@@ -61,6 +61,8 @@ def test_written_manifests_list_the_files_that_are_there(bundle_copy: Path) -> N
         put(2, "schema_version"),
         put({"fp8": {"graphs": {}}}, "precisions"),
         put("fine", "files", "image.onnx", "sha256"),
+        put(0, "logit_unit"),
+        put(True, "logit_unit"),
     ],
 )
 def test_the_schema_refuses_what_the_reader_refuses(feature_bundle: Path, change: Change) -> None:

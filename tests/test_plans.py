@@ -138,6 +138,18 @@ def test_an_axis_of_no_size_is_refused(bundle: Bundle, size: Any) -> None:
         profile_of(spec, bundle.manifest, Limits())
 
 
+def test_the_regions_of_pictures_that_they_do_not_tile_fit_the_engines(picture_bundle: Path) -> None:
+    """Those of a vision transformer with a class token: one more than there are patches, and more than usual."""
+    manifest = Bundle(picture_bundle).manifest
+    assert manifest.pixels is not None
+    (makes,) = manifest.graphs["vision"].outputs
+    vision = replace(manifest.graphs["vision"], outputs=(replace(makes, shape=("B", 197, makes.shape[2])),))
+    pixels = replace(manifest.pixels, grid=(0, 0))
+    changed = replace(manifest, graphs=manifest.graphs | {"vision": vision}, pixels=pixels)
+    low, usual, high = profile_of(changed.graphs["image"], changed, Limits())["features"]
+    assert (low[1], usual[1], high[1]) == (1, 197, 197)
+
+
 @pytest.mark.parametrize("changed", [{"max_words": 0}, {"max_words": 1 << 40}, {"grid": (0, 6)}, {"grid": (-1, 6)}])
 def test_a_manifest_of_impossible_sizes_is_refused(bundle: Bundle, changed: dict[str, Any]) -> None:
     pixels = PixelSpec(96, 96, (0, 0, 0), (1, 1, 1), changed.get("grid", (6, 6)))

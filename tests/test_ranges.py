@@ -120,7 +120,7 @@ class Pair:
         case = self.case(scale)
         wide = graph_outputs(self.wide, case)
         assert all(np.isfinite(array).all() for array in wide.values())
-        return _compare(case, wide, graph_outputs(self.half, case), self.bundle.manifest.activation)
+        return _compare(case, wide, graph_outputs(self.half, case), self.bundle.manifest)
 
 
 @pytest.fixture(scope="module", params=[(name, zero) for name in NETWORKS for zero in (False, True)], ids=str)

@@ -16,7 +16,8 @@ from camp_sdk.export.network.checkpoint import KEY, load_checkpoint
 from camp_sdk.export.network.vocabulary import build_tokenizer, frequent_tokens
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.run import Run
-from camp_sdk.runtime.manifest import MAX_STOP_WORDS, Manifest
+from camp_sdk.runtime.manifest import Manifest
+from camp_sdk.runtime.manifest_values import MAX_STOP_WORDS
 from tests.helpers import sentence_package
 from tests.helpers.manifests import drop, put, rewrite
 from tests.helpers.tiny import save_tiny_checkpoint, tiny_origin
@@ -78,9 +79,9 @@ def test_a_checkpoint_keeps_its_stop_words(tmp_path: Path) -> None:
     loaded = torch.load(path, weights_only=True)
     loaded[KEY] = replace(tiny_origin("paper", False), stop_words=["a", "red"]).as_dict()
     torch.save(loaded, path)
-    origin = load_checkpoint(path)[1]
+    model, origin = load_checkpoint(path)
     assert origin.stop_words == ["a", "red"]
-    manifest = _manifest(origin, {}, "sigmoid")
+    manifest = _manifest(origin, {}, model.scorer)
     assert (manifest.stop_words, manifest.vocabulary) == (("a", "red"), origin.model.vocabulary_size)
     del loaded[KEY]["stop_words"]  # as in older checkpoints
     torch.save(loaded, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from collections.abc import Callable
@@ -62,6 +63,7 @@ def test_the_rules_of_nltk_are_known() -> None:
 
 SLOW = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
 LONG = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+UNIGRAM = {"type": "Unigram", "vocab": [["<unk>", 0.0], ["a", -1.0]], "unk_id": 0}
 REFUSED = {
     "a pattern that backtracks": put(SLOW, "normalizer"),
     "a pattern among plain steps": put({"type": "Sequence", "normalizers": [{"type": "NFC"}, SLOW]}, "normalizer"),
@@ -70,9 +72,25 @@ REFUSED = {
         {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}, "normalizer"
     ),
     "a text before each text": put({"type": "Prepend", "prepend": "a" * 10**6}, "normalizer"),
-    "compiled tables": put({"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "normalizer"),
+    "compiled tables that are none": put({"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "normalizer"),
     "a switch that is no switch": put({"type": "BertNormalizer", "lowercase": [[]]}, "normalizer"),
     "a parameter that is not known": put({"type": "Lowercase", "more": True}, "normalizer"),
+    "compiled texts without end": put(
+        {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(b"\4\0\0\0" + bytes(4) + b"a" * 99).decode()},
+        "normalizer",
+    ),
+    "a class in a class": put({"type": "Replace", "pattern": {"Regex": "[a-w&&[^c]]+"}, "content": ""}, "normalizer"),
+    "two classes": put({"type": "Replace", "pattern": {"Regex": "[a]+[a]+"}, "content": ""}, "normalizer"),
+    "a text for a class": put({"type": "Replace", "pattern": {"Regex": "[a]"}, "content": "aa"}, "normalizer"),
+    "long marks for spaces": put({"type": "Metaspace", "replacement": "__"}, "pre_tokenizer"),
+    "byte pairs without merges": lambda raw: raw["model"].update(type="BPE", merges=None),
+    "merges without end": lambda raw: raw["model"].update(type="BPE", merges=[["s", "t"]] * 10**4),
+    "merges left out at random": lambda raw: raw["model"].update(type="BPE", merges=[], dropout=0.5),
+    "pieces chosen at random": lambda raw: raw["model"].update(UNIGRAM, alpha=0.1, nbest_size=-1),
+    "pieces without scores": lambda raw: raw["model"].update(UNIGRAM, vocab=["a", "b"]),
+    "a piece twice": lambda raw: raw["model"].update(UNIGRAM, vocab=[["a", 0.0], ["a", 0.0]]),
+    "no piece for the unknown": lambda raw: raw["model"].update(UNIGRAM, unk_id=None),
+    "a piece without end": lambda raw: raw["model"].update(UNIGRAM, vocab=[["a", 0.0], ["b" * 10**4, 0.0]]),
     "a split by a pattern": put(
         {"type": "Split", "pattern": {"Regex": "(x*)*y"}, "behavior": "Removed", "invert": False}, "pre_tokenizer"
     ),
@@ -80,7 +98,7 @@ REFUSED = {
     "a kind that is a list": put({"type": ["NFC"]}, "normalizer"),
     "no unknown word": put("nowhere", "model", "unk_token"),
     "an unknown word that is a list": put([], "model", "unk_token"),
-    "another model": put("BPE", "model", "type"),
+    "another model": put("Random", "model", "type"),
     "no model": lambda raw: raw.pop("model") and None,
     "words without numbers": put({"a": "b"}, "model", "vocab"),
     "no words": put({}, "model", "vocab"),

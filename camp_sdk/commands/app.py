@@ -34,6 +34,7 @@ TRAINING_COMMANDS = {
     "scenes": "scenes",
     "train": "train",
     "import": "import_checkpoint",
+    "import clip": "import_pretrained",
     "export": "to_onnx",
     "pack": "pack_graphs",
 }
@@ -44,6 +45,10 @@ class _Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *TRAINING_COMMANDS]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        words = [" ".join(args[:2]), *args[2:]]
+        return super().resolve_command(ctx, words if words[0] in TRAINING_COMMANDS else args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in TRAINING_COMMANDS:

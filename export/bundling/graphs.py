@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from camp_sdk.export.bundling.anonymous import anonymous_bytes
 from camp_sdk.export.bundling.onnx_files import DYNAMIC, ExportError, GraphAxes, check_graph
 from camp_sdk.export.bundling.onnx_gru import OnnxGRU
-from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
+from camp_sdk.export.network.backbones import OnnxVision
 from camp_sdk.export.network.camp import Scorer, Tensors
-from camp_sdk.export.network.encoders import BidirectionalGRU, VisionNet
-from camp_sdk.export.network.model import Camp
+from camp_sdk.export.network.encoders import BidirectionalGRU
+from camp_sdk.export.network.model import Camp, Vision
 from camp_sdk.runtime.contract import EXPLAINED, GATES, GLOBAL_SUFFIX, SIDES, TensorSpec
 
 BELONGS = {"image": {"I", "R"}, "text": {"T", "N"}}  # the axes of a side's tensors that vary
@@ -103,7 +103,11 @@ def graphs_of(model: Camp) -> list[Graph]:
         image, text = model.encode_images(features), model.encode_texts(tokens, lengths)
         sizes = {"I": images, "R": regions, "T": texts, "N": words}
         axes = {name: _axes_of(model.scorer, name, tensor, sizes) for name, tensor in (image | text).items()}
-        kept = {k: (v, axes[k]) for k, v in (image | text).items() if not k.endswith(GLOBAL_SUFFIX)}
+        kept = {
+            name: (tensor, axes[name])
+            for name, tensor in (image | text).items()
+            if name in model.scorer.axes or not name.endswith(GLOBAL_SUFFIX)
+        }
         explained = model.scorer.explain(image, text)
     explanations: dict[str, tuple[str, ...]] = {**EXPLAINED, **GATES}
     if surplus := explained.keys() - explanations.keys():
@@ -131,7 +135,7 @@ def graphs_of(model: Camp) -> list[Graph]:
     return [replace(graph, network=model.config.variant) for graph in graphs]
 
 
-def vision_graph(vision: VisionNet | EfficientNetLite | OnnxVision) -> Graph:
+def vision_graph(vision: Vision) -> Graph:
     """The graph of a vision network, from normalised pixels [B, 3, H, W] to features [B, R, D]."""
     device = next((weight.device for weight in vision.parameters()), None)
     pixels = torch.randn(2, 3, *vision.size, device=device)

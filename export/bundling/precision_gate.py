@@ -35,6 +35,7 @@ from camp_sdk.runtime.engines.base import Arrays, Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
 from camp_sdk.runtime.files import HeldFile
+from camp_sdk.runtime.manifest import Manifest
 from camp_sdk.runtime.scoring import activate
 from camp_sdk.terminal import progress
 
@@ -72,7 +73,8 @@ class PrecisionCheck:
         images: I.
         texts: T.
         finite: whether all outputs are finite.
-        max_score_error: the largest difference of the scores, after the activation.
+        max_score_error: the largest difference of the scores, after the activation, divided by the manifest's
+            `score_unit`.
         share_of_range: the largest difference of the logits, divided by the range of PyTorch's logits.
         share_of_largest: the same difference, divided by the largest absolute logit, or by 2 if that is larger.
         usual_share: the 99th percentile of the logits' differences, divided by the range.
@@ -172,18 +174,18 @@ def check_precision(model: Camp, origin: Origin, bundle: Bundle, precision: str)
             engines[name] = stack.enter_context(engine)
         cases = progress(list(precision_cases(model, origin)), f"comparing {precision} with PyTorch")
         return [
-            _compare(c, reference_outputs(model, c, torch.float32), graph_outputs(engines, c), model.scorer.activation)
+            _compare(c, reference_outputs(model, c, torch.float32), graph_outputs(engines, c), bundle.manifest)
             for c in cases
         ]
 
 
-def _compare(case: Case, reference: Arrays, found: Arrays, activation: str) -> PrecisionCheck:
+def _compare(case: Case, reference: Arrays, found: Arrays, manifest: Manifest) -> PrecisionCheck:
     expected, logits = reference["logits"], found["logits"]
     off = np.abs(expected - logits)
     span = max(float(np.ptp(expected)), 1e-6)
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         usual = float(np.quantile(off, 0.99))
-    scores = [activate(matrix, activation) for matrix in (expected, logits)]
+    scores = [activate(matrix, manifest.activation) / manifest.score_unit for matrix in (expected, logits)]
     return PrecisionCheck(
         name=case.name,
         images=len(case.images),

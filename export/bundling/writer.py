@@ -21,6 +21,7 @@ from camp_sdk.export.bundling.example_inputs import caption_example, picture_exa
 from camp_sdk.export.bundling.graphs import export_graph, graphs_of
 from camp_sdk.export.bundling.lowering import lower_graph
 from camp_sdk.export.bundling.onnx_files import ExportError
+from camp_sdk.export.network.camp import Scorer
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp
 from camp_sdk.export.network.networks import import_network, network_named
@@ -80,7 +81,7 @@ def export_bundle(
         graphs = write_graphs(model, aside)
         (aside / TOKENIZER_FILE).write_text(origin.tokenizer, encoding="utf-8")
         np.savez(aside / GOLDEN_FILE, **golden_arrays(model, origin))  # type: ignore[arg-type]  # numpy expects bool
-        manifest = _manifest(origin, graphs, model.scorer.activation)
+        manifest = _manifest(origin, graphs, model.scorer)
         write_manifest(aside, manifest)
         checks = parity.check_parity(model, origin, Bundle(aside))
         stderr.print(checks_table(parity.TITLE, parity.COLUMNS, checks))
@@ -217,10 +218,11 @@ def golden_arrays(model: Camp, origin: Origin) -> dict[str, NDArray[np.generic]]
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 
-def _manifest(origin: Origin, graphs: dict[str, GraphSpec], activation: str) -> Manifest:
+def _manifest(origin: Origin, graphs: dict[str, GraphSpec], scorer: Scorer) -> Manifest:
     return Manifest(
         variant=origin.model.variant,
-        activation=activation,
+        activation=scorer.activation,
+        logit_unit=scorer.logit_unit,
         graphs=graphs,
         max_words=origin.open_tokenizer().max_words,
         stop_words=tuple(origin.stop_words),

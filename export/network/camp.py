@@ -92,6 +92,11 @@ class Scorer(nn.Module):
     image_encoder: ClassVar[type[nn.Module]] = ImageEncoder
     text_encoder: ClassVar[type[nn.Module]] = TextEncoder
 
+    @property
+    def logit_unit(self) -> float:
+        """What the checks of an export measure logits in: the factor, if logits are cosines times a factor; else 1."""
+        return 1.0
+
     def image_side(self, V: Tensor) -> Tensors:
         """All that a pair needs from its image, V [I, R, d] -> named tensors, each [I, ...]."""
         raise NotImplementedError

@@ -19,6 +19,7 @@ from camp_sdk.export.network.networks import NetworkError, is_own, network_named
 from camp_sdk.export.network.pickle_steps import RefusedNameError
 from camp_sdk.export.network.pickles import check_checkpoint_file, check_values
 from camp_sdk.export.network.sentences import SentenceConfig
+from camp_sdk.export.network.towers import TowersConfig
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.manifest import MAX_PIXELS, PixelSpec
@@ -148,7 +149,7 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
         )
     with _fitting(path):
         origin = _parse(loaded[KEY])
-    own = _check_network(path, origin.model.variant)
+    own = origin.model.towers is None and _check_network(path, origin.model.variant)
     with _fitting(path):
         weights = {k.removeprefix("model."): v for k, v in loaded["state_dict"].items() if k.startswith("model.")}
         if not own:  # the user's code may read values of what it makes, which a network without memory lacks
@@ -175,7 +176,12 @@ def _parse(raw: Mapping[str, Any]) -> Origin:
     pixels = PixelSpec.from_dict(raw["pixels"]) if raw["pixels"] else None
     rest = {name: raw[name] for name in ("tokenizer", "example_images", "example_captions", "training")}
     sizes = raw["model"].get("sentence")  # missing in checkpoints that are older than sentence encoders
-    model = ModelConfig(**(raw["model"] | {"sentence": SentenceConfig(**sizes) if sizes else None}))
+    towers = raw["model"].get("towers")  # likewise
+    parts = {
+        "sentence": SentenceConfig(**sizes) if sizes else None,
+        "towers": TowersConfig(**towers) if towers else None,
+    }
+    model = ModelConfig(**(raw["model"] | parts))
     stop_words = [str(word) for word in raw.get("stop_words", [])]  # missing in older checkpoints
     origin = Origin(model, pixels, **rest, stop_words=stop_words)
     for name, kind in (("tokenizer", str), ("example_images", Tensor), ("example_captions", list), ("training", dict)):
@@ -207,6 +213,8 @@ def _check_sizes(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
         raise ValueError(f"picture_size is {brief(config.picture_size)}, expected 0 to {MAX_PIXELS}")
     if config.sentence and not 0 < config.sentence.layers <= len(weights):
         raise ValueError(f"sentence.layers is {brief(config.sentence.layers)}, expected at most {len(weights)}")
+    if config.towers and config.towers.text["num_hidden_layers"] > len(weights):
+        raise ValueError(f"the text tower has {config.towers.text['num_hidden_layers']} layers, expected fewer")
     with torch.device("meta"):
         expected = {name: tuple(weight.shape) for name, weight in Camp(config).named_parameters()}
     found = {name: tuple(weight.shape) for name, weight in weights.items() if isinstance(weight, Tensor)}

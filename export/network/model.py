@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
-from camp_sdk.export.network.camp import Tensors
+from camp_sdk.export.network.camp import Scorer, Tensors
 from camp_sdk.export.network.encoders import ImageEncoder, VisionNet, WordVectors, word_mask
 from camp_sdk.export.network.networks import NetworkError, is_own, network_named, raised
 from camp_sdk.export.network.sentences import SentenceConfig, SentenceEncoder
+from camp_sdk.export.network.towers import TowersConfig, TowerVision, open_towers
 from camp_sdk.export.network.vocabulary import LEARNED
 from camp_sdk.runtime.contract import FEATURES
 from camp_sdk.runtime.errors import CampError, InputError
 from camp_sdk.runtime.messages import brief
+
+Vision = VisionNet | EfficientNetLite | OnnxVision | TowerVision
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class ModelConfig:
         words: "learned" for learned word vectors, or the name of a pretrained sentence encoder.
         sentence: the sizes of that encoder; None for learned word vectors.
         vision: the network from pixels to region features: "small" (a `VisionNet`), "efficientnet-lite0", or "onnx"
-            (the user's graph). Ignored if ``picture_size`` is 0.
+            (the user's graph). Ignored if ``picture_size`` is 0, and for two towers.
+        towers: the two towers of a pretrained model, which are then the whole network; None for a network of CAMP's.
     """
 
     vocabulary_size: int
@@ -53,6 +57,7 @@ class ModelConfig:
     words: str = LEARNED
     sentence: SentenceConfig | None = None
     vision: str = "small"
+    towers: TowersConfig | None = None
 
 
 class Camp(nn.Module):
@@ -70,8 +75,17 @@ class Camp(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        network = network_named(config.variant)
         self.config = config
+        self.vision: Vision | None
+        self.image_encoder: nn.Module
+        self.text_encoder: nn.Module
+        self.scorer: Scorer
+        if config.towers is not None:
+            parts = open_towers(config.towers)
+            self.vision, self.image_encoder, self.text_encoder, self.scorer = parts
+            self.inputs = {FEATURES: config.feature_width}
+            return
+        network = network_named(config.variant)
         self.vision = _vision_of(config)
         self.inputs = image_inputs(network.image_encoder, config.feature_width)
         try:  # in this order, in which random weights have always been drawn
@@ -172,7 +186,7 @@ def _words_of(config: ModelConfig) -> nn.Module:
     return SentenceEncoder(config.vocabulary_size, config.word_width, config.sentence)
 
 
-def _vision_of(config: ModelConfig) -> VisionNet | EfficientNetLite | OnnxVision | None:
+def _vision_of(config: ModelConfig) -> Vision | None:
     """The vision network, without its weights; None for a model that takes features."""
     if not config.picture_size:
         return None

@@ -19,7 +19,7 @@ from camp_sdk.data import Split
 from camp_sdk.export.bundling.graphs import export_graph, vision_graph
 from camp_sdk.export.training.vision_setup import Vision
 from camp_sdk.features import FeatureReader
-from camp_sdk.pictures import read_picture
+from camp_sdk.pictures import read_pixels
 from camp_sdk.progress import progress_bar
 from camp_sdk.runtime.arrays import map_array
 from camp_sdk.runtime.engines.base import Engine
@@ -73,7 +73,7 @@ def prepare_images(
     if vision.network is None or tuned:
         decoded = [decode_pictures(split, spec, scratch / f"{split.name}.npy") for split in splits]
         return Images((decoded[0], decoded[1]), np.array(decoded[1][:EXAMPLES]), spec)
-    few = [read_picture(path, spec.height, spec.width, str(path), spec.fit) for path in dev.images[:EXAMPLES]]
+    few = [read_pixels(path, spec, str(path)) for path in dev.images[:EXAMPLES]]
     train_store, dev_store = encode_pictures(splits, vision, kept)
     return Images((train_store, dev_store), np.stack(few))
 
@@ -94,7 +94,7 @@ def decode_pictures(split: Split, spec: PixelSpec, file: Path) -> NDArray[np.uin
     rows = iter(pixels)
 
     def read(path: Path) -> NDArray[np.uint8]:
-        return read_picture(path, spec.height, spec.width, str(path), spec.fit)
+        return read_pixels(path, spec, str(path))
 
     with closing(map_ahead(read, split.images, available_cores(), AHEAD, lambda path: False)) as decoded:
         for picture in progress(decoded, f"decoding {split.name}", len(split.images)):

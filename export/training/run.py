@@ -112,6 +112,8 @@ class Run:
         self.start = config.start
         self.splits = load_split(config.data, "train"), load_split(config.data, "dev")
         self.started = load_checkpoint(config.start) if config.start else None
+        if self.started and self.started[1].model.towers:
+            raise InputError(f"{config.start} holds a published model, which cannot be trained: use camp export")
         self._check_splits()
         if self.started and bool(self.started[1].pixels) != self.splits[0].has_pictures:
             raise self._mismatch(self.started[1])

@@ -77,7 +77,7 @@ def anonymous(network: Network) -> Network:
 
 def _of_checkpoint(model: Camp, origin: Origin) -> Vision:
     assert origin.pixels is not None
-    network = None if isinstance(model.vision, VisionNet) else anonymous(model.vision)
+    network = anonymous(model.vision) if isinstance(model.vision, (EfficientNetLite, OnnxVision)) else None
     return Vision(model.config.vision, origin.pixels, model.config.feature_width, network)
 
 

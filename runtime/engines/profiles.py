@@ -120,7 +120,8 @@ def _range(size: int | str, axes: dict[str, Range], tensor: TensorSpec) -> Range
 
 
 def _axes(manifest: Manifest, limits: Limits) -> dict[str, Range]:
-    words, regions = limits.max_words or manifest.max_words + MARKERS, limits.max_regions or MAX_REGIONS
+    seen = _regions_of_pictures(manifest)
+    words, regions = limits.max_words or manifest.max_words + MARKERS, limits.max_regions or max(MAX_REGIONS, seen)
     tiled = manifest.pixels is not None and manifest.pixels.grid != (0, 0)
     fixed = math.prod(manifest.pixels.grid) if manifest.pixels and tiled else None
     if not 1 <= manifest.max_words <= AXIS_LIMIT - MARKERS or (fixed is not None and not 1 <= fixed <= AXIS_LIMIT):
@@ -135,5 +136,11 @@ def _axes(manifest: Manifest, limits: Limits) -> dict[str, Range]:
         "B": (1, limits.max_images, limits.max_images),
         "T": (1, max(1, limits.max_texts // 4), limits.max_texts),
         "N": (1, min(USUAL_WORDS, words), words),
-        "R": (fixed, fixed, fixed) if fixed else (1, min(USUAL_REGIONS, regions), regions),
+        "R": (fixed, fixed, fixed) if fixed else (1, min(seen or USUAL_REGIONS, regions), regions),
     }
+
+
+def _regions_of_pictures(manifest: Manifest) -> int:
+    """The number of regions that the vision graph makes of every picture; 0 without one."""
+    made = manifest.graphs["vision"].outputs[0].shape[1] if "vision" in manifest.graphs else 0
+    return made if isinstance(made, int) and made <= AXIS_LIMIT else 0

@@ -1,0 +1,64 @@
+"""Import a published model of CLIP, so that `camp export` accepts it.
+
+    camp import clip openai/clip-vit-base-patch32 --output runs/clip
+    camp export --checkpoint runs/clip/best.ckpt --output bundle/ --precision fp16
+
+SOURCE is a folder with config.json, model.safetensors, preprocessor_config.json and tokenizer.json, or a repository of
+Hugging Face, which is fetched. Weights are read from safetensors only; nothing in the files is executed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.files import is_empty
+from camp_sdk.terminal import run_command, stderr
+
+
+def import_pretrained(source: str, output: Path, revision: str | None = None) -> Path:
+    """Convert a published model, and write it as ``output``/best.ckpt.
+
+    Args:
+        source: the model's folder, or a repository of Hugging Face.
+        output: the folder to write into; new or empty.
+        revision: the branch, tag or commit of the repository. The commit is recorded.
+
+    Returns:
+        The path of best.ckpt.
+
+    Raises:
+        BundleError: a file is missing or broken, is of a model of another kind, or the files do not fit together.
+        InputError: ``output`` is not empty, or there is no such folder or repository, or it cannot be fetched.
+        MissingExtraError: transformers, safetensors or huggingface_hub is not installed.
+        OSError: the disk is full, or nothing can be written to ``output``.
+    """
+    from camp_sdk.export.network.checkpoint import KEY, write_checkpoint  # here, so that --help does not wait for torch
+    from camp_sdk.export.pretrained.model import read_model
+    from camp_sdk.export.pretrained.source import open_source
+
+    if output.exists() and not is_empty(output):
+        raise InputError(f"{output} is not empty: name a new folder")
+    model, origin = read_model(open_source(source, revision))
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    path = output / "best.ckpt"
+    write_checkpoint({"state_dict": state, KEY: origin.as_dict()}, path)
+    return path
+
+
+def command(
+    source: Annotated[str, typer.Argument(help="Folder of the model, or a repository such as owner/name.")],
+    output: Annotated[Path, typer.Option(help="Folder to write best.ckpt into.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
+) -> None:
+    """Import a published model of CLIP."""
+    path = import_pretrained(source, output, revision)
+    following = f"camp export --checkpoint {path} --output bundle/"
+    stderr.print(f"wrote {path}; next: {following}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_command(command)
