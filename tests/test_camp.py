@@ -170,7 +170,7 @@ def test_vision_net_refuses_a_size_that_is_no_multiple_of_96() -> None:
 
 
 def test_an_unknown_variant_is_named_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="variant 'papr': expected one of paper, scalar"):
+    with pytest.raises(InputError, match="`variant` papr: expected one of paper, scalar"):
         Camp(ModelConfig(10, "papr"))
 
 

@@ -85,7 +85,7 @@ def test_a_network_is_known_by_its_module_and_class() -> None:
         (":Network", "`network` ':Network': expected my_package"),
         (".mine:Network", "`network` '.mine:Network': expected my_package"),
         ("tests.helpers.networks:", "`network` 'tests.helpers.networks:': expected my_package"),
-        ("nothing", "network 'nothing': expected one of .*paper.*or give `network` my_package"),
+        ("nothing", "`variant` nothing: expected one of paper.*or give `network` my_package"),
     ],
 )
 def test_a_name_that_leads_nowhere(name: str, error: str) -> None:
@@ -345,5 +345,5 @@ def test_graphs_say_what_they_are(boxes_bundle: Path, manifest: Manifest, folder
 
 
 def test_the_configuration_names_an_unknown_network() -> None:
-    with pytest.raises(InputError, match="network 'papper': expected one of"):
+    with pytest.raises(InputError, match="`variant` papper: expected one of"):
         Camp(ModelConfig(10, "papper"))

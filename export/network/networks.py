@@ -21,7 +21,7 @@ from camp_sdk.export.network.camp import PaperScorer, ScalarScorer, Scorer
 from camp_sdk.export.network.released import RELEASED
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import ACTIVATIONS
-from camp_sdk.runtime.messages import brief
+from camp_sdk.runtime.messages import MAX_TEXT, brief
 
 ENTRY_POINTS = "camp_sdk.networks"
 NETWORKS: dict[str, type[Scorer]] = {"paper": PaperScorer, "scalar": ScalarScorer, **RELEASED}
@@ -119,9 +119,8 @@ def network_named(name: str) -> type[Scorer]:
         if name in (entry.name, entry.value):
             NETWORKS[name] = NETWORKS[_load(entry)]
             return NETWORKS[name]
-    raise InputError(
-        f"network {brief(name)}: expected one of {', '.join(sorted(NETWORKS))}, or give `network` {EXPECTED}"
-    )
+    known = ", ".join(NETWORKS)
+    raise InputError(f"`variant` {name[:MAX_TEXT]}: expected one of {known}, or give `network` {EXPECTED}")
 
 
 def is_own(network: type[Scorer]) -> bool:
