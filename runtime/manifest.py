@@ -140,8 +140,8 @@ class Manifest:
         made_with: versions of the packages that made the bundle, for people.
         training: how the network was trained and the scores it reached, for people.
         parity: figures of the export's comparison with PyTorch, for people.
-        logit_unit: the factor, if logits are cosines times a factor: checks of the graphs measure errors in it. 1 (the
-            default if the key is missing) otherwise.
+        logit_unit: the factor, if logits are cosines times a factor: checks of lower precisions measure errors in it. 1
+            (the default if the key is missing) otherwise.
     """
 
     variant: str
@@ -158,15 +158,6 @@ class Manifest:
     training: dict[str, Any] = field(default_factory=dict)
     parity: tuple[dict[str, Any], ...] = ()
     logit_unit: float = 1.0
-
-    @property
-    def logit_share(self) -> float:
-        """What an error of the logits is divided by before it is compared with its bound, 1e-4.
-
-        Large networks in float32 compute cosines to 1e-6. Published models multiply them by about 100: the bound is
-        then 1e-5 of the factor.
-        """
-        return max(1.0, self.logit_unit / 10)
 
     @property
     def score_unit(self) -> float:

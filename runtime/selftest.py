@@ -55,8 +55,7 @@ class SelfTest:
     Args:
         backend: the backend that was tested.
         precision: the precision that was tested.
-        max_logit_error: the largest difference from PyTorch's logits, divided by the manifest's `logit_share`; NaN if
-            any logit is NaN.
+        max_logit_error: the largest difference from PyTorch's logits; NaN if any logit is NaN.
         max_score_error: the largest difference from PyTorch's scores, after the activation, divided by the manifest's
             `score_unit`; NaN if any score is NaN.
         skipped: the reason why the test could not be run, with both differences 0; empty if it was run.
@@ -154,8 +153,8 @@ def _compared(test: SelfTest, expected: Logits, found: Logits, manifest: Manifes
             return float(np.abs(a.astype(np.float64) - b).max())
 
     scores = [scoring.activate(logits, manifest.activation) for logits in (expected, found)]
-    of_logits = largest(expected, found) / manifest.logit_share
-    return SelfTest(test.backend, test.precision, of_logits, largest(*scores) / manifest.score_unit)
+    of_scores = largest(*scores) / manifest.score_unit
+    return SelfTest(test.backend, test.precision, largest(expected, found), of_scores)
 
 
 def choose_tested_backend(bundle: Bundle, backend: str = "auto", precision: str = "float32") -> str:

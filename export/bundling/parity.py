@@ -42,7 +42,7 @@ class ParityCheck:
         images: I.
         texts: T.
         words: N, padding included.
-        max_logit_error: the largest difference of the logits, divided by the manifest's `logit_share`.
+        max_logit_error: the largest difference of the logits.
         max_attention_error: the largest difference of attention and gates, which are in 0..1.
         max_vector_error: the largest difference of the global vectors, which have unit length.
         same_top: whether each text's ten best images come in the same order.
@@ -115,26 +115,23 @@ def check_parity(model: Camp, origin: Origin, bundle: Bundle) -> list[ParityChec
     with ExitStack() as stack:
         engines = {n: stack.enter_context(open_engine(bundle, n, "onnxruntime")) for n in bundle.manifest.graphs}
         cases = progress(list(parity_cases(origin)), "comparing with PyTorch")
-        share = bundle.manifest.logit_share
-        return [
-            _compare(c, reference_outputs(model, c, torch.float64), graph_outputs(engines, c), share) for c in cases
-        ]
+        return [_compare(c, reference_outputs(model, c, torch.float64), graph_outputs(engines, c)) for c in cases]
 
 
-def _compare(case: Case, expected: Arrays, found: Arrays, share: float) -> ParityCheck:
+def _compare(case: Case, expected: Arrays, found: Arrays) -> ParityCheck:
     return ParityCheck(
         name=case.name,
         images=len(case.images),
         texts=len(case.lengths),
         words=case.tokens.shape[1],
-        max_logit_error=largest_error(expected, found, lambda name: name == "logits") / share,
+        max_logit_error=largest_error(expected, found, lambda name: name == "logits"),
         max_attention_error=largest_error(expected, found, is_explanation),
         max_vector_error=largest_error(expected, found, is_vector),
-        same_top=same_order(expected["logits"] / share, found["logits"] / share),
+        same_top=same_order(expected["logits"], found["logits"]),
     )
 
 
-def same_order(expected: NDArray[np.floating], found: NDArray[np.floating]) -> bool:
+def same_order(expected: NDArray[np.float32], found: NDArray[np.float32]) -> bool:
     """Whether each text's ten best images come in the same order in both.
 
     Two images whose expected logits differ by at most twice the allowed error count as a tie and may swap.
