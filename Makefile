@@ -29,7 +29,7 @@ released: $(INSTALLED)
 	$(BIN)/python -m examples.released_checkpoint.run --output build/released
 
 # SCAN, SGRAF and generalized pooling as scorers: trained for about a minute each on drawn scenes, exported, built,
-# evaluated and ranked. Fails if a recall is not far above chance. Takes about ten minutes, nine of one core.
+# evaluated and ranked. Fails if a recall is not far above chance. Takes about six minutes on two idle cores.
 networks: $(INSTALLED)
 	rm -rf build/networks
 	$(BIN)/python -m examples.networks.run --output build/networks

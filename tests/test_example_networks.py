@@ -17,8 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from camp_sdk import Bundle, Retriever
-from camp_sdk.export.bundling.writer import export_bundle
-from camp_sdk.export.network import networks
 from camp_sdk.export.network.camp import Scorer
 from camp_sdk.export.training.losses import Encoded, pair_loss
 from camp_sdk.runtime.errors import CampError
@@ -31,8 +29,9 @@ from examples.networks.scan import ScanI2T, ScanT2I
 from examples.networks.sgraf import Sgr
 from examples.networks.vse import VseInfinity
 from tests.helpers.network_references import REFERENCES
+from tests.helpers.networks import exported_in_half, known
 from tests.helpers.processes import ROOT, run_blocked
-from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH, save_tiny_checkpoint, tiny_model
+from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH, tiny_model
 
 NETWORKS: dict[str, type[Scorer]] = {network.__name__: network for network in (ScanT2I, ScanI2T, Sgr, Saf, VseInfinity)}
 IMAGES = np.random.default_rng(5).standard_normal((9, 6, FEATURE_WIDTH), dtype=np.float32)
@@ -51,18 +50,14 @@ rtx = pytest.mark.skipif(sys.platform == "darwin", reason="TensorRT-RTX has no r
 @pytest.fixture(scope="module", autouse=True)
 def _known() -> Iterator[None]:
     """The networks under the names by which configurations find them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, network in NETWORKS.items():
-            patch.setitem(networks.NETWORKS, name, network)
+    with known(NETWORKS):
         yield
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of each network with float16 graphs: both gates of the export have passed."""
-    folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = save_tiny_checkpoint(folder / "it.ckpt", request.param, False)
-    return export_bundle(checkpoint, folder / "bundle", ["float16"]).folder
+    return exported_in_half(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def numpy_logits(bundle: Path) -> NDArray[np.float64]:
@@ -114,7 +109,8 @@ def test_every_weight_gets_a_gradient_from_ragged_texts(name: str) -> None:
     tokens = torch.randint(1, model.config.vocabulary_size, (5, 7), generator=generator)
     image, text = model.encode_images(torch.from_numpy(IMAGES[:5])), model.encode_texts(tokens, lengths)
     image.pop("image.global"), text.pop("text.global")
-    pair_loss(model.scorer, Encoded(image, text, lengths), torch.eye(5, dtype=torch.bool)).backward()  # type: ignore[no-untyped-call]
+    loss = pair_loss(model.scorer, Encoded(image, text, lengths), torch.eye(5, dtype=torch.bool))
+    loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
     learned = {n: p.grad for n, p in model.named_parameters() if not n.startswith("global_")}
     assert [n for n, grad in learned.items() if grad is None or not grad.isfinite().all()] == []
     assert [n for n, grad in learned.items() if grad is not None and not grad.any()] == []

@@ -29,7 +29,7 @@ from camp_sdk.runtime.tensorrt.engine import TensorRtEngine
 from camp_sdk.runtime.tensorrt.library import here_of
 from camp_sdk.runtime.tokenizer import open_tokenizer
 from tests.helpers.fake_cuda import install, write_plan
-from tests.helpers.networks import Mixed, TwoTowers, WithEncoders
+from tests.helpers.networks import Mixed, TwoTowers, WithEncoders, exported_in_half, known
 from tests.helpers.profiles import SAME, profile_between
 from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH, save_tiny_checkpoint, tiny_model
 
@@ -40,18 +40,14 @@ IMAGES = np.random.default_rng(5).standard_normal((9, 6, FEATURE_WIDTH), dtype=n
 @pytest.fixture(scope="module", autouse=True)
 def _known() -> Iterator[None]:
     """The networks of this file, under names by which configurations find them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, network in NETWORKS.items():
-            patch.setitem(networks.NETWORKS, name, network)
+    with known(NETWORKS):
         yield
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of each network, with float16 graphs."""
-    folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = save_tiny_checkpoint(folder / "it.ckpt", request.param, False)
-    return export_bundle(checkpoint, folder / "bundle", ["float16"]).folder
+    return exported_in_half(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def logits_of(bundle: Path) -> np.ndarray:

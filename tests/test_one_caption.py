@@ -11,7 +11,7 @@ import pytest
 from camp_sdk import InputError
 from camp_sdk.export.training.batches import OneCaptionSampler
 from camp_sdk.export.training.run import Run, run_training
-from tests.helpers.training import saved, tiny_config, write_features
+from tests.helpers.training import Owners, drawn_by, saved, tiny_config, write_features
 
 STEPS = 4  # 16 images in batches of four
 
@@ -23,26 +23,12 @@ def precomputed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_features(tmp_path_factory.mktemp("tiny_precomp"))
 
 
-class Owners:
-    """What the sampler asks of a data set: whose each caption is."""
-
-    def __init__(self, captions_per_image: list[int]) -> None:
-        self.owner = np.repeat(np.arange(len(captions_per_image)), captions_per_image)
-
-    def __len__(self) -> int:
-        return len(self.owner)
-
-
 def order_of(
     counts: list[int], epoch: int = 0, seed: int = 1, neighbours: int = 1, share: tuple[int, int] = (0, 1)
 ) -> Any:
     """The captions of an epoch, and the images that they belong to."""
     data: Any = Owners(counts)
-    sampler = OneCaptionSampler(data, neighbours, seed, *share)
-    sampler.set_epoch(epoch)
-    captions = np.array(list(sampler))
-    assert len(captions) == len(sampler)
-    return captions, data.owner[captions]
+    return drawn_by(OneCaptionSampler(data, neighbours, seed, *share), epoch)
 
 
 @pytest.mark.parametrize("counts", [[5] * 8, [1] * 8, [3, 1, 4, 1, 5, 2]], ids=["five", "one", "mixed"])

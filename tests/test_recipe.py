@@ -84,7 +84,7 @@ def module_of(config: TrainConfig, scratch: Path) -> tuple[CampTraining, Any]:
     torch.manual_seed(0)
     module = CampTraining(origin, config, data)
     module._candidates = lambda size: 1  # type: ignore[method-assign]  # no trainer knows the step here
-    module.log_dict = lambda *given, **options: None  # type: ignore[method-assign,assignment]
+    module.log_dict = lambda *given, **options: None  # type: ignore[method-assign,assignment]  # no trainer
     return module, data.train.collate([data.train[index] for index in range(0, 80, 10)])
 
 

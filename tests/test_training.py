@@ -38,10 +38,10 @@ from camp_sdk.export.training.image_store import decode_pictures
 from camp_sdk.export.training.losses import CLAMP, Encoded
 from camp_sdk.export.training.measure import measure_network
 from camp_sdk.export.training.module import CampTraining, forget_words
-from camp_sdk.export.training.resume import check_devices
+from camp_sdk.export.training.resume import check_devices, check_output
 from camp_sdk.export.training.run import Run, run_training
 from camp_sdk.export.training.trainer import WholeCheckpoints
-from tests.helpers.training import run_until_killed, saved, tiny_config, write_features
+from tests.helpers.training import Owners, drawn_by, run_until_killed, saved, tiny_config, write_features
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 2
@@ -430,24 +430,10 @@ def test_the_learning_rate_grows_with_the_batch(pictures: bool) -> None:
 # The order of captions
 
 
-class Owners:
-    """What the sampler asks of a data set: whose each caption is."""
-
-    def __init__(self, captions_per_image: list[int]) -> None:
-        self.owner = np.repeat(np.arange(len(captions_per_image)), captions_per_image)
-
-    def __len__(self) -> int:
-        return len(self.owner)
-
-
 def order_of(captions_per_image: list[int], neighbours: int, epoch: int = 0, device: int = 0, devices: int = 1) -> Any:
     """Caption indices in the order of a sampler, and the images they belong to."""
     data: Any = Owners(captions_per_image)
-    sampler = NeighbourSampler(data, neighbours, 1, device, devices)
-    sampler.set_epoch(epoch)
-    captions = np.array(list(sampler))
-    assert len(captions) == len(sampler)
-    return captions, data.owner[captions]
+    return drawn_by(NeighbourSampler(data, neighbours, 1, device, devices), epoch)
 
 
 @pytest.mark.parametrize("counts", [[5] * 8, [1] * 8, [3, 1, 4, 1, 5, 2]], ids=["five", "one", "mixed"])
@@ -959,3 +945,15 @@ def test_parts_and_weights_no_run_can_have(
 ) -> None:
     with pytest.raises(InputError, match=message):
         run_training(tiny_config(precomputed, tmp_path / "run", **options), cache)
+
+
+def test_a_record_with_other_values_is_reported_on_one_short_line(precomputed: Path, tmp_path: Path) -> None:
+    config = TrainConfig(precomputed, tmp_path / "run", resume=True)
+    record = {"options": config.as_dict(), "train": "0", "dev": "0"}
+    options = record["options"] | {"width": "\n" * 3000, "fit": ["x" * 9000] * 9}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"options": options}))
+    with pytest.raises(InputError, match="was started with other options: `width` was") as refused:
+        check_output(config, record)
+    assert len(str(refused.value)) < 1000
+    assert "\n" not in str(refused.value)

@@ -117,9 +117,7 @@ class TrainOptions:
     global_weight: Annotated[
         float | str, typer.Option(help=f"Weight of the loss on the global vectors{STAGES}. 0: no global vectors.")
     ] = 0.5
-    evaluate_every: Annotated[
-        int, typer.Option(help="Measure on dev after every so many epochs, and after the last.")
-    ] = 1
+    evaluate_every: Annotated[int, typer.Option(help="Measure on dev after every N epochs, and after the last.")] = 1
     patience: Annotated[
         int, typer.Option(help="Stop after this many measurements without a better rsum; 0: never.")
     ] = 0

@@ -22,6 +22,7 @@ from camp_sdk.export.training.module import TrainingData
 from camp_sdk.export.training.vision_setup import anonymous
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import check_writable, sha256_of, write_aside
+from camp_sdk.runtime.messages import MAX_TEXT, brief, visible
 from camp_sdk.terminal import stderr
 
 STAGE_FOLDERS = ("attention", "fusion", ".")  # in a run's folder
@@ -91,7 +92,7 @@ def _check_record(run: Path, data: Path, asked: dict[str, Any]) -> None:
         raise InputError(f"`resume`: {run} was started with another `start`, or without one: give the original one")
     default = TrainConfig(data, run).as_dict()  # used for options that did not exist when the run was started
     changed = [
-        f"`{name}` was {was}, is now {value}"
+        f"`{name}` was {_shown(was)}, is now {value}"
         for name, value in asked["options"].items()
         if (was := options.get(name, default.get(name))) != value
     ]
@@ -102,6 +103,11 @@ def _check_record(run: Path, data: Path, asked: dict[str, Any]) -> None:
     for split in ("train", "dev"):
         if record.get(split) != asked[split]:
             raise InputError(f"`resume`: {run} was started with other data than the {split} split of {data} now holds")
+
+
+def _shown(value: Any) -> str:
+    """An option of a record, which may hold anything, on one short line."""
+    return visible(value[:MAX_TEXT]) if isinstance(value, str) else brief(value)
 
 
 @contextmanager

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar, cast
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from camp_sdk.export.bundling.writer import export_bundle
+from camp_sdk.export.network import networks
 from camp_sdk.export.network.camp import PaperScorer, Scorer, Tensors, masked_softmax, products
 from camp_sdk.export.network.encoders import BidirectionalGRU
+from tests.helpers.tiny import save_tiny_checkpoint
+
+
+@contextmanager
+def known(classes: Mapping[str, type[Scorer]]) -> Iterator[None]:
+    """Networks under names by which configurations find them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, network in classes.items():
+            patch.setitem(networks.NETWORKS, name, network)
+        yield
+
+
+def exported_in_half(name: str, folder: Path) -> Path:
+    """A bundle of random weights, with float16 graphs: both gates of the export have passed."""
+    checkpoint = save_tiny_checkpoint(folder / "it.ckpt", name, False)
+    return export_bundle(checkpoint, folder / "bundle", ["float16"]).folder
 
 
 class TwoTowers(Scorer):

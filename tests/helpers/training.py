@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from camp_sdk.export.training.batches import NeighbourSampler
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.module import CampTraining
 from camp_sdk.export.training.run import run_training
@@ -52,3 +53,21 @@ def saved(checkpoint: Path) -> dict[str, Any]:
     """Everything that a checkpoint file holds."""
     loaded: dict[str, Any] = torch.load(checkpoint, weights_only=True)
     return loaded
+
+
+class Owners:
+    """What the sampler asks of a data set: whose each caption is."""
+
+    def __init__(self, captions_per_image: list[int]) -> None:
+        self.owner = np.repeat(np.arange(len(captions_per_image)), captions_per_image)
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+
+def drawn_by(sampler: NeighbourSampler, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The captions of an epoch in a sampler's order, and the images that they belong to."""
+    sampler.set_epoch(epoch)
+    captions = np.array(list(sampler))
+    assert len(captions) == len(sampler)
+    return captions, sampler.owner[captions]
