@@ -50,11 +50,12 @@ def checked_count(name: str, count: Any, most: int | None = None) -> int | None:
 
 
 def check_top_k(top_k: Any, shortlist: Any) -> None:
-    """Raise InputError unless ``top_k`` is 1 or more, and ``shortlist`` is None or at least ``top_k``."""
+    """Raise InputError unless ``top_k`` is 1 or more, and ``shortlist`` is None, 0 or at least ``top_k``."""
     if not is_whole(top_k) or top_k < 1:
         raise InputError(f"`top_k` is {top_k!r}: expected a whole number, 1 or more")
-    if shortlist is not None and (not is_whole(shortlist) or shortlist < top_k):
-        raise InputError(f"`shortlist` is {shortlist!r}: expected a whole number, at least `top_k` = {top_k}, or None")
+    if shortlist is not None and (not is_whole(shortlist) or 0 != shortlist < top_k):
+        expected = f"a whole number, at least `top_k` = {top_k}, or 0 to score every item"
+        raise InputError(f"`shortlist` is {shortlist!r}: expected {expected}")
 
 
 def checked_names(names: Iterable[Any] | None) -> list[str] | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.combination import Combination, combine
 from camp_sdk.data import Split
 from camp_sdk.ensembles import ScoreMean, check_takes, names_of
 from camp_sdk.gallery import Gallery
@@ -29,8 +30,8 @@ from camp_sdk.runtime.tokenizer import open_tokenizer
 Matrix = NDArray[np.float32]
 Progress = Callable[[str, int], None]
 ENCODING, SCORING = "encoding images", "scoring pairs"
-NETWORK, VECTORS = "network", "vectors"
-MEMBER, SHORTLIST = "member ", "shortlist "  # followed by the member's name, or the shortlist's size
+NETWORK, VECTORS, BOTH = "network", "vectors", "both"
+MEMBER, SHORTLIST, BOTH_OF = "member ", "shortlist ", "both of "  # followed by the member's name, or the size
 TEXTS_AT_ONCE = 256
 CAPTIONS_PER_IMAGE = 5
 PROTOCOLS = {"flickr30k": (1000, 1), "coco-5k": (5000, 1), "coco-1k": (5000, 5)}  # images, folds
@@ -75,6 +76,9 @@ class Evaluation:
             are scored for each query.
         members: The metrics of each network alone, by its name in the manifest, with the bundle's folder if two have
             the same name.
+        combination: The network's logits plus the weighted dot products of the global vectors, with the weight that the
+            manifest records, and their metrics; None for a bundle that records none.
+        combined_shortlists: The metrics of these combined scores by size of shortlist.
     """
 
     network: Metrics
@@ -85,6 +89,8 @@ class Evaluation:
     name: str | None = None
     shortlists: dict[int, Metrics] = field(default_factory=dict)
     members: dict[str, Metrics] = field(default_factory=dict)
+    combination: Combination | None = None
+    combined_shortlists: dict[int, Metrics] = field(default_factory=dict)
 
     @property
     def protocol(self) -> str:
@@ -98,10 +104,17 @@ class Evaluation:
         """The evaluation as plain values, as `camp eval --json` prints them."""
         rest = {"protocol": self.protocol, "images": self.images, "texts": self.texts, "folds": self.folds}
         beside = self.global_vectors.as_dict() if self.global_vectors else None
-        short = {str(size): metrics.as_dict() for size, metrics in self.shortlists.items()}
         each = {name: metrics.as_dict() for name, metrics in self.members.items()}
-        found = rest | ({"shortlists": short} if short else {}) | ({"members": each} if len(each) > 1 else {})
+        found = rest | _by_size(self.shortlists) | ({"members": each} if len(each) > 1 else {})
+        if both := self.combination:
+            whole = {"weight": both.weight} | both.metrics.as_dict()
+            found["combination"] = whole | _by_size(self.combined_shortlists)
         return self.network.as_dict() | {"global_vectors": beside} | found
+
+
+def _by_size(shortlists: dict[int, Metrics]) -> dict[str, Any]:
+    short = {str(size): metrics.as_dict() for size, metrics in shortlists.items()}
+    return {"shortlists": short} if short else {}
 
 
 def evaluate(
@@ -145,10 +158,19 @@ def evaluate(
     ]
     means = {name: mean_metrics([fold[name] for fold in measured]) for name in measured[0]}
     short = {size: means[f"{SHORTLIST}{size}"] for size in shortlists}
+    combined = {size: means[f"{BOTH_OF}{size}"] for size in shortlists if BOTH in means}
+    weight = weight_of(retrievers[0])
+    both = None if several or weight is None else Combination(weight, means[BOTH])
     names = names_of([own.bundle for own in retrievers])
     members = {name: means[f"{MEMBER}{name}" if several else NETWORK] for name in names}
     counts = (images, len(split.captions), folds)
-    return Evaluation(means[NETWORK], means.get(VECTORS), *counts, protocol, short, members)
+    return Evaluation(means[NETWORK], means.get(VECTORS), *counts, protocol, short, members, both, combined)
+
+
+def weight_of(retriever: Retriever) -> float | None:
+    """The weight with which a bundle's manifest combines the vectors' dot products with the logits, if it has any."""
+    first = retriever.bundle.manifest.first_stage
+    return first.weight if first else None
 
 
 def _check(retrievers: Sequence[Retriever], split: Split, shortlists: Sequence[int]) -> None:
@@ -209,10 +231,14 @@ class _Fold:
 
 def _evaluate_one(retriever: Retriever, fold: _Fold, shortlists: Sequence[int]) -> dict[str, Metrics]:
     logits, vectors = fold.matrices(retriever)
-    found = {NETWORK: evaluate_matrix(logits, fold.owner)}
+    matrices = [(NETWORK, SHORTLIST, logits)]
+    if vectors is not None and (weight := weight_of(retriever)) is not None:
+        matrices.append((BOTH, BOTH_OF, combine(logits, vectors, weight)))
+    found = {name: evaluate_matrix(matrix, fold.owner) for name, _, matrix in matrices}
     if vectors is not None:
         found[VECTORS] = evaluate_matrix(vectors, fold.owner)
-        found |= {f"{SHORTLIST}{size}": shortlist_metrics(logits, vectors, fold.owner, size) for size in shortlists}
+        for _, kind, matrix in matrices:
+            found |= {f"{kind}{size}": shortlist_metrics(matrix, vectors, fold.owner, size) for size in shortlists}
     return found
 
 

@@ -75,11 +75,14 @@ class Ranking(list[Match]):
         unknown_words: The words of the query that are not in the model's vocabulary, each once. They count for nothing
             in the scores: for the query "a red zebra", a score is no evidence of a zebra. Empty if the query is an
             image.
+        shortlist: The number of items that were scored, those nearest by global vector; None if all were.
     """
 
-    def __init__(self, matches: Iterable[Match] = (), unknown_words: Iterable[str] = ()) -> None:
+    def __init__(
+        self, matches: Iterable[Match] = (), unknown_words: Iterable[str] = (), shortlist: int | None = None
+    ) -> None:
         super().__init__(matches)
-        self.unknown_words = tuple(unknown_words)
+        self.unknown_words, self.shortlist = tuple(unknown_words), shortlist
 
 
 @dataclass(frozen=True)

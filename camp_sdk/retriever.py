@@ -216,29 +216,31 @@ class Retriever:
             corpus: A gallery, or what `encode_images` (for texts) or `encode_texts` (for an image) takes to make one.
             top_k: The most matches to return for each query, 1 or more; a smaller gallery is returned whole.
             shortlist: Score only this many items, those whose global vectors are nearest to the query's; at least
-                ``top_k``. None scores every item. `camp eval --shortlist` measures the loss in recall.
+                ``top_k``. 0 scores every item. None takes the bundle's default: 200 where the vectors come from a
+                pretrained network, and otherwise every item. `camp eval --shortlist` measures the loss in recall.
             on_progress: Receives the number of pairs in each block that was scored.
 
         Returns:
             The matches, best first; equal logits keep the gallery's order. For several texts, one such list per text.
-            ``unknown_words`` of the list names the words of the query that the model does not know.
+            ``unknown_words`` of the list names the words of the query that the model does not know; ``shortlist`` is
+            the number of items that were scored, if they were not all.
 
         Raises:
             InputError: `check_queries` refuses the query, ``top_k`` is below 1, ``shortlist`` is below ``top_k``, or
                 a shortlist is asked of a bundle without global vectors.
         """
-        self.check_counts(top_k, shortlist)
+        shortlist = self.shortlist_for(top_k, shortlist)
         queries = texts_of_query(query, corpus)
         if queries is None:
             texts, image = self._as_gallery(corpus, "text"), self._as_gallery([query], "image")
             ranker = Ranker(self._scorer(), top_k, shortlist, on_progress)
-            return self._ranking(ranker.texts(self._images_of(image), texts_of(texts)), texts)
+            return self._ranking(ranker.texts(self._images_of(image), texts_of(texts)), texts, shortlist)
         self.check_queries(queries)
         images, tokens = self._as_gallery(corpus, "image"), self._tokenizer.encode(queries)
         encoded = encode_texts(self._engines["text"], self.bundle, tokens)
         ranker = Ranker(self._scorer(), top_k, shortlist, on_progress)
         found = enumerate(ranker.images(encoded, self._images_of(images)))
-        rankings = [self._ranking(ranked, images, tokens.unknown_words(text)) for text, ranked in found]
+        rankings = [self._ranking(ranked, images, shortlist, tokens.unknown_words(text)) for text, ranked in found]
         return rankings[0] if isinstance(query, str) else rankings
 
     def check_queries(self, queries: Sequence[str]) -> None:
@@ -267,8 +269,23 @@ class Retriever:
                 make a shortlist with.
         """
         check_top_k(top_k, shortlist)
-        if shortlist is not None and all(spec.name != "image.global" for spec in self.bundle.manifest.image_tensors):
+        if shortlist and not self.bundle.manifest.has_vectors:
             raise InputError("`shortlist`: this bundle has no global vectors to make one with, leave it out")
+
+    def shortlist_for(self, top_k: int, shortlist: int | None = None) -> int | None:
+        """The number of items that `rank` scores for a query; None for every item.
+
+        Args:
+            top_k: As `rank` takes it.
+            shortlist: As `rank` takes it.
+
+        Raises:
+            InputError: As `check_counts`.
+        """
+        self.check_counts(top_k, shortlist)
+        if shortlist is None and (first := self.bundle.manifest.first_stage):
+            return max(first.shortlist, top_k)
+        return shortlist or None
 
     def score(self, pairs: Iterable[tuple[Image, str]]) -> FloatArray:
         """Score chosen pairs; each distinct image and text is encoded once.
@@ -377,8 +394,11 @@ class Retriever:
         encoded_images, encoded_texts = self._images_of(images), texts_of(texts)
         return scoring.logit_matrix(self._scorer(), encoded_images, encoded_texts, on_progress)
 
-    def _ranking(self, ranked: Ranked, corpus: Gallery, unknown_words: Sequence[str] = ()) -> Ranking:
-        return Ranking(matches_of(ranked, self._activate(ranked[1]), corpus.documents), unknown_words)
+    def _ranking(
+        self, ranked: Ranked, corpus: Gallery, shortlist: int | None, unknown_words: Sequence[str] = ()
+    ) -> Ranking:
+        scored = shortlist if shortlist and shortlist < len(corpus) else None
+        return Ranking(matches_of(ranked, self._activate(ranked[1]), corpus.documents), unknown_words, scored)
 
     def _as_gallery(self, corpus: Any, kind: str) -> Gallery:
         if not isinstance(corpus, Gallery):

@@ -30,7 +30,7 @@ from camp_sdk.runtime.manifest import (
     Manifest,
     PixelSpec,
 )
-from camp_sdk.runtime.manifest_values import MAX_STOP_WORDS
+from camp_sdk.runtime.manifest_values import MAX_SHORTLIST, MAX_STOP_WORDS, FirstStage
 
 FILE = Path(__file__).with_name("manifest.schema.json")
 PLAIN: dict[type, dict[str, Any]] = {
@@ -49,6 +49,8 @@ RULES: dict[tuple[type, str], dict[str, Any]] = {
     (Manifest, "stop_words"): {"maxItems": MAX_STOP_WORDS},
     (Manifest, "vocabulary"): {"minimum": 1},
     (Manifest, "logit_unit"): {"exclusiveMinimum": 0},
+    (FirstStage, "shortlist"): {"minimum": 1, "maximum": MAX_SHORTLIST},
+    (FirstStage, "weight"): {"minimum": 0},
     (LoweredGraphs, "graphs"): {"propertyNames": {"enum": list(GRAPHS)}},
     (FileEntry, "bytes"): {"minimum": 0},
     (FileEntry, "sha256"): {"pattern": "^[0-9a-f]{64}$"},
@@ -67,6 +69,8 @@ OPTIONAL = (
     "training",
     "parity",
     "logit_unit",
+    "first_stage",
+    "weight",
 )  # a reader has a default for these
 
 

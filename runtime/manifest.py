@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from camp_sdk.runtime.contract import GraphSpec, TensorSpec, check_graphs, image_columns, inside
+from camp_sdk.runtime.contract import GLOBAL_SUFFIX, GraphSpec, TensorSpec, check_graphs, image_columns, inside
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import sha256_of
-from camp_sdk.runtime.manifest_values import hash_from, stop_words_from, unit_from, vocabulary_from
+from camp_sdk.runtime.manifest_values import FirstStage, hash_from, stop_words_from, unit_from, vocabulary_from
 from camp_sdk.runtime.messages import brief
 
 MANIFEST_FILE = "manifest.json"
@@ -142,6 +142,8 @@ class Manifest:
         parity: figures of the export's comparison with PyTorch, for people.
         logit_unit: the factor, if logits are cosines times a factor: checks of lower precisions measure errors in it. 1
             (the default if the key is missing) otherwise.
+        first_stage: the default shortlist, if the global vectors come from a pretrained network; None (the default if
+            the key is missing) otherwise.
     """
 
     variant: str
@@ -158,6 +160,7 @@ class Manifest:
     training: dict[str, Any] = field(default_factory=dict)
     parity: tuple[dict[str, Any], ...] = ()
     logit_unit: float = 1.0
+    first_stage: FirstStage | None = None
 
     @property
     def score_unit(self) -> float:
@@ -191,6 +194,11 @@ class Manifest:
         return self.graphs["text"].outputs
 
     @property
+    def has_vectors(self) -> bool:
+        """Whether both sides have a global vector."""
+        return any(spec.name == f"image{GLOBAL_SUFFIX}" for spec in self.image_tensors)
+
+    @property
     def feature_width(self) -> int:
         """D, the width of a region's features; further inputs of the image graph are the last of these columns."""
         return sum(image_columns(self.graphs["image"]).values())
@@ -222,6 +230,7 @@ class Manifest:
             **{name: dict(raw.get(name) or {}) for name in ("sizes", "made_with", "training")},
             parity=tuple(dict(check) for check in raw.get("parity") or ()),
             logit_unit=unit_from(raw.get("logit_unit", 1.0)),
+            first_stage=FirstStage.from_dict(raw["first_stage"]) if raw.get("first_stage") else None,
         )
         _check(manifest)
         return manifest
@@ -247,6 +256,7 @@ class Manifest:
             "training": self.training,
             "parity": list(self.parity),
             "logit_unit": self.logit_unit,
+            "first_stage": asdict(self.first_stage) if self.first_stage else None,
         }
 
 
@@ -306,6 +316,8 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"activation {brief(manifest.activation)}, expected one of {ACTIVATIONS}")
     for own in ({}, *lowered):
         check_graphs(manifest.graphs | own)
+    if manifest.first_stage and not manifest.has_vectors:
+        raise ValueError("first_stage: there are no global vectors")
     if manifest.pixels is not None:
         _check_vision(manifest.graphs["vision"], manifest.pixels, manifest.feature_width)
 

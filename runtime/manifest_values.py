@@ -4,11 +4,45 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from camp_sdk.runtime.messages import brief
 
 MAX_STOP_WORDS = 1000
+MAX_SHORTLIST = 1 << 31
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """How global vectors that come from a pretrained network and the scores of the network above it work together.
+
+    Args:
+        shortlist: the number of items that a ranking scores, unless it names another.
+        weight: the weight of a dot product of the vectors beside a logit that ranked best on the dev split; None if it
+            was not measured.
+    """
+
+    shortlist: int
+    weight: float | None = None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> FirstStage:
+        """A FirstStage from plain values.
+
+        Args:
+            raw: the values by name.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values are not a valid FirstStage.
+        """
+        shortlist, weight = raw["shortlist"], raw.get("weight")
+        if type(shortlist) is not int or not 1 <= shortlist <= MAX_SHORTLIST:
+            raise ValueError(f"shortlist {brief(shortlist)}: expected 1 to {MAX_SHORTLIST}")
+        if weight is not None and (type(weight) not in (int, float) or not 0 <= weight < math.inf):
+            raise ValueError(f"weight {brief(weight)}: expected a number, 0 or more, or null")
+        return cls(shortlist, None if weight is None else float(weight))
 
 
 def hash_from(raw: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ from camp_sdk.commands.options import (
 )
 from camp_sdk.data import load_split
 from camp_sdk.evaluation import Evaluation, evaluate, protocol_folds, work_of
-from camp_sdk.metrics import Direction
+from camp_sdk.metrics import Direction, Metrics
 from camp_sdk.progress import progress_bars
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
@@ -84,7 +85,8 @@ def eval_command(
     else:
         Console().print(evaluation_table(result, f"{data} {split}: {result.protocol}"))
         if result.shortlists:
-            Console().print(shortlist_table(result))
+            for table in shortlist_tables(result):
+                Console().print(table)
 
 
 def evaluation_table(result: Evaluation, title: str) -> Table:
@@ -97,6 +99,8 @@ def evaluation_table(result: Evaluation, title: str) -> Table:
         rows.append((f"average of {len(rows)}", result.network))
     if result.global_vectors:
         rows.append(("global vectors alone", result.global_vectors))
+    if both := result.combination:
+        rows.append((f"network + {both.weight:.4g} x vectors", both.metrics))
     for name, metrics in rows:
         shown = Text(visible(name))  # a bundle's files and folders may hold markup or control characters
         table.add_row(shown, "text to image", *_figures(metrics.text_to_image), "")
@@ -104,22 +108,28 @@ def evaluation_table(result: Evaluation, title: str) -> Table:
     return table
 
 
-def shortlist_table(result: Evaluation) -> Table:
-    """Recalls with shortlists as a table, each with its difference from the recall without a shortlist."""
+def shortlist_tables(result: Evaluation) -> list[Table]:
+    """Recalls with shortlists, each with its difference from the recall without one: of the network, and combined."""
+    tables = [_shortlist_table("recall with a shortlist", result.network, result.shortlists)]
+    if both := result.combination:
+        title = f"the same, ranked by logit + {both.weight:.4g} x dot product of the vectors"
+        tables.append(_shortlist_table(title, both.metrics, result.combined_shortlists))
+    return tables
+
+
+def _shortlist_table(title: str, every: Metrics, shortlists: Mapping[int, Metrics]) -> Table:
     heads = [f"{side} {recall}" for side in ("t2i", "i2t") for recall in ("R@1", "R@5", "R@10")]
-    table = Table("candidates", *(Column(head, justify="right") for head in heads), title="recall with a shortlist")
-    whole = [
-        recall for side in (result.network.text_to_image, result.network.image_to_text) for recall in _recalls(side)
-    ]
-    for size, metrics in result.shortlists.items():
-        short = [recall for side in (metrics.text_to_image, metrics.image_to_text) for recall in _recalls(side)]
-        table.add_row(str(size), *(f"{s:.1f} ({s - w:+.1f})" for s, w in zip(short, whole, strict=True)))
+    table = Table("candidates", *(Column(head, justify="right") for head in heads), title=title)
+    whole = _recalls(every)
+    for size, metrics in shortlists.items():
+        table.add_row(str(size), *(f"{s:.1f} ({s - w:+.1f})" for s, w in zip(_recalls(metrics), whole, strict=True)))
     table.add_row("all", *(f"{w:.1f}" for w in whole))
     return table
 
 
-def _recalls(side: Direction) -> list[float]:
-    return [side.r1, side.r5, side.r10]
+def _recalls(metrics: Metrics) -> list[float]:
+    sides = (metrics.text_to_image, metrics.image_to_text)
+    return [recall for side in sides for recall in (side.r1, side.r5, side.r10)]
 
 
 def _figures(side: Direction) -> list[str]:

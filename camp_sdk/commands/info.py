@@ -94,6 +94,7 @@ def _print_head(console: Console, bundle: Bundle) -> None:
         "sizes": _pairs(manifest.sizes),
         "takes": _taken(manifest),
         "texts": f"at most {limit}; {len(manifest.stop_words)} stop words",
+        "ranks": _ranked(manifest),
         "precisions": ", ".join(["float32", *manifest.precisions]),
         "size": f"{size / 1e6:.1f} MB in {len(manifest.files)} files, each as its hash says",
         "fingerprint": bundle.fingerprint,
@@ -107,6 +108,12 @@ def _taken(manifest: Manifest) -> str:
     if (pixels := manifest.pixels) is None:
         return features
     return f"pictures, {pixels.fit} to {pixels.height} x {pixels.width} pixels, or {features}"
+
+
+def _ranked(manifest: Manifest) -> str:
+    if first := manifest.first_stage:
+        return f"the {brief(first.shortlist)} images nearest by global vector, unless a ranking asks for another number"
+    return "every image" + (", or a shortlist by global vector" if manifest.has_vectors else "")
 
 
 def _tensors(specs: Iterable[TensorSpec]) -> Text:

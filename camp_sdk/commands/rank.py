@@ -41,7 +41,10 @@ def rank_command(
     gallery: Annotated[Path | None, typer.Option(help="Gallery written by camp encode, instead of --images.")] = None,
     top_k: Annotated[int, typer.Option(help="Number of results per query.", min=1)] = 5,
     shortlist: Annotated[
-        int | None, typer.Option(help="Score only this many images per query, the nearest by global vector.")
+        int | None,
+        typer.Option(
+            help="Score only this many images per query, the nearest by global vector. 0: all. Default: the bundle's."
+        ),
     ] = None,
     skip_broken: SkipBrokenOption = False,
     max_megapixels: MegapixelsOption = MAX_MEGAPIXELS,
@@ -63,12 +66,17 @@ def rank_command(
         else:
             assert images is not None
             corpus, passed_over = encode_all(retriever, images, skip_broken, max_megapixels)
-        pairs = len(query) * min(len(corpus), shortlist or len(corpus))
+        pairs = len(query) * min(len(corpus), retriever.shortlist_for(top_k, shortlist) or len(corpus))
         with progress_bar("scoring pairs", pairs) as scored:
             rankings = retriever.rank(query, corpus, top_k, shortlist, scored)
     if as_json:
         found = [
-            {"query": text, "unknown_words": matches.unknown_words, "matches": [_as_dict(match) for match in matches]}
+            {
+                "query": text,
+                "unknown_words": matches.unknown_words,
+                "shortlist": matches.shortlist,
+                "matches": [_as_dict(match) for match in matches],
+            }
             for text, matches in zip(query, rankings, strict=True)
         ]
         typer.echo(json.dumps({"rankings": found} | as_lists(corpus.skipped, passed_over), indent=2))
@@ -78,6 +86,9 @@ def rank_command(
             if matches.unknown_words:
                 words = ", ".join(map(visible, matches.unknown_words))
                 stderr.print(f"not in the model's vocabulary: {words}", markup=False, highlight=False, soft_wrap=True)
+        if shortlist is None and rankings[0].shortlist:
+            line = f"scored the {rankings[0].shortlist} of {len(corpus)} images nearest by global vector"
+            stderr.print(f"{line}, as this bundle does by default; --shortlist 0 scores all", soft_wrap=True)
 
 
 def _as_dict(match: Match) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from camp_sdk.combination import WEIGHT
 from camp_sdk.export.bundling import parity, precision_gate
 from camp_sdk.export.bundling.cases import checks_table, figures_of, reference_outputs, require
 from camp_sdk.export.bundling.example_inputs import caption_example, picture_example
@@ -29,7 +30,7 @@ from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.onnxruntime_engine import import_onnxruntime
 from camp_sdk.runtime.engines.openvino_engine import require_bfloat16
-from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import followed, holds_only, is_empty, write_aside
 from camp_sdk.runtime.golden import GOLDEN_FILE
 from camp_sdk.runtime.manifest import (
@@ -40,12 +41,14 @@ from camp_sdk.runtime.manifest import (
     Manifest,
     write_manifest,
 )
+from camp_sdk.runtime.manifest_values import FirstStage
 from camp_sdk.runtime.tensorrt.plans import engine_files
 from camp_sdk.terminal import progress, stderr
 
 MADE_WITH = ("camp-sdk", "torch", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
 ENCODERS = ("vision", "image", "text")  # run once per image or text, not per pair
 GOLDEN_ITEMS = 8
+SHORTLIST = 200  # scored by default, where the global vectors come from a pretrained network
 
 
 def export_bundle(
@@ -231,4 +234,14 @@ def _manifest(origin: Origin, graphs: dict[str, GraphSpec], scorer: Scorer) -> M
         sizes=asdict(origin.model),
         made_with={name: version(name) for name in MADE_WITH},
         training=origin.training,
+        first_stage=_first_stage(origin) if origin.model.backbone else None,
     )
+
+
+def _first_stage(origin: Origin) -> FirstStage:
+    dev = origin.training.get("dev")
+    weight = dev.get(WEIGHT) if isinstance(dev, dict) else None
+    try:
+        return FirstStage.from_dict({"shortlist": SHORTLIST, "weight": weight})
+    except ValueError as error:
+        raise BundleError(f"the checkpoint's figures on dev: {WEIGHT}: {error}") from None

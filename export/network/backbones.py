@@ -63,7 +63,7 @@ class EfficientNetLite(nn.Module):
         self.size, self.grid = (picture_size, picture_size), picture_size // STRIDE
         self.network = EfficientNet.from_name("efficientnet-lite0", image_size=picture_size)
         self.network._fc = nn.Identity()
-        self.register_buffer("boxes", _boxes(self.grid), persistent=False)
+        self.register_buffer("boxes", boxes_of(self.grid), persistent=False)
 
     def load_pretrained(self) -> None:
         """Load the ImageNet weights, which are a package of their own.
@@ -91,8 +91,12 @@ class EfficientNetLite(nn.Module):
         return torch.cat([regions, boxes], dim=2)  # [B, R, 1436]
 
 
-def _boxes(grid: int) -> Tensor:
-    """The boxes of the cells of a grid, row by row: [1, grid * grid, 4], as left, top, right, bottom."""
+def boxes_of(grid: int) -> Tensor:
+    """The boxes of the cells of a grid, row by row: [1, grid * grid, 4], as left, top, right, bottom, in -10..10.
+
+    Args:
+        grid: rows, and columns.
+    """
     edge = BOX * (2 * torch.arange(grid) / grid - 1)  # [grid]
     corner = torch.cartesian_prod(edge, edge).flip(1)  # [grid * grid, 2], left and top
     return torch.cat([corner, corner + 2 * BOX / grid], dim=1)[None]

@@ -6,7 +6,7 @@ import io
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +149,11 @@ def load_checkpoint(path: str | Path) -> tuple[Camp, Origin]:
         )
     with _fitting(path):
         origin = _parse(loaded[KEY])
-    own = origin.model.towers is None and _check_network(path, origin.model.variant)
+    configs = [config for config in (origin.model, origin.model.backbone) if config is not None]
+    own = [_check_network(path, config.variant) for config in configs if config.towers is None]
     with _fitting(path):
         weights = {k.removeprefix("model."): v for k, v in loaded["state_dict"].items() if k.startswith("model.")}
-        if not own:  # the user's code may read values of what it makes, which a network without memory lacks
+        if not any(own):  # the user's code may read values of what it makes, which a network without memory lacks
             _check_sizes(origin.model, weights)
         model = Camp(origin.model)
         model.load_state_dict(weights)
@@ -175,13 +176,8 @@ def _fitting(path: str | Path) -> Iterator[None]:
 def _parse(raw: Mapping[str, Any]) -> Origin:
     pixels = PixelSpec.from_dict(raw["pixels"]) if raw["pixels"] else None
     rest = {name: raw[name] for name in ("tokenizer", "example_images", "example_captions", "training")}
-    sizes = raw["model"].get("sentence")  # missing in checkpoints that are older than sentence encoders
-    towers = raw["model"].get("towers")  # likewise
-    parts = {
-        "sentence": SentenceConfig(**sizes) if sizes else None,
-        "towers": TowersConfig(**towers) if towers else None,
-    }
-    model = ModelConfig(**(raw["model"] | parts))
+    backbone = raw["model"].get("backbone")
+    model = replace(_model_config(raw["model"]), backbone=_model_config(backbone) if backbone else None)
     stop_words = [str(word) for word in raw.get("stop_words", [])]  # missing in older checkpoints
     origin = Origin(model, pixels, **rest, stop_words=stop_words)
     for name, kind in (("tokenizer", str), ("example_images", Tensor), ("example_captions", list), ("training", dict)):
@@ -190,6 +186,18 @@ def _parse(raw: Mapping[str, Any]) -> Origin:
     if not all(isinstance(caption, str) for caption in origin.example_captions):
         raise TypeError(f"example_captions are {brief(origin.example_captions)}, expected text")
     return origin
+
+
+def _model_config(raw: Mapping[str, Any]) -> ModelConfig:
+    """The configuration of a network, without that of the frozen network below it."""
+    sizes = raw.get("sentence")  # missing in checkpoints that are older than sentence encoders
+    towers = raw.get("towers")  # likewise
+    parts = {
+        "sentence": SentenceConfig(**sizes) if sizes else None,
+        "towers": TowersConfig(**towers) if towers else None,
+        "backbone": None,
+    }
+    return ModelConfig(**(raw | parts))
 
 
 def _check_network(path: str | Path, name: Any) -> bool:
@@ -207,14 +215,21 @@ def _check_network(path: str | Path, name: Any) -> bool:
         ) from error
 
 
-def _check_sizes(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the weights have the configured sizes, before a network of these sizes is made."""
+def _check_layers(config: ModelConfig, weights: int) -> None:
+    """Raise ValueError for sizes that would take long to make a network of, even one without memory."""
     if type(config.picture_size) is not int or not 0 <= config.picture_size <= MAX_PIXELS:
         raise ValueError(f"picture_size is {brief(config.picture_size)}, expected 0 to {MAX_PIXELS}")
-    if config.sentence and not 0 < config.sentence.layers <= len(weights):
-        raise ValueError(f"sentence.layers is {brief(config.sentence.layers)}, expected at most {len(weights)}")
-    if config.towers and config.towers.text["num_hidden_layers"] > len(weights):
+    if config.sentence and not 0 < config.sentence.layers <= weights:
+        raise ValueError(f"sentence.layers is {brief(config.sentence.layers)}, expected at most {weights}")
+    if config.towers and config.towers.text["num_hidden_layers"] > weights:
         raise ValueError(f"the text tower has {config.towers.text['num_hidden_layers']} layers, expected fewer")
+
+
+def _check_sizes(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the weights have the configured sizes, before a network of these sizes is made."""
+    _check_layers(config, len(weights))
+    if config.backbone is not None:
+        _check_layers(config.backbone, len(weights))
     with torch.device("meta"):
         expected = {name: tuple(weight.shape) for name, weight in Camp(config).named_parameters()}
     found = {name: tuple(weight.shape) for name, weight in weights.items() if isinstance(weight, Tensor)}

@@ -16,15 +16,18 @@ from torch.nn import functional as F
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.network.camp import Scorer, Tensors
 from camp_sdk.export.network.encoders import ImageEncoder, VisionNet, WordVectors, word_mask
+from camp_sdk.export.network.frozen import VECTOR, FrozenNetwork, GivenWords
 from camp_sdk.export.network.networks import NetworkError, is_own, network_named, raised
 from camp_sdk.export.network.sentences import SentenceConfig, SentenceEncoder
-from camp_sdk.export.network.towers import TowersConfig, TowerVision, open_towers
+from camp_sdk.export.network.tower_parts import TowerVision
+from camp_sdk.export.network.towers import TowersConfig, open_towers
 from camp_sdk.export.network.vocabulary import LEARNED
 from camp_sdk.runtime.contract import FEATURES
 from camp_sdk.runtime.errors import CampError, InputError
 from camp_sdk.runtime.messages import brief
 
-Vision = VisionNet | EfficientNetLite | OnnxVision | TowerVision
+Vision = VisionNet | EfficientNetLite | OnnxVision | TowerVision | FrozenNetwork
+BACKBONE = "backbone"  # the words and the vision network of a model on a frozen network
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class ModelConfig:
         word_width: the width of the word vectors.
         picture_size: the size of a picture in pixels, or the height that a user's graph takes; 0 for a model that takes
             precomputed region features.
-        global_vectors: whether each side has a global vector. Checkpoints of the released code do not.
-        words: "learned" for learned word vectors, or the name of a pretrained sentence encoder.
+        global_vectors: whether maps to a global vector are trained for each side. Checkpoints of the released code have
+            none, nor have two towers and models on a frozen network, which have vectors of their own.
+        words: "learned" for learned word vectors, the name of a pretrained sentence encoder, or "backbone".
         sentence: the sizes of that encoder; None for learned word vectors.
         vision: the network from pixels to region features: "small" (a `VisionNet`), "efficientnet-lite0", or "onnx"
-            (the user's graph). Ignored if ``picture_size`` is 0, and for two towers.
+            (the user's graph), or "backbone". Ignored if ``picture_size`` is 0, and for two towers.
+        backbone: the frozen network that gives the regions, the words and the global vectors, if there is one.
         towers: the two towers of a pretrained model, which are then the whole network; None for a network of CAMP's.
     """
 
@@ -58,6 +63,12 @@ class ModelConfig:
     sentence: SentenceConfig | None = None
     vision: str = "small"
     towers: TowersConfig | None = None
+    backbone: ModelConfig | None = None
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether each side has a global vector, trained or of the frozen network."""
+        return self.global_vectors or self.backbone is not None
 
 
 class Camp(nn.Module):
@@ -87,7 +98,8 @@ class Camp(nn.Module):
             return
         network = network_named(config.variant)
         self.vision = _vision_of(config)
-        self.inputs = image_inputs(network.image_encoder, config.feature_width)
+        vector = {VECTOR: self.vision.vector_width} if isinstance(self.vision, FrozenNetwork) else {}
+        self.inputs = image_inputs(network.image_encoder, config.feature_width - sum(vector.values())) | vector
         try:  # in this order, in which random weights have always been drawn
             self.image_encoder = network.image_encoder(self.inputs[FEATURES], config.width)
             self.text_encoder = network.text_encoder(_words_of(config), config.word_width, config.width)
@@ -128,6 +140,9 @@ class Camp(nn.Module):
         Args:
             inputs: each [I, R, width], as `columns_of` returns them.
         """
+        if isinstance(self.vision, FrozenNetwork):
+            *inputs, vector = inputs  # type: ignore[assignment]  # a tuple becomes a list
+            return self.scorer.image_side(self.image_encoder(*inputs)) | {"image.global": vector[:, 0]}
         V = self.image_encoder(*inputs)
         kept = self.scorer.image_side(V)
         if self.config.global_vectors:
@@ -139,8 +154,21 @@ class Camp(nn.Module):
 
         They include `text.global` [T, d], of unit length, if the network has global vectors.
         """
-        T = self.text_encoder(tokens, lengths)
-        kept = self.scorer.text_side(T, word_mask(lengths, tokens.shape[1]))
+        if isinstance(self.vision, FrozenNetwork):
+            words, vector = self.vision.read(tokens, lengths)  # [T, N, w], [T, d of the frozen network]
+            T = self.text_encoder(words, lengths)
+            return self.text_tensors(T, lengths, tokens.shape[1]) | {"text.global": vector}
+        return self.text_tensors(self.text_encoder(tokens, lengths), lengths, tokens.shape[1])
+
+    def text_tensors(self, T: Tensor, lengths: Tensor, words: int) -> Tensors:
+        """The text tensors of the bundle from what the text encoder makes.
+
+        Args:
+            T: [T, N, d].
+            lengths: [T] int64.
+            words: N.
+        """
+        kept = self.scorer.text_side(T, word_mask(lengths, words))
         if self.config.global_vectors:
             mean = T.sum(1) / lengths[:, None].to(T.dtype)  # [T, d]; words beyond the length are zero
             kept["text.global"] = F.normalize(self.global_t(mean), dim=-1)
@@ -181,6 +209,8 @@ def image_inputs(encoder: type[nn.Module], feature_width: int) -> dict[str, int]
 
 
 def _words_of(config: ModelConfig) -> nn.Module:
+    if config.backbone is not None:
+        return GivenWords()
     if config.sentence is None:
         return WordVectors(config.vocabulary_size, config.word_width)
     return SentenceEncoder(config.vocabulary_size, config.word_width, config.sentence)
@@ -190,6 +220,8 @@ def _vision_of(config: ModelConfig) -> Vision | None:
     """The vision network, without its weights; None for a model that takes features."""
     if not config.picture_size:
         return None
+    if config.backbone is not None:
+        return FrozenNetwork(Camp(config.backbone))
     if config.vision == "small":
         return VisionNet(config.feature_width, config.picture_size)
     if config.vision == "efficientnet-lite0":

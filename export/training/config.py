@@ -44,7 +44,7 @@ CHOICES = {  # the first is the default
     "loss": ("", "bce", "margin"),
     "reduction": ("mean", "sum"),
 }
-PICTURE_OPTIONS = ("vision", "tune_vision", "picture_size", "fit", "pixel_mean", "pixel_std", "cache")
+PICTURE_OPTIONS = ("backbone", "vision", "tune_vision", "picture_size", "fit", "pixel_mean", "pixel_std", "cache")
 MINIMUM = dict.fromkeys(("epochs", "batch_size", "neighbours", "negatives", "width", "word_width", "min_count"), 1)
 MINIMUM |= dict.fromkeys(
     ("attention_epochs", "fusion_epochs", "softmax_weight", "global_weight", "patience", "seed"), 0
@@ -143,9 +143,11 @@ class TrainConfig(TrainOptions):
     def _with_fixed(self, fixed: Mapping[str, Any], source: object) -> TrainConfig:
         defaults = {field.name: field.default for field in fields(self)}
         for name, value in fixed.items():
-            asked = getattr(self, name)
-            if asked not in (value, defaults[name]):
-                raise InputError(f"`{name}` {asked}: {source} has {value}, which is fixed: leave the option out")
+            asked = self.each(name) if name in STAGED else [getattr(self, name)]
+            if any(one not in (value, defaults[name]) for one in asked):
+                raise InputError(
+                    f"`{name}` {getattr(self, name)}: {source} has {value}, which is fixed: leave the option out"
+                )
         return replace(self, **fixed)
 
     def _staged_values(self) -> TrainConfig:
@@ -239,9 +241,10 @@ class TrainConfig(TrainOptions):
             raise InputError(f"`init` {RELEASED}: `start` {self.start} gives the initial weights")
 
     def _check_words(self) -> None:
-        if self.unknown_words and self.words != LEARNED:
-            raise InputError(f"`unknown_words` {self.unknown_words}: {self.words} knows every word")
-        if own := self.start or (self.words if self.words != LEARNED else None):
+        own = self.backbone or (self.words if self.words != LEARNED else None)
+        if self.unknown_words and own:
+            raise InputError(f"`unknown_words` {self.unknown_words}: {own} knows every word")
+        if own := self.start or own:
             for name in ("min_count", "vocabulary_splits", "word_vectors"):
                 if (value := getattr(self, name)) != getattr(TrainConfig, name):
                     raise InputError(f"`{name}` {value}: {own} has its own words: leave the option out")
@@ -250,7 +253,8 @@ class TrainConfig(TrainOptions):
             raise InputError(f"`vocabulary_splits` {self.vocabulary_splits}: expected splits such as train,dev")
 
     def _check_vision(self) -> None:
-        if self.vision not in PICTURE_SIZES and not self.vision.endswith(ONNX_SUFFIX) and not self.start:
+        other = self.start or self.backbone
+        if self.vision not in PICTURE_SIZES and not self.vision.endswith(ONNX_SUFFIX) and not other:
             known = ", ".join(PICTURE_SIZES)
             raise InputError(f"`vision` {self.vision}: expected {known}, or a file that ends in {ONNX_SUFFIX}")
         if self.tune_vision and self.vision != EFFICIENTNET:
@@ -260,6 +264,6 @@ class TrainConfig(TrainOptions):
             raise InputError(
                 f"`cache` {self.cache}: keeps the features of a frozen network, but `vision` {self.vision} is trained"
             )
-        fixed = self.start or (f"`vision` {SMALL}" if self.vision == SMALL else None)
+        fixed = other or (f"`vision` {SMALL}" if self.vision == SMALL else None)
         if fixed and (self.mean or self.std):
             raise InputError(f"`pixel_mean`, `pixel_std`: {fixed} has its own")

@@ -41,7 +41,7 @@ def set_initial_weights(model: Camp, config: TrainConfig, words: WordTable | Non
     if start is not None:
         start_from(model, start)
         return
-    for module in model.modules():
+    for module in model.text_encoder.modules():
         if isinstance(module, SentenceEncoder):
             load_pretrained(module, model.config.words)
     if words is not None:

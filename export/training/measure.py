@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from camp_sdk.combination import Combination, choose_weight, combine
 from camp_sdk.data import load_split
 from camp_sdk.export.network.camp import Tensors
 from camp_sdk.export.network.checkpoint import load_checkpoint
@@ -48,7 +50,6 @@ def measure_checkpoint(
         )
 
 
-@torch.no_grad()
 def measure_network(
     model: Camp, data: CaptionDataset, on_progress: Callable[[int], None] = lambda pairs: None
 ) -> tuple[Metrics, Metrics | None]:
@@ -62,6 +63,40 @@ def measure_network(
     Returns:
         Metrics of the network, and of its global vectors, or None if it has none.
     """
+    logits, products = score_split(model, data, on_progress)
+    beside = None if products is None else evaluate_matrix(products, data.owner)
+    return evaluate_matrix(logits, data.owner), beside
+
+
+def measure_stages(
+    model: Camp, data: CaptionDataset, on_progress: Callable[[int], None] = lambda pairs: None
+) -> tuple[Metrics, Metrics, Combination]:
+    """As `measure_network`, for a network with global vectors, and the best combination of both scores.
+
+    Args:
+        model: left in the mode, training or evaluation, that it was in.
+        data: the split.
+        on_progress: receives the number of pairs of each block scored.
+    """
+    logits, products = score_split(model, data, on_progress)
+    assert products is not None
+    weight = choose_weight(logits, products, data.owner)
+    both = evaluate_matrix(combine(logits, products, weight), data.owner)
+    network, vectors = (evaluate_matrix(matrix, data.owner) for matrix in (logits, products))
+    return network, vectors, Combination(weight, both)
+
+
+@torch.no_grad()
+def score_split(
+    model: Camp, data: CaptionDataset, on_progress: Callable[[int], None]
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Logits [I, T] of a whole split, and the dot products of the global vectors [I, T] if there are any.
+
+    Args:
+        model: left in the mode, training or evaluation, that it was in.
+        data: the split.
+        on_progress: receives the number of pairs of each block scored.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -69,7 +104,7 @@ def measure_network(
     first, where = data.tokens.distinct()  # equal captions must tie, whichever block scores them
     order = np.argsort(data.tokens.lengths[first], kind="stable")
     logits = np.empty((len(data.store), len(data)), np.float32)
-    vectors = np.empty_like(logits) if model.config.global_vectors else None
+    vectors = np.empty_like(logits) if model.config.has_vectors else None
     for start in range(0, len(order), TEXTS_AT_ONCE):
         chosen = order[start : start + TEXTS_AT_ONCE]
         lengths = torch.from_numpy(data.tokens.lengths[first[chosen]]).to(device)
@@ -84,7 +119,7 @@ def measure_network(
         logits[:, columns] = score_blocks(model.scorer, Encoded(image, text, lengths)).float().cpu().numpy()[:, copies]
         on_progress(logits.shape[0] * len(columns))
     model.train(was_training)
-    return evaluate_matrix(logits, data.owner), None if vectors is None else evaluate_matrix(vectors, data.owner)
+    return logits, vectors
 
 
 def _encode_images(model: Camp, data: CaptionDataset, device: torch.device) -> Tensors:

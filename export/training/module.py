@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from camp_sdk.combination import WEIGHT
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision
 from camp_sdk.export.network.checkpoint import KEY, Origin
+from camp_sdk.export.network.frozen import FrozenNetwork
 from camp_sdk.export.network.model import Camp
 from camp_sdk.export.network.vocabulary import SPECIALS
 from camp_sdk.export.training.batches import Batch, CaptionDataset, NeighbourSampler, OneCaptionSampler
@@ -27,12 +29,13 @@ from camp_sdk.export.training.losses import (
     score_blocks,
     softmax_loss,
 )
-from camp_sdk.export.training.measure import measure_network
+from camp_sdk.export.training.measure import measure_network, measure_stages
 from camp_sdk.export.training.recipe import ONE_CYCLE
 from camp_sdk.export.training.trainer import MONITOR, bars_of, log_line, progress_of
 from camp_sdk.export.training.word_vectors import WordTable
 from camp_sdk.runtime.errors import InputError
 
+COMBINED = "combined_rsum"
 DRIFT_WEIGHT = 0.1
 LOG_INTERVAL_S = 60.0  # between two progress lines in a log file
 
@@ -43,7 +46,7 @@ class TrainingData:
 
     train: CaptionDataset
     dev: CaptionDataset
-    vision: EfficientNetLite | OnnxVision | None = None
+    vision: EfficientNetLite | OnnxVision | FrozenNetwork | None = None
     words: WordTable | None = None
 
 
@@ -113,7 +116,8 @@ class CampTraining(lightning.LightningModule):
         text = self.model.encode_texts(forget_words(batch.tokens, self.config.unknown_words), batch.lengths)
         v, t = image.pop("image.global", None), text.pop("text.global", None)
         losses = self._pair_losses(Encoded(image, text, batch.lengths), batch.matches)
-        if v is not None and t is not None:
+        # The vectors of a frozen network learn nothing.
+        if v is not None and t is not None and self.origin.model.global_vectors:
             losses["global_loss"] = contrastive_loss(v, t, batch.matches, self.log_scale)
         self.log_dict(losses, prog_bar=True, batch_size=len(batch.lengths))
         weights = {
@@ -161,9 +165,10 @@ class CampTraining(lightning.LightningModule):
             return
         pairs = len(self.data.dev) * len(self.data.dev.store)
         with progress_of(self.trainer, "measuring on dev", pairs) as advance:
-            measured = measure_network(self.model, self.data.dev, advance)
+            stages = measure_stages if self.origin.model.backbone else measure_network
+            measured = stages(self.model, self.data.dev, advance)
         # The first device's network is saved; batch statistics differ between devices.
-        network, vectors = self.trainer.strategy.broadcast(measured)
+        network, vectors, *both = self.trainer.strategy.broadcast(measured)
         found = {
             MONITOR: network.rsum,
             "text_to_image_r1": network.text_to_image.r1,
@@ -171,6 +176,8 @@ class CampTraining(lightning.LightningModule):
         }
         if vectors:
             found["global_rsum"] = vectors.rsum
+        if both:
+            found |= {COMBINED: both[0].metrics.rsum, WEIGHT: both[0].weight}
         for name, value in found.items():
             self.log(name, value, sync_dist=True)
         r1 = f"R@1 {network.text_to_image.r1:.1f} text to image, {network.image_to_text.r1:.1f} image to text"

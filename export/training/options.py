@@ -15,7 +15,8 @@ from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.manifest import FITS
 
 CROSS_ATTENTION = {"gate_fusion": "cross_attention", "gate_fusion_new": "cross_attention_new"}  # of stage 1
-MACHINE_OPTIONS = ("data", "output", "start", "resume", "devices", "workers", "cache")  # may differ between machines
+# Options that may differ between machines.
+MACHINE_OPTIONS = ("data", "output", "start", "resume", "backbone", "devices", "workers", "cache")
 VARIANT = (
     "Network: paper (gates of width d), scalar (scalar gates, factored), or a variant of the released code: "
     + ", ".join([*CROSS_ATTENTION.values(), *CROSS_ATTENTION])
@@ -25,6 +26,7 @@ STAGES = "; one value, or one for each stage"  # of the options in `STAGED`
 SMALL, EFFICIENTNET, ONNX_SUFFIX = "small", "efficientnet-lite0", ".onnx"  # values of `vision`
 PICTURE_SIZES = {SMALL: 96, EFFICIENTNET: 192}
 VISION = "Vision network: small (trained with the rest), efficientnet-lite0 (pretrained), or an ONNX file."
+ON = "Train on top of this frozen network, such as a published CLIP: its folder or checkpoint."
 FIT = f"Resizing: {', '.join(FITS)}. Default: stretch for --vision small, otherwise letterbox."
 Channels = tuple[float, float, float]
 
@@ -56,6 +58,7 @@ class TrainOptions:
         Path | None,
         typer.Option(help="Learned word vectors start from this file: .npy, or GloVe's or word2vec's .txt."),
     ] = None
+    backbone: Annotated[Path | None, typer.Option(help=ON)] = None
     vision: Annotated[str, typer.Option(help=VISION)] = SMALL
     tune_vision: Annotated[bool, typer.Option("--tune-vision", help="Also train a pretrained vision network.")] = False
     picture_size: Annotated[

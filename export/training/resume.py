@@ -19,7 +19,7 @@ from camp_sdk.data import Split
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.module import TrainingData
-from camp_sdk.export.training.vision_setup import anonymous
+from camp_sdk.export.training.vision_setup import anonymous, checkpoint_in
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import check_writable, sha256_of, write_aside
 from camp_sdk.runtime.messages import MAX_TEXT, brief, visible
@@ -31,9 +31,9 @@ SAMPLE = 64  # images whose features stand for the whole split in its hash
 
 
 def run_record(config: TrainConfig, train: Split, dev: Split) -> dict[str, Any]:
-    """What must not change before a run continues: its options, its splits, its start checkpoint and word vectors."""
-    files = {"start": config.start, "word_vectors": config.word_vectors}
-    content = {name: sha256_of(path) for name, path in files.items() if path}
+    """What must not change before a run continues: its options, its splits, and the files that it starts from."""
+    files = {"start": config.start, "word_vectors": config.word_vectors, "backbone": config.backbone}
+    content = {name: sha256_of(checkpoint_in(path)) for name, path in files.items() if path}
     return {"options": config.as_dict(), "train": digest_of(train), "dev": digest_of(dev)} | content
 
 
@@ -98,6 +98,8 @@ def _check_record(run: Path, data: Path, asked: dict[str, Any]) -> None:
     ]
     if changed:
         raise InputError(f"`resume`: {run} was started with other options: {'; '.join(changed)}")
+    if record.get("backbone") != asked.get("backbone"):
+        raise InputError(f"`resume`: {run} was started with another `backbone`, or without one: give the original one")
     if record.get("word_vectors") != asked.get("word_vectors"):
         raise InputError(f"`resume`: {run} was started with other `word_vectors` than this file: give the original one")
     for split in ("train", "dev"):

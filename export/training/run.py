@@ -16,7 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from camp_sdk.data import Split, load_split
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
-from camp_sdk.export.network.model import Camp, ModelConfig
+from camp_sdk.export.network.frozen import FrozenNetwork
+from camp_sdk.export.network.model import BACKBONE, Camp, ModelConfig
 from camp_sdk.export.network.networks import import_network
 from camp_sdk.export.network.sentences import SentenceConfig, read_config, read_tokenizer
 from camp_sdk.export.network.vocabulary import LEARNED, SPECIALS, build_tokenizer, frequent_tokens, vocabulary_of
@@ -35,7 +36,7 @@ from camp_sdk.export.training.trainer import (
     keep_logged,
     quiet_lightning,
 )
-from camp_sdk.export.training.vision_setup import open_vision
+from camp_sdk.export.training.vision_setup import open_backbone, open_vision
 from camp_sdk.export.training.word_vectors import WordTable, read_vectors, width_of
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.tokenizer import Tokenizer
@@ -115,9 +116,13 @@ class Run:
         if self.started and self.started[1].model.towers:
             raise InputError(f"{config.start} holds a published model, which cannot be trained: use camp export")
         self._check_splits()
+        self.backbone = self._open_backbone(config)
         if self.started and bool(self.started[1].pixels) != self.splits[0].has_pictures:
             raise self._mismatch(self.started[1])
-        self.config = config.completed(self.splits[0].has_pictures, *fixed_options(config, self.started))
+        fixed = fixed_options(config, self.started)
+        if self.backbone:
+            fixed = options_of_backbone(*self.backbone), config.backbone
+        self.config = config.completed(self.splits[0].has_pictures, *fixed)
         self.config.check_batch(len(self.splits[0].images), len(self.splits[0].captions))
 
     def train(self, scratch: Path) -> Path:
@@ -157,10 +162,11 @@ class Run:
         Args:
             scratch: A folder for decoded pictures, used by this run alone.
         """
-        config, started, (train, dev) = self.config, self.started, self.splits
-        tokenizer_text = started[1].tokenizer if started else make_tokenizer(config, self.splits)
+        config, started, backbone, (train, dev) = self.config, self.started, self.backbone, self.splits
+        given = started or backbone
+        tokenizer_text = given[1].tokenizer if given else make_tokenizer(config, self.splits)
         tokenizer, words = Tokenizer(tokenizer_text), word_table(config, tokenizer_text)
-        vision = open_vision(config, train, started)
+        vision = open_vision(config, train, started, backbone)
         feature_width = vision.width if vision else int(train.images.shape[2])  # type: ignore[union-attr]  # an array
         if started and started[1].model.feature_width != feature_width:
             raise self._mismatch(started[1])
@@ -176,10 +182,11 @@ class Run:
             feature_width=feature_width,
             word_width=config.word_width,
             picture_size=vision.pixels.height if vision else 0,
-            global_vectors=max(config.each("global_weight")) > 0,
+            global_vectors=max(config.each("global_weight")) > 0 and config.vision != BACKBONE,
             vision=vision.name if vision else SMALL,
             words=config.words,
             sentence=started[1].model.sentence if started else sentence_of(config.words),
+            backbone=started[1].model.backbone if started else backbone[1].model if backbone else None,
         )
         pixels, examples = vision.pixels if vision else None, torch.from_numpy(images.examples)
         origin = Origin(
@@ -188,10 +195,19 @@ class Run:
             tokenizer_text,
             example_images=examples,
             example_captions=dev.captions[: 5 * EXAMPLES],
-            training=config.as_dict(),
+            training=config.as_dict() | ({BACKBONE: backbone[1].training} if backbone else {}),
             stop_words=frequent_tokens(tokenizer_text, train.captions),
         )
         return TrainingData(sets[0], sets[1], vision.network if vision else None, words), origin
+
+    def _open_backbone(self, config: TrainConfig) -> tuple[FrozenNetwork, Origin] | None:
+        if config.backbone is None:
+            return None
+        if config.start:
+            raise InputError(f"`backbone`: not possible for a run with `start` {config.start}")
+        if not self.splits[0].has_pictures:
+            raise InputError(f"`backbone`: only for pictures, but {self.data} holds features")
+        return open_backbone(config.backbone)
 
     def _check_splits(self) -> None:
         train, dev = self.splits
@@ -220,7 +236,14 @@ def fixed_options(config: TrainConfig, started: tuple[Camp, Origin] | None) -> t
     fixed: dict[str, Any] = {name: getattr(origin.model, name) for name in ("width", "word_width", "words")}
     if origin.pixels:
         fixed |= {"vision": origin.model.vision, "picture_size": origin.pixels.height, "fit": origin.pixels.fit}
-    return fixed, config.start
+    return fixed | ({"global_weight": 0.0} if origin.model.backbone else {}), config.start
+
+
+def options_of_backbone(frozen: FrozenNetwork, origin: Origin) -> dict[str, Any]:
+    """The options that the frozen network below a run fixes."""
+    assert origin.pixels is not None
+    own = {"words": BACKBONE, "vision": BACKBONE, "word_width": frozen.word_width, "global_weight": 0.0}
+    return own | {"picture_size": origin.pixels.height, "fit": origin.pixels.fit}
 
 
 def sentence_width(words: str) -> int | None:
@@ -229,8 +252,8 @@ def sentence_width(words: str) -> int | None:
 
 
 def sentence_of(words: str) -> SentenceConfig | None:
-    """Sizes of a pretrained encoder; None for learned words."""
-    return None if words == LEARNED else read_config(words)[1]
+    """Sizes of a pretrained encoder; None for learned words and those of a frozen network."""
+    return None if words in (LEARNED, BACKBONE) else read_config(words)[1]
 
 
 def make_tokenizer(config: TrainConfig, splits: Iterable[Split]) -> str:
@@ -282,8 +305,8 @@ def run_stage(stage: Stage, data: TrainingData, origin: Origin, start: Path | No
     """
     config = stage.config
     lightning.seed_everything(config.seed, verbose=False)
-    model = replace(origin.model, variant=config.variant)
-    module = CampTraining(replace(origin, model=model, training=config.as_dict()), config, data, stage.fusion_only)
+    model, training = replace(origin.model, variant=config.variant), origin.training | config.as_dict()
+    module = CampTraining(replace(origin, model=model, training=training), config, data, stage.fusion_only)
     last = config.output / "last.ckpt"
     resume = config.resume and last.is_file()
     if not resume:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from camp_sdk.data import Split
 from camp_sdk.export.bundling.anonymous import anonymous_bytes
 from camp_sdk.export.bundling.packing import Facts, grid_of
 from camp_sdk.export.network.backbones import EfficientNetLite, OnnxVision, read_vision
-from camp_sdk.export.network.checkpoint import Origin
+from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.encoders import VisionNet
-from camp_sdk.export.network.model import Camp
+from camp_sdk.export.network.frozen import FrozenNetwork
+from camp_sdk.export.network.model import BACKBONE, Camp
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.options import EFFICIENTNET, SMALL, Channels
 from camp_sdk.pictures import read_picture
@@ -40,16 +41,53 @@ class Vision:
     name: str
     pixels: PixelSpec
     width: int
-    network: EfficientNetLite | OnnxVision | None = None
+    network: EfficientNetLite | OnnxVision | FrozenNetwork | None = None
 
 
-def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] | None = None) -> Vision | None:
+def checkpoint_in(path: Path) -> Path:
+    """A checkpoint, or the best one of a run's folder."""
+    return path / "best.ckpt" if path.is_dir() else path
+
+
+def open_backbone(path: Path) -> tuple[FrozenNetwork, Origin]:
+    """Open the frozen network that a run is trained on top of.
+
+    Args:
+        path: The checkpoint, or the folder of its best.ckpt.
+
+    Returns:
+        The network, and the metadata of its checkpoint, with the pixels that give the frozen network's regions.
+
+    Raises:
+        BundleError: The checkpoint is broken.
+        InputError: It takes features, has no global vectors, or cannot be below another network.
+    """
+    network, origin = load_checkpoint(checkpoint_in(path))
+    if origin.pixels is None:
+        raise InputError(f"`backbone` {path}: takes features, expected a network that takes pictures")
+    if not (origin.model.global_vectors or origin.model.towers):
+        raise InputError(f"`backbone` {path}: has no global vectors, expected a network with them")
+    if origin.model.backbone:
+        raise InputError(f"`backbone` {path}: was itself trained on a frozen network, give that one")
+    if isinstance(network.vision, OnnxVision):
+        raise InputError(f"`backbone` {path}: its vision network is an ONNX graph, expected one of this package")
+    frozen = FrozenNetwork(network)
+    return frozen, replace(origin, pixels=replace(origin.pixels, grid=(frozen.grid, frozen.grid)))
+
+
+def open_vision(
+    config: TrainConfig,
+    train: Split,
+    started: tuple[Camp, Origin] | None = None,
+    backbone: tuple[FrozenNetwork, Origin] | None = None,
+) -> Vision | None:
     """Open the vision network of a run.
 
     Args:
         config: The run's options, which name the network.
         train: The training split.
         started: The checkpoint that the run starts from; its vision network, if it has one, takes precedence.
+        backbone: The frozen network that the run is trained on top of, if there is one.
 
     Returns:
         The network, or None for a data set of features.
@@ -63,6 +101,10 @@ def open_vision(config: TrainConfig, train: Split, started: tuple[Camp, Origin] 
         return None
     if started and started[1].pixels:
         return _of_checkpoint(*started)
+    if backbone:
+        network, origin = backbone
+        assert origin.pixels is not None
+        return Vision(BACKBONE, origin.pixels, network.width, network)
     if config.vision == SMALL:
         return _open_small(config, train)
     return _open_efficientnet(config) if config.vision == EFFICIENTNET else _open_onnx(config)
@@ -77,7 +119,8 @@ def anonymous(network: Network) -> Network:
 
 def _of_checkpoint(model: Camp, origin: Origin) -> Vision:
     assert origin.pixels is not None
-    network = anonymous(model.vision) if isinstance(model.vision, (EfficientNetLite, OnnxVision)) else None
+    pretrained = isinstance(model.vision, (EfficientNetLite, OnnxVision, FrozenNetwork))
+    network: Any = anonymous(model.vision) if pretrained else None
     return Vision(model.config.vision, origin.pixels, model.config.feature_width, network)
 
 
