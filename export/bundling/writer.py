@@ -79,12 +79,13 @@ def export_bundle(
     model, origin = load_checkpoint(checkpoint)
     if name and network_named(name) is not network_named(origin.model.variant):
         raise InputError(f"`network` {name}: {checkpoint} holds the network {origin.model.variant}")
+    first_stage = _first_stage(origin) if origin.model.backbone else None
     with write_aside(followed(output)) as aside:
         aside.mkdir()
         graphs = write_graphs(model, aside)
         (aside / TOKENIZER_FILE).write_text(origin.tokenizer, encoding="utf-8")
         np.savez(aside / GOLDEN_FILE, **golden_arrays(model, origin))  # type: ignore[arg-type]  # numpy expects bool
-        manifest = _manifest(origin, graphs, model.scorer)
+        manifest = replace(_manifest(origin, graphs, model.scorer), first_stage=first_stage)
         write_manifest(aside, manifest)
         checks = parity.check_parity(model, origin, Bundle(aside))
         stderr.print(checks_table(parity.TITLE, parity.COLUMNS, checks))
@@ -234,7 +235,6 @@ def _manifest(origin: Origin, graphs: dict[str, GraphSpec], scorer: Scorer) -> M
         sizes=asdict(origin.model),
         made_with={name: version(name) for name in MADE_WITH},
         training=origin.training,
-        first_stage=_first_stage(origin) if origin.model.backbone else None,
     )
 
 

@@ -65,10 +65,10 @@ def open_backbone(path: Path) -> tuple[FrozenNetwork, Origin]:
     network, origin = load_checkpoint(checkpoint_in(path))
     if origin.pixels is None:
         raise InputError(f"`backbone` {path}: takes features, expected a network that takes pictures")
-    if not (origin.model.global_vectors or origin.model.towers):
-        raise InputError(f"`backbone` {path}: has no global vectors, expected a network with them")
     if origin.model.backbone:
         raise InputError(f"`backbone` {path}: was itself trained on a frozen network, give that one")
+    if not (origin.model.global_vectors or origin.model.towers):
+        raise InputError(f"`backbone` {path}: has no global vectors, expected a network with them")
     if isinstance(network.vision, OnnxVision):
         raise InputError(f"`backbone` {path}: its vision network is an ONNX graph, expected one of this package")
     frozen = FrozenNetwork(network)
