@@ -33,7 +33,8 @@ def import_pretrained(source: str, output: Path, revision: str | None = None, bu
     Raises:
         BundleError: a file is missing or broken, is of a model of another kind, or the files do not fit together.
         ExportError: a graph does not give PyTorch's scores; the checkpoint is written, the bundle is not.
-        InputError: ``output`` is not empty, ``bundle`` holds something other than an older bundle, or there is no such folder or repository, or it cannot be fetched.
+        InputError: ``output`` is not empty, ``bundle`` holds something other than an older bundle, or there is no such
+            folder or repository, or it cannot be fetched.
         MissingExtraError: transformers, safetensors or huggingface_hub is not installed.
         OSError: the disk is full, or nothing can be written to ``output``.
     """

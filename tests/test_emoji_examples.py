@@ -16,6 +16,7 @@ from camp_sdk import InputError, Split, evaluate, load_split
 from camp_sdk.export.network import sentences
 from camp_sdk.export.training import run
 from examples._shared import sweep
+from examples.emoji_scenes import on_backbone
 from examples.emoji_scenes import run as emoji_scenes_run
 from examples.emoji_search import run as emoji_search_run
 
@@ -261,7 +262,7 @@ def test_names_alone(search: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Non
         return np.array([similarity[text] for text in texts], np.float32).T, None
 
     monkeypatch.setattr("camp_sdk.evaluation.similarity_matrices", matrices)
-    manifest = SimpleNamespace(variant="paper", feature_width=1, pixels=None)
+    manifest = SimpleNamespace(variant="paper", feature_width=1, pixels=None, first_stage=None)
     bundle = SimpleNamespace(manifest=manifest, folder=Path("bundle"))
     retriever: Any = SimpleNamespace(bundle=bundle, encode_images=lambda images, names, on_progress: images)
     names = search.only_names(split, kinds)
@@ -285,3 +286,20 @@ def test_twin_accuracy(scenes: ModuleType) -> None:
     assert scenes.twin_accuracy(similarity, owner) == pytest.approx(60.0)  # 0, 3 and 4 of five; not 1, not the tie
     assert scenes.twin_accuracy(np.ones((2, 2), np.float32), np.array([0, 1])) == 0.0
     assert scenes.twin_accuracy(np.eye(2, dtype=np.float32), np.array([0, 1])) == 100.0
+
+
+def test_camp_on_top_of_two_towers(scenes_data: Path, tmp_path: Path) -> None:
+    below = RECIPE | {"min_count": 1}
+    above = {name: value for name, value in RECIPE.items() if name not in ("word_width", "vision", "picture_size")}
+    on_backbone.report(scenes_data, tmp_path / "output", below, above)
+    results = json.loads((tmp_path / "output/results.json").read_text())
+    assert results.keys() == {"towers", "camp"}
+    for split in ("seen", "test"):
+        towers, camp = (results[name][split] for name in ("towers", "camp"))
+        assert camp["global_vectors"] == towers["global_vectors"]  # CAMP's shortlist is theirs
+        assert "combination" not in towers
+        assert camp["combination"]["weight"] >= 0
+        assert camp["twin_accuracy"].keys() == {"network", "global_vectors", "combination"}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.ckpt")}
+    on_backbone.report(scenes_data, tmp_path / "output", below, above)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.ckpt")}  # finished steps are kept

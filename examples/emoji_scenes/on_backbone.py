@@ -13,6 +13,7 @@ Finished steps are kept. To start over, remove the folder.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ import typer
 from camp_sdk import Retriever, load_split
 from camp_sdk.export.network.networks import add_network
 from camp_sdk.export.training.config import TrainConfig
+from camp_sdk.export.training.options import SMALL
 from camp_sdk.terminal import run_command
 from examples._shared.sweep import finish_run, kept_json, write_json
 from examples.emoji_scenes.run import CHECKPOINT, RECIPE, measure_split
@@ -50,12 +52,13 @@ def report(data: Path, output: Path, towers: dict[str, Any], on_top: dict[str, A
         on_top: those for CAMP.
     """
     cache = output / "cache"
-    runs = {"towers": TrainConfig(data, output / "towers", add_network(VseInfinity), cache=cache, **towers)}
+    of_towers = None if towers["vision"] == SMALL else cache  # a network that is trained has no features to keep
+    runs = {"towers": TrainConfig(data, output / "towers", add_network(VseInfinity), cache=of_towers, **towers)}
     runs["camp"] = TrainConfig(data, output / "camp", backbone=output / "towers", cache=cache, **on_top)
     results = {}
     for name, config in runs.items():
         bundle = finish_run(config, CHECKPOINT)
-        results[name] = kept_json(config.output / "measured.json", lambda bundle=bundle: measure(bundle, data))
+        results[name] = kept_json(config.output / "measured.json", partial(measure, bundle, data))
         results[name] |= {"training_minutes": kept_json(config.output / "minutes.json", lambda: None)}
     write_json(output / "results.json", results)
 

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from camp_sdk import Evaluation, Retriever, Split, evaluate_matrix, load_split
+from camp_sdk.combination import Combination, combine
 from camp_sdk.commands.eval import evaluation_table
-from camp_sdk.evaluation import ENCODING, SCORING, similarity_matrices, work_of
+from camp_sdk.evaluation import ENCODING, SCORING, similarity_matrices, weight_of, work_of
 from camp_sdk.export.network.vocabulary import LEARNED
 from camp_sdk.progress import progress_bars
 from camp_sdk.terminal import run_command, show_step, stderr
@@ -124,10 +125,16 @@ def measure_split(retriever: Retriever, split: Split) -> dict[str, Any]:
     assert vectors is not None  # the recipe trains them
     owner = split.image_of_caption
     network, beside = evaluate_matrix(logits, owner), evaluate_matrix(vectors, owner)
-    members = {retriever.bundle.manifest.variant: network}
-    result = Evaluation(network, beside, len(split.images), len(split.captions), folds=1, members=members)
-    Console().print(evaluation_table(result, f"{split.name}: {result.protocol}"))
+    members, weight = {retriever.bundle.manifest.variant: network}, weight_of(retriever)
     twins = {"network": twin_accuracy(logits, owner), "global_vectors": twin_accuracy(vectors, owner)}
+    both = None
+    if weight is not None:
+        combined = combine(logits, vectors, weight)
+        both = Combination(weight, evaluate_matrix(combined, owner))
+        twins["combination"] = twin_accuracy(combined, owner)
+    counts = (len(split.images), len(split.captions), 1)
+    result = Evaluation(network, beside, *counts, members=members, combination=both)
+    Console().print(evaluation_table(result, f"{split.name}: {result.protocol}"))
     return result.as_dict() | {"twin_accuracy": twins}
 
 

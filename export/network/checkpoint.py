@@ -197,7 +197,7 @@ def _model_config(raw: Mapping[str, Any]) -> ModelConfig:
         "towers": TowersConfig(**towers) if towers else None,
         "backbone": None,
     }
-    return ModelConfig(**(raw | parts))
+    return ModelConfig(**{**raw, **parts})
 
 
 def _check_network(path: str | Path, name: Any) -> bool:
