@@ -30,7 +30,7 @@ from examples.networks.vse import VseInfinity
 
 # Options of `camp train`, which the two steps share with the example beside this one.
 TOWERS = {name: value for name, value in RECIPE.items() if name not in ("softmax_weight", "pair_batch")}
-ON_TOP = {name: value for name, value in RECIPE.items() if name not in ("word_width", "vision")}
+ON_TOP = {name: value for name, value in RECIPE.items() if name not in ("word_width", "vision")} | {"epochs": 8}
 MEASURED = ("seen", "test")
 
 
@@ -54,7 +54,7 @@ def report(data: Path, output: Path, towers: dict[str, Any], on_top: dict[str, A
     cache = output / "cache"
     of_towers = None if towers["vision"] == SMALL else cache  # a network that is trained has no features to keep
     runs = {"towers": TrainConfig(data, output / "towers", add_network(VseInfinity), cache=of_towers, **towers)}
-    runs["camp"] = TrainConfig(data, output / "camp", backbone=output / "towers", cache=cache, **on_top)
+    runs["camp"] = TrainConfig(data, output / "camp", backbone=output / "towers" / CHECKPOINT, cache=cache, **on_top)
     results = {}
     for name, config in runs.items():
         bundle = finish_run(config, CHECKPOINT)
