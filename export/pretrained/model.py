@@ -32,6 +32,11 @@ from camp_sdk.runtime.tokenizer import Tokenizer
 # The configuration's class in `transformers`, by model_type in config.json, which is also the kind of the towers.
 # Models of SigLIP 2 for pictures of one size are "siglip"; "siglip2" takes any number of patches.
 KINDS = {"clip": "CLIPConfig", "siglip": "SiglipConfig"}
+# For kinds that people take for one of these.
+ADVICE = {
+    "siglip2": "a SigLIP 2 for pictures of any size (NaFlex), which is not supported; use one for pictures of one "
+    "size, such as google/siglip2-base-patch16-224, which has model_type 'siglip'"
+}
 EXAMPLES = 24
 CAPTIONS = (
     "a photo of a dog",
@@ -122,7 +127,8 @@ def read_towers(source: Source) -> TowersConfig:
     raw, path = source.read_json(CONFIG), source.folder / CONFIG
     kind = str(raw.get("model_type"))
     if kind not in KINDS:
-        raise BundleError(f"{path} has model_type {brief(raw.get('model_type'))}: expected {' or '.join(KINDS)}")
+        advice = ADVICE.get(kind, f"expected {' or '.join(KINDS)}")
+        raise BundleError(f"{path} has model_type {brief(raw.get('model_type'))}: {advice}")
     library = transformers_library()
     try:
         whole = getattr(library, KINDS[kind]).from_dict(raw)
