@@ -101,14 +101,14 @@ def _read_file(source: CocoSplit, reading: Reading) -> Iterator[Record]:
         if item.array == "images":
             key, name = _image(item)
             if names.setdefault(key, name) != name:
-                raise BundleError(f"{item.where}: id {key} is also that of {brief(names[key])}")
+                raise BundleError(f"{item.where}: id {brief(key)} is also that of {brief(names[key])}")
         else:
             key, text = _annotation(item)
             captions.setdefault(key, []).extend(reading.captions([text], item.where))
             places.setdefault(key, item.where)
     for key in captions:
         if key not in names:
-            raise BundleError(f"{places[key]}: image_id {key} is the id of none of the images")
+            raise BundleError(f"{places[key]}: image_id {brief(key)} is the id of none of the images")
     for key, name in names.items():
         if own := captions.get(key):
             yield Record(source.split, f"{source.folder}/{name}" if source.folder else name, own, places[key])
