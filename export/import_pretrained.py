@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import is_empty
+from camp_sdk.runtime.files import check_writable, followed, is_empty
 from camp_sdk.terminal import run_command, stderr
 
 
@@ -42,6 +42,7 @@ def import_pretrained(source: str, output: Path, revision: str | None = None) ->
 
     if output.exists() and not is_empty(output):
         raise InputError(f"{output} is not empty: name a new folder")
+    check_writable(followed(output))
     model, origin = read_model(open_source(source, revision))
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     path = output / "best.ckpt"
