@@ -81,7 +81,9 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError) as error:  # a name longer than the system allows, or with a zero byte
-        raise BundleError(f"{brief(str(path))} cannot be a path ({error})") from None
+        raise BundleError(
+            f"{brief(str(path))} cannot be a path ({getattr(error, 'strerror', None) or error})"
+        ) from None
 
 
 def _load_pictures(data: Path, folder: Path, split: str) -> Split:

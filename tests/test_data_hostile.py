@@ -85,6 +85,12 @@ def test_a_picture_in_two_splits(camp: Camp, here: Path) -> None:
     assert line.endswith("k.json:1, images[1]: '1.jpg' is in dev, and in train at k.json:1, images[0]")
 
 
+def test_a_file_named_twice(camp: Camp, here: Path) -> None:
+    write(here / "c.json", coco((1, "a")))
+    line = refused(camp, here, *COCO, "--annotations", "c.json")
+    assert line == "error: --annotations names c.json twice: every caption would be there twice"
+
+
 # Sizes
 
 

@@ -47,7 +47,7 @@ def coco_splits(
         The root of the data set, which is the folder above all of ``images``, and each file with its folder.
 
     Raises:
-        InputError: The numbers do not fit.
+        InputError: The numbers do not fit, or a file is named twice.
         BundleError: A split cannot name a folder.
     """
     splits = splits or ["dev" if "val" in path.stem else "train" for path in annotations]
@@ -57,6 +57,8 @@ def coco_splits(
             f"{len(annotations)} `annotations`, {len(images)} `images` and {len(splits)} `split`: expected one of each "
             "for each file, in the same order"
         )
+    if twice := next((file for file in annotations if annotations.count(file) > 1), None):
+        raise InputError(f"`annotations` names {twice} twice: every caption would be there twice")
     root = _above(images)
     below = [os.path.relpath(folder, root) for folder in folders]
     names = [split_name(split, "`split`") for split in splits]
