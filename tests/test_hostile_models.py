@@ -129,6 +129,16 @@ def test_markers_that_are_not_used_are_no_warning(models: Path, tmp_path: Path) 
         logger.removeHandler(handler)
 
 
+def test_a_failure_while_writing_leaves_nothing(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*best\.ckpt'"):
+        import_pretrained(str(models / "clip"), tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_output_below_a_file(models: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
