@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from camp_sdk.datasets.metadata import EXPECTED, METADATA_FILE, NO_CAPTIONS, read_rows
 from camp_sdk.datasets.root import picture_root
+from camp_sdk.datasets.text_files import read_lines
 from camp_sdk.runtime.arrays import map_array
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.messages import brief
@@ -80,7 +81,9 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError) as error:  # a name longer than the system allows, or with a zero byte
-        raise BundleError(f"{brief(str(path))} cannot be a path ({error})") from None
+        raise BundleError(
+            f"{brief(str(path))} cannot be a path ({getattr(error, 'strerror', None) or error})"
+        ) from None
 
 
 def _load_pictures(data: Path, folder: Path, split: str) -> Split:
@@ -152,19 +155,11 @@ def _map_features(path: Path) -> Features:
 def _read_captions(path: Path) -> list[str]:
     if not path.is_file():
         raise BundleError(f"{path} is missing: expected one caption per line")
-    captions = [line.strip() for line in _read_lines(path)]
+    captions = [line.strip() for _, line in read_lines(path, lambda size: None)]
     for number, caption in enumerate(captions, start=1):
         if not caption:
             raise BundleError(f"{path}:{number} is empty: expected a caption on every line")
     return captions
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # unlike str.splitlines, splits at line ends only
-            return list(file)
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{path} is not UTF-8 text ({error}): convert it to UTF-8") from None
 
 
 def _distinct_rows(features: Features, path: Path) -> Features:

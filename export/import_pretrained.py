@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import is_empty
+from camp_sdk.runtime.files import check_writable, followed, is_empty
 from camp_sdk.terminal import run_command, stderr
 
 
@@ -45,6 +45,7 @@ def import_pretrained(source: str, output: Path, revision: str | None = None, bu
 
     if output.exists() and not is_empty(output):
         raise InputError(f"{output} is not empty: name a new folder")
+    check_writable(followed(output))
     if bundle is not None:
         check_output(bundle)
     model, origin = read_model(open_source(source, revision))

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -237,7 +237,8 @@ def write_aside(target: Path) -> Iterator[Path]:
     """Yield a path in a new folder beside ``target``; rename it to ``target`` on success, delete it on any exception.
 
     The caller creates a file or a folder at the yielded path. An existing file or folder at ``target`` is replaced, in
-    one step where the system can exchange two folders (Linux).
+    one step where the system can exchange two folders (Linux). Folders above ``target`` are made where there are none,
+    and deleted again on an exception.
 
     Args:
         target: the final path.
@@ -249,12 +250,15 @@ def write_aside(target: Path) -> Iterator[Path]:
     if target.name in ("", ".."):
         target = target.resolve()
     aside: Path | None = None
+    made: list[Path] = []
     try:
+        made = [parent for parent in target.parents if not parent.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         fresh = aside / target.name
         yield fresh
         _replace(fresh, target, aside / "replaced")
+        made = []
     except OSError as error:  # it may name no path, or the temporary one: the user knows only the target
         if error.errno is None:
             raise OSError(f"{target} cannot be written: {error}") from None
@@ -265,6 +269,9 @@ def write_aside(target: Path) -> Iterator[Path]:
     finally:
         if aside is not None:
             _remove(aside)
+        for parent in made:  # after an exception; a folder in which something is by now stays
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def check_writable(target: Path) -> None:

@@ -152,7 +152,7 @@ def test_metadata_that_cannot_be_read(data: Path) -> None:
     (data / "train/metadata.jsonl").write_bytes(b'{"file_name": "a.png", "text": "caf\xe9"}\n')
     (data / "test/metadata.jsonl").write_text("")
     one, two, three = check_data(data).findings["broken files"]
-    assert "train/metadata.jsonl is not UTF-8 text" in one
+    assert "train/metadata.jsonl:1 is not UTF-8 text (byte 0xe9 after 35 characters)" in one
     assert "train/metadata.jsonl describes no picture" in two
     assert "test/metadata.jsonl describes no picture" in three
 

@@ -66,7 +66,7 @@ def test_flickr30k_with_lists_of_splits(camp: Camp, here: Path) -> None:
         (b"4.jpg#0\ta", "4.jpg is missing"),
         (b"../pictures/1.jpg#0\ta", "is outside the folder"),
         (b"x\0y#0\ta", "cannot be a path"),
-        (b"1.jpg#0\t" + b"a" * (1 << 20), "has more than 1048576 bytes"),
+        (b"1.jpg#0\t" + b"a" * (1 << 20), "has more than 1048576 characters"),
     ],
     ids=range(8),
 )
@@ -108,12 +108,14 @@ def test_a_table_with_several_captions_in_a_row_or_several_rows(camp: Camp, here
         ("image,caption\n1.jpg,a\n1.jpg\n", "t.csv:3: the caption is empty; --skip-missing"),
         ("image,caption\n,a\n", "t.csv:2 names no picture in column 'image'"),
         ('image,caption\n1.jpg,a\n1.jpg,"b"c\n', "t.csv:3 is not a row of a table"),
-        ('image,caption\n1.jpg,"b\nc\n', "t.csv:3 is not a row of a table"),
+        ('image,caption\n1.jpg,"b\nc\n', "t.csv:2 is not a row of a table"),
+        ('image,caption\n1.jpg,"b\nc"\n4.jpg,"d\ne\nf"\n', "t.csv:4: .*4.jpg is missing"),
+        ("image,caption,caption\n1.jpg,a,b\n", "t.csv:1 has several columns named 'caption': expected one"),
         ("image,caption\n1.jpg," + "a" * 200_000, "t.csv:2 is not a row of a table"),
         ("image,caption," + "a" * 200_000, "t.csv:1 is not the header of a table"),
         ("image,caption\n4.jpg,a\n", "t.csv:2: .*4.jpg is missing"),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_a_broken_table(camp: Camp, here: Path, table: str, said: str) -> None:
     write(here / "t.csv", table)
@@ -141,6 +143,14 @@ def test_a_caption_is_one_line() -> None:
 
 
 # Bottom-up attention
+
+
+def test_line_ends_of_any_system(camp: Camp, here: Path) -> None:
+    options = ("--images", "pictures", "--file-column", "image", "--caption-column", "caption")
+    for number, end in enumerate(("\n", "\r\n", "\r")):
+        (here / "t.csv").write_bytes(b"\xef\xbb\xbf" + f"image,caption{end}1.jpg,a b{end}2.jpg,c{end}".encode())
+        camp("data", "csv", "t.csv", *options, "--output", f"out{number}")
+        assert pairs_of(here / f"out{number}", "train") == {"1.jpg": ["a b"], "2.jpg": ["c"]}
 
 
 REGIONS = {name: np.random.default_rng(k).standard_normal((4, 6), np.float32) for k, name in enumerate("123")}

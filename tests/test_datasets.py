@@ -96,7 +96,7 @@ def test_broken_coco(camp: Camp, here: Path, change: Callable[[Any], object], sa
     [
         ("", "c.json:1 is not JSON: expected {, found 'the end'"),
         ("[]", r"c.json:1 is not JSON: expected {, found '\['"),
-        ('{"images": [', "c.json:1 is not JSON"),
+        ('{"images": [', "c.json:1, images.0. is not JSON"),
         ('{\n"images": [{"id": 1,\n"file_name": "1.jpg"} {', r"c.json:3 is not JSON: expected , or \], found '{'"),
         ('{"images": [], "annotations": []} x', "c.json:1: 'x' follows the end of the JSON object"),
         ('{"images": [], "images": []}', "c.json:1: images is there a second time"),
@@ -129,7 +129,7 @@ def test_an_item_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     write(tmp_path / "items.json", {"images": ["x" * 10_000]})
     monkeypatch.setattr(text_files, "CHUNK", 100)
     monkeypatch.setattr(text_files, "MAX_VALUE", 1000)
-    with pytest.raises(BundleError, match=r"items\.json:1: a value has more than 1000 characters"):
+    with pytest.raises(BundleError, match=r"items\.json:1, images\[0\]: a value has more than 1000 characters"):
         list(read_items(tmp_path / "items.json", ("images",), lambda size: None))
 
 

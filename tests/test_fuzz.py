@@ -18,7 +18,8 @@ from tests.fuzz.table import CODE, CRASH, FAILURES, HANG, MEMORY, NOT_FINITE, OT
 from tests.fuzz.workers import ROOT, Pool
 
 MUTANTS = 2000
-SLOW = ("graph.", "bundle", "manifest")  # kinds that open engines: a few mutants of each are enough here
+# Kinds that open engines or build networks: a few mutants of each are enough here.
+SLOW = ("graph.", "bundle", "manifest", "published.")
 FEW = 6
 SEEN_AS = {
     "hang": HANG,

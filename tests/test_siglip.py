@@ -113,3 +113,12 @@ def test_padding_that_no_file_names(model: Path, tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<nowhere>"}))
     with pytest.raises(BundleError, match="pad_token '<nowhere>'"):
         import_pretrained(str(folder), tmp_path / "run")
+
+
+def test_a_model_for_pictures_of_any_size_is_refused_with_what_is_supported(tmp_path: Path) -> None:
+    from transformers import Siglip2Config
+
+    Siglip2Config(text_config={"vocab_size": 50000}).save_pretrained(tmp_path / "naflex")
+    with pytest.raises(BundleError, match=r"model_type 'siglip2': .* \(NaFlex\), which is not supported; use one"):
+        import_pretrained(str(tmp_path / "naflex"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

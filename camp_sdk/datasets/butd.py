@@ -180,9 +180,10 @@ class _SplitFiles:
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._features, self._boxes, self._ids, self._captions):
-            if file is not None:
-                file.close()
+        with ExitStack() as stack:  # closes the others, too, if one cannot be written to the end
+            for file in (self._features, self._boxes, self._ids, self._captions):
+                if file is not None:
+                    stack.callback(file.close)
 
 
 def _write(regions: Iterator[Regions], folder: Path, chosen: Callable[[Regions], Choice | None]) -> dict[str, int]:
@@ -243,7 +244,8 @@ def _parsed(values: list[str], where: str) -> Regions:
     if len(values) != len(COLUMNS):
         raise BundleError(f"{where} has {len(values)} columns, expected {len(COLUMNS)}: {', '.join(COLUMNS)}")
     row = dict(zip(COLUMNS, (value.strip() for value in values), strict=True))
-    if not row["image_id"] or len(row["image_id"]) > 200:
+    # Readers of ids.txt may take other characters for the end of a line.
+    if not row["image_id"].isprintable() or not 0 < len(row["image_id"]) <= 200:
         raise BundleError(f"{where} has image_id {brief(row['image_id'])}, expected a short name")
     width, height, count = (_whole(row[name], name, where) for name in ("image_w", "image_h", "num_boxes"))
     boxes = _floats(row["boxes"], "boxes", count, where)  # [R, 4]

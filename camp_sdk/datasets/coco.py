@@ -47,7 +47,7 @@ def coco_splits(
         The root of the data set, which is the folder above all of ``images``, and each file with its folder.
 
     Raises:
-        InputError: The numbers do not fit.
+        InputError: The numbers do not fit, or a file is named twice.
         BundleError: A split cannot name a folder.
     """
     splits = splits or ["dev" if "val" in path.stem else "train" for path in annotations]
@@ -57,6 +57,8 @@ def coco_splits(
             f"{len(annotations)} `annotations`, {len(images)} `images` and {len(splits)} `split`: expected one of each "
             "for each file, in the same order"
         )
+    if twice := next((file for file in annotations if annotations.count(file) > 1), None):
+        raise InputError(f"`annotations` names {twice} twice: every caption would be there twice")
     root = _above(images)
     below = [os.path.relpath(folder, root) for folder in folders]
     names = [split_name(split, "`split`") for split in splits]
@@ -101,14 +103,14 @@ def _read_file(source: CocoSplit, reading: Reading) -> Iterator[Record]:
         if item.array == "images":
             key, name = _image(item)
             if names.setdefault(key, name) != name:
-                raise BundleError(f"{item.where}: id {key} is also that of {brief(names[key])}")
+                raise BundleError(f"{item.where}: id {brief(key)} is also that of {brief(names[key])}")
         else:
             key, text = _annotation(item)
             captions.setdefault(key, []).extend(reading.captions([text], item.where))
             places.setdefault(key, item.where)
     for key in captions:
         if key not in names:
-            raise BundleError(f"{places[key]}: image_id {key} is the id of none of the images")
+            raise BundleError(f"{places[key]}: image_id {brief(key)} is the id of none of the images")
     for key, name in names.items():
         if own := captions.get(key):
             yield Record(source.split, f"{source.folder}/{name}" if source.folder else name, own, places[key])

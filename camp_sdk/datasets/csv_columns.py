@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from camp_sdk.datasets.records import Reading, Record, split_name
 from camp_sdk.datasets.text_files import read_lines
@@ -58,13 +59,22 @@ def read_table(file: Path, columns: Columns, reading: Reading) -> Iterator[Recor
     first = next(lines, "")
     delimiter, places = _places(first, columns, f"{file}:1")
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        for row in rows:
-            if any(row):
-                where = f"{file}:{rows.line_num + 1}"  # the first line is not among those it counts
-                yield from _records(row, places, columns, (all_in, where), reading)
-    except csv.Error as error:
-        raise BundleError(f"{file}:{rows.line_num + 1} is not a row of a table ({error})") from None
+    for row, number in _numbered(rows, file):
+        yield from _records(row, places, columns, (all_in, f"{file}:{number}"), reading)
+
+
+def _numbered(rows: Any, file: Path) -> Iterator[tuple[list[str], int]]:
+    """The rows that are not empty, each with the number of its first line: a cell may have several."""
+    while True:
+        number = rows.line_num + 2  # it does not count the header, and has not read this row
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise BundleError(f"{file}:{number} is not a row of a table ({error})") from None
+        if row is None:
+            return
+        if any(row):
+            yield row, number
 
 
 def _places(line: str, columns: Columns, where: str) -> tuple[str, list[int]]:
@@ -77,6 +87,8 @@ def _places(line: str, columns: Columns, where: str) -> tuple[str, list[int]]:
         except (TypeError, ValueError):
             raise InputError(f"`delimiter` is {brief(delimiter)}: expected one character") from None
         if set(columns.names) <= set(header):
+            if twice := [name for name in columns.names if header.count(name) > 1]:
+                raise BundleError(f"{where} has several columns named {brief(twice[0])}: expected one")
             return delimiter, [header.index(name) for name in columns.names]
     raise BundleError(f"{where} is {brief(line)}: expected columns named {', '.join(map(brief, columns.names))}")
 

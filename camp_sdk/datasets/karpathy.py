@@ -74,12 +74,19 @@ def read_karpathy(file: Path, images: Path, reading: Reading, restval: bool = Fa
     there: dict[str, bool] = {}
     for image in read_images(file, reading, restval):
         if image.folder not in there:
-            there[image.folder] = bool(image.folder) and (images / image.folder).is_dir()
+            there[image.folder] = bool(image.folder) and _is_folder(images / image.folder)
         name = f"{image.folder}/{image.file_name}" if there[image.folder] else image.file_name
         if image.captions:
             yield Record(image.split, name, image.captions, image.where)
         else:
             reading.left_out[NO_CAPTIONS] += 1
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no folder can have
+        return False
 
 
 def _image(item: Item, reading: Reading) -> KarpathyImage:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from camp_sdk.datasets.text_files import read_lines
 from camp_sdk.runtime.errors import BundleError
+from camp_sdk.runtime.messages import brief
 
 METADATA_FILE = "metadata.jsonl"
 EXPECTED = 'expected {"file_name": "...", "captions": ["...", ...]}'
+MAX_ROW = 16 << 20  # characters of a line: 160,000 captions
 NO_CAPTIONS = "with at least one caption, no empty caption, and valid Unicode"
 
 
@@ -45,15 +48,11 @@ def read_rows(metadata: Path) -> Iterator[Row | BundleError]:
         The row of each line, or what is wrong with the line.
 
     Raises:
-        BundleError: The file is not UTF-8 text.
+        BundleError: A line is not UTF-8 text, or is too long; no more can be read.
     """
-    try:
-        with metadata.open(encoding="utf-8-sig") as file:  # unlike str.splitlines, splits at line ends only
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _parsed(line, number, metadata)
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{metadata} is not UTF-8 text ({error}): convert it to UTF-8") from None
+    for number, line in read_lines(metadata, lambda size: None, MAX_ROW):
+        if line.strip():
+            yield _parsed(line, number, metadata)
 
 
 def write_rows(metadata: Path, rows: Iterator[tuple[str, Sequence[str]]]) -> None:
@@ -62,11 +61,17 @@ def write_rows(metadata: Path, rows: Iterator[tuple[str, Sequence[str]]]) -> Non
     Args:
         metadata: The file, in a folder that exists.
         rows: The name and the captions of each picture.
+
+    Raises:
+        BundleError: A line would be longer than what is read.
     """
     with metadata.open("w", encoding="utf-8", newline="\n") as file:
         for name, captions in rows:
             row = {"file_name": name, "captions": list(captions)}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            line = json.dumps(row, ensure_ascii=False) + "\n"
+            if len(line) > MAX_ROW:
+                raise BundleError(f"{brief(name)} has {len(captions)} captions of more than {MAX_ROW} characters")
+            file.write(line)
 
 
 def _parsed(line: str, number: int, metadata: Path) -> Row | BundleError:

@@ -17,6 +17,7 @@ from camp_sdk.runtime.messages import visible
 SIDE = 160  # pixels
 MAX_FINDINGS = 100  # of each kind
 MAX_CAPTION = 300  # characters
+MAX_CAPTIONS = 20  # of a sample
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -125,7 +126,7 @@ def _samples(split: str, samples: list[Sample]) -> str:
 
 def _card(sample: Sample) -> str:
     picture = f'<img src="{_thumbnail(sample.path)}" alt="">' if sample.path else ""
-    captions = "".join(f"<li>{_text(caption[:MAX_CAPTION])}</li>" for caption in sample.captions)
+    captions = "".join(f"<li>{_text(caption[:MAX_CAPTION])}</li>" for caption in sample.captions[:MAX_CAPTIONS])
     return f'<div class="sample">{picture}<div class="soft">{_text(sample.name)}</div><ul>{captions}</ul></div>\n'
 
 

@@ -18,6 +18,7 @@ MISSING_PICTURES = "pictures that are missing"
 EMPTY_CAPTIONS = "captions that are empty"
 NO_CAPTIONS = "pictures without captions"
 NO_SPLIT = "pictures of no split"
+MAX_CAPTION = 100_000  # characters
 
 
 class Record(NamedTuple):
@@ -58,7 +59,7 @@ class Reading:
             where: Where they are, for messages.
 
         Raises:
-            BundleError: One is not text.
+            BundleError: One is not text, or is too long.
             InputError: One is empty, and such captions are not left out.
         """
         return list(self._whole(texts, where))
@@ -67,6 +68,8 @@ class Reading:
         for text in texts:
             if not isinstance(text, str) or not encodes(text):
                 raise BundleError(f"{where}: the caption is {brief(text)}, expected text")
+            if len(text) > MAX_CAPTION:
+                raise BundleError(f"{where}: the caption has {len(text)} characters, expected at most {MAX_CAPTION}")
             if caption := " ".join(text.split()):
                 yield caption
             elif self.skip_missing:

@@ -56,7 +56,7 @@ class PictureRoot:
         try:
             inside, there = self._look(name, path)
         except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
-            raise BundleError(f"{where}: file_name {brief(name)} cannot be a path ({error})") from None
+            raise BundleError(f"{where}: file_name {brief(name)} cannot be a path ({_reason(error)})") from None
         if not inside:
             raise BundleError(f"{where}: file_name {brief(name)} is outside the folder {self.folder}")
         if not there:
@@ -83,6 +83,11 @@ class PictureRoot:
         if self._declared:
             return not Path(above).is_absolute() and os.pardir not in Path(above).parts
         return (self.folder / above).resolve().is_relative_to(self._resolved)
+
+
+def _reason(error: Exception) -> str:
+    """Why a path cannot be looked at; not the path again, which may be as long as a file."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def picture_root(data: Path, split: Path) -> PictureRoot:
@@ -116,7 +121,7 @@ def declared_root(data: Path) -> Path | None:
         root = (data / declared).resolve()
         found = root.is_dir()
     except (OSError, ValueError, RuntimeError) as error:
-        raise BundleError(f"{file}: root {brief(declared)} cannot be a path ({error})") from None
+        raise BundleError(f"{file}: root {brief(declared)} cannot be a path ({_reason(error)})") from None
     if not found:
         raise BundleError(
             f"{file}: root {brief(declared)} is not a folder (it is relative to {data}): move the pictures there, or "

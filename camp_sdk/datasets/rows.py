@@ -35,9 +35,9 @@ class RowWriter:
 
     def close(self) -> None:
         """Write the number of rows into the header."""
-        self._file.seek(0)
-        self._file.write(self._header())
-        self._file.close()
+        with self._file:
+            self._file.seek(0)
+            self._file.write(self._header())
 
     def _header(self) -> bytes:
         shape = (self.count, *self._row)

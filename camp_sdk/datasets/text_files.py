@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +14,12 @@ from typing import IO, Any, NamedTuple
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.messages import brief
 
-MAX_LINE = 1 << 20  # bytes
+MAX_LINE = 1 << 20  # characters
 CHUNK = 1 << 20  # bytes of JSON read at a time
 MAX_VALUE = 4 << 20  # characters of an item, or of a value that is passed over
-SPACE = " \t\n\r"
+SPACE = re.compile(r"[ \t\n\r]*")
+LONGEST_WORD = 16  # characters: JSON's longest word is -Infinity, and its longest escape \ud83d\ude00
+PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh91AY&SY": "bzip2", b"\xfd7zXZ": "xz"}  # by how they begin
 Advance = Callable[[int], None]
 
 
@@ -34,11 +38,11 @@ class Item(NamedTuple):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[io.BufferedReader]:
     """Open a file; a pipe, which could wait for ever, is refused.
 
     Raises:
-        BundleError: It cannot be opened.
+        BundleError: It cannot be opened, or is compressed.
     """
     try:
         if path.exists() and not path.is_file():
@@ -47,34 +51,47 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
     with file:
+        begin = file.peek(16)
+        for mark, kind in PACKED.items():
+            if begin.startswith(mark):
+                raise BundleError(f"{path} is compressed with {kind}: unpack it first")
         yield file
 
 
 def read_lines(path: Path, advance: Advance, limit: int = MAX_LINE) -> Iterator[tuple[int, str]]:
-    """Read a file of UTF-8 text line by line.
+    """Read a file of UTF-8 text line by line, with line ends of any system.
 
     Args:
         path: The file.
         advance: Is called with the number of bytes just read.
-        limit: The most bytes of a line.
+        limit: The most characters of a line.
 
     Yields:
-        The number of each line, from 1, and the line with its end.
+        The number of each line, from 1, and the line with its end as a newline.
 
     Raises:
         BundleError: The file cannot be opened, or a line is too long or is not UTF-8 text.
     """
     with opened(path) as file:
+        # Strict decoding raises for a block of lines, and could not say which of them is wrong.
+        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape")
         number = 0
-        while line := file.readline(limit + 1):
+        while line := text.readline(limit + 1):
             number += 1
             if len(line) > limit:
-                raise BundleError(f"{path}:{number} has more than {limit} bytes: expected a line of text")
-            advance(len(line))
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise BundleError(f"{path}:{number} is not UTF-8 text ({error}): convert it to UTF-8") from None
+                raise BundleError(f"{path}:{number} has more than {limit} characters: expected a line of text")
+            advance(_encoded_size(line, f"{path}:{number}"))
+            yield number, line
+
+
+def _encoded_size(line: str, where: str) -> int:
+    try:
+        return len(line.encode())
+    except UnicodeEncodeError as error:
+        byte = ord(line[error.start]) & 0xFF
+        raise BundleError(
+            f"{where} is not UTF-8 text (byte 0x{byte:02x} after {error.start} characters): convert it to UTF-8"
+        ) from None
 
 
 def read_items(path: Path, arrays: Collection[str], advance: Advance) -> Iterator[Item]:
@@ -146,23 +163,30 @@ class _Window:
         while index == 0 or self._expect(",]") == ",":
             self._next()
             where = f"{self.where}, {array}[{index}]"
-            yield Item(array, where, self.value())
+            yield Item(array, where, self.value(where))
             index += 1
 
-    def value(self) -> Any:
-        """The value that comes next, whole."""
+    def value(self, where: str = "") -> Any:
+        """The value that comes next, whole; messages say where it is."""
         self._next()
+        where = where or self.where
         while True:
             try:
                 value, end = self._parser.raw_decode(self._text, self._at)
-            except (ValueError, RecursionError) as error:  # it may be cut off
-                if isinstance(error, RecursionError) or not self._more():
+            except (ValueError, RecursionError) as error:
+                if not self._may_be_cut_off(error) or not self._more(where):
                     reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                    raise BundleError(f"{self.where} is not JSON ({reason})") from None
+                    raise BundleError(f"{where} is not JSON ({reason.removesuffix(' starting at')})") from None
                 continue
-            if end < len(self._text) or not self._more():  # digits may go on
+            if end < len(self._text) or not self._more(where):  # digits may go on
                 self._at = end
                 return value
+
+    def _may_be_cut_off(self, error: Exception) -> bool:
+        """Whether more text could mend a value: only where the text ends, or where it ends within a string."""
+        if not isinstance(error, json.JSONDecodeError):  # a number of too many digits, or too many brackets
+            return False
+        return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - LONGEST_WORD
 
     def _key(self) -> str:
         if self._next() != '"':
@@ -183,23 +207,26 @@ class _Window:
     def _next(self) -> str:
         """Pass over white space, and return the next character; nothing at the end."""
         while True:
-            while self._at < len(self._text):
-                if self._text[self._at] not in SPACE:
-                    return self._text[self._at]
-                self._at += 1
+            found = SPACE.match(self._text, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._text):
+                return self._text[self._at]
             if not self._more():
                 return ""
 
-    def _more(self) -> bool:
+    def _more(self, where: str = "") -> bool:
         """Read on; False at the end of the file."""
         if len(self._text) - self._at > MAX_VALUE:
-            raise BundleError(f"{self.where}: a value has more than {MAX_VALUE} characters: expected shorter ones")
+            raise BundleError(
+                f"{where or self.where}: a value has more than {MAX_VALUE} characters: expected shorter ones"
+            )
         chunk = self._file.read(CHUNK)
         self._advance(len(chunk))
         try:
             text = self._decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
-            raise BundleError(f"{self._path} is not UTF-8 text ({error}): convert it to UTF-8") from None
+            line = self._line + self._text.count("\n", self._counted) + error.object.count(b"\n", 0, error.start)
+            raise BundleError(f"{self._path}:{line} is not UTF-8 text ({error}): convert it to UTF-8") from None
         self._line += self._text.count("\n", self._counted, self._at)
         self._text, self._at, self._counted = self._text[self._at :] + text, 0, 0
         return bool(chunk)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from camp_sdk.datasets.metadata import METADATA_FILE, write_rows
+from camp_sdk.datasets.metadata import METADATA_FILE, encodes, write_rows
 from camp_sdk.datasets.records import MISSING_PICTURES, Reading, Record
 from camp_sdk.datasets.root import MissingPictureError, PictureRoot, root_text, write_root
 from camp_sdk.datasets.text_files import Advance
 from camp_sdk.progress import progress_bar
-from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import check_writable, followed, is_empty, write_aside
+from camp_sdk.runtime.messages import brief
 
 AT_ONCE = 256  # pictures between two steps of the progress bar
 
@@ -103,16 +104,20 @@ def import_pictures(read: Callable[[Reading], Iterable[Record]], files: Sequence
 
     Raises:
         InputError: The output is not empty, a picture is missing, a caption is empty, or there is no picture.
-        BundleError: A file is broken, or names a picture that is not below the root.
+        BundleError: A file is broken, names a picture that is not below the root, or has one in two splits.
         OSError: The data set cannot be written.
     """
     check_output(target.output)
     if not target.images.is_dir():
         raise InputError(f"`images` {target.images} is not a folder: expected the folder of the pictures")
+    if not encodes(str(target.images)):
+        raise InputError(f"`images` {target.images} is not valid Unicode, which JSON needs: rename the folder")
     with progress_bar("reading captions", total_bytes(files)) as advance:
         reading = Reading(advance, target.skip_missing)
         pictures = gather(read(reading))
     total = sum(map(len, pictures.values()))
+    if not total:
+        raise InputError(f"{', '.join(map(str, files))}: no picture has a caption and a split")
     with progress_bar("looking for pictures", total) as advance:
         found = _those_there(pictures, target, Reading(advance, target.skip_missing, reading.left_out))
     if not found:
@@ -129,12 +134,27 @@ def gather(records: Iterable[Record]) -> Pictures:
 
     Args:
         records: Captions of pictures; several may be of the same picture.
+
+    Raises:
+        BundleError: A name is not valid Unicode, or a picture is in two splits: training would see what is measured.
     """
     pictures: Pictures = {}
+    split_of: dict[str, str] = {}
     for record in records:
-        known = pictures.setdefault(record.split, {}).setdefault(record.file_name, Described([], record.where))
+        name = _plain(record)
+        if (before := split_of.setdefault(name, record.split)) != record.split:
+            known = pictures[before][name]
+            raise BundleError(f"{record.where}: {brief(name)} is in {record.split}, and in {before} at {known.where}")
+        known = pictures.setdefault(record.split, {}).setdefault(name, Described([], record.where))
         known.captions.extend(record.captions)
     return pictures
+
+
+def _plain(record: Record) -> str:
+    """The name of a picture in the one way that all its names are written: without "." and empty parts."""
+    if not encodes(record.file_name):
+        raise BundleError(f"{record.where}: file_name {brief(record.file_name)} is not valid Unicode")
+    return str(PurePosixPath(record.file_name)) if "/" in record.file_name else record.file_name
 
 
 def _those_there(pictures: Pictures, target: Target, reading: Reading) -> Pictures:

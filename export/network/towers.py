@@ -77,6 +77,10 @@ class TowersConfig:
         for name, value in named:
             if not _is_size(name, value):
                 raise ValueError(f"{name} is {brief(value)}")
+        for sizes in (self.text, self.vision):
+            if sizes["hidden_size"] % sizes["num_attention_heads"]:
+                shown = f"hidden_size is {sizes['hidden_size']}, num_attention_heads {sizes['num_attention_heads']}"
+                raise ValueError(f"{shown}: expected a multiple")
         if type(self.pad) is not int or not 0 <= self.pad < self.text["vocab_size"]:
             raise ValueError(f"padding is {brief(self.pad)}, expected a token below {self.text['vocab_size']}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,21 @@ from camp_sdk.export.network.towers import (
     transformers_library,
 )
 from camp_sdk.export.pretrained.preprocessing import pixel_spec
-from camp_sdk.export.pretrained.source import CONFIG, WEIGHTS, Source
+from camp_sdk.export.pretrained.source import CONFIG, MAX_REASON, WEIGHTS, Source
 from camp_sdk.export.pretrained.words import padding_of, tokenizer_of
-from camp_sdk.runtime.errors import BundleError, MissingExtraError
+from camp_sdk.runtime.errors import BundleError, CampError, MissingExtraError
 from camp_sdk.runtime.messages import brief
 from camp_sdk.runtime.tokenizer import Tokenizer
 
 # The configuration's class in `transformers`, by model_type in config.json, which is also the kind of the towers.
 # Models of SigLIP 2 for pictures of one size are "siglip"; "siglip2" takes any number of patches.
 KINDS = {"clip": "CLIPConfig", "siglip": "SiglipConfig"}
+# For kinds that people take for one of these.
+ADVICE = {
+    "siglip2": "a SigLIP 2 for pictures of any size (NaFlex), which is not supported; use one for pictures of one "
+    "size, such as google/siglip2-base-patch16-224, which has model_type 'siglip'"
+}
+MAX_LOG_SCALE = 20  # published ones are below 5; float32 holds no more than 88
 EXAMPLES = 24
 CAPTIONS = (
     "a photo of a dog",
@@ -103,10 +110,27 @@ def config_of(towers: TowersConfig) -> ModelConfig:
 def _with_weights(source: Source, towers: TowersConfig) -> Any:
     """The model of `transformers` with its published weights."""
     weights = read_weights(source)
-    model = build_model(towers)
-    check_weights(source, model.state_dict(), weights)
+    with torch.device("meta"):  # a file may ask for a network of any size: only weights of its shapes bear it out
+        expected = _built(source, towers).state_dict()
+    check_weights(source, expected, weights)
+    model = _built(source, towers)
     model.load_state_dict(weights)
     return model
+
+
+def _built(source: Source, towers: TowersConfig) -> Any:
+    try:
+        return build_model(towers)
+    except CampError:
+        raise
+    except Exception as error:  # of any type: transformers and torch check sizes in their own ways
+        raise BundleError(f"{source.folder / CONFIG} describes no model that can be built: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    """The reason of another package on one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
 
 
 def read_towers(source: Source) -> TowersConfig:
@@ -122,10 +146,10 @@ def read_towers(source: Source) -> TowersConfig:
     raw, path = source.read_json(CONFIG), source.folder / CONFIG
     kind = str(raw.get("model_type"))
     if kind not in KINDS:
-        raise BundleError(f"{path} has model_type {brief(raw.get('model_type'))}: expected {' or '.join(KINDS)}")
-    library = transformers_library()
+        advice = ADVICE.get(kind, f"expected {' or '.join(KINDS)}")
+        raise BundleError(f"{path} has model_type {brief(raw.get('model_type'))}: {advice}")
+    whole = _parsed(kind, raw, path)
     try:
-        whole = getattr(library, KINDS[kind]).from_dict(raw)
         text = {name: getattr(whole.text_config, name) for name in TEXT_SIZES[kind]}
         vision = {name: getattr(whole.vision_config, name) for name in VISION_SIZES}
         _check_rest(kind, whole)
@@ -134,7 +158,20 @@ def read_towers(source: Source) -> TowersConfig:
         padding = padding_of(source, whole.text_config.pad_token_id)
         return TowersConfig(kind, text, vision, whole.text_config.projection_size, *padding)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path} does not describe a model of {kind}: {' '.join(str(error).split())}") from None
+        raise BundleError(f"{path} does not describe a model of {kind}: {_line(error)}") from None
+
+
+def _parsed(kind: str, raw: dict[str, Any], path: Path) -> Any:
+    """The configuration of `transformers`, with its default values."""
+    library = transformers_library()
+    before = library.logging.get_verbosity()
+    library.logging.set_verbosity_error()  # it warns of markers that are not used here
+    try:
+        return getattr(library, KINDS[kind]).from_dict(raw)
+    except Exception as error:  # of any type: values are checked by several packages
+        raise BundleError(f"{path} does not describe a model of {kind}: {_line(error)}") from None
+    finally:
+        library.logging.set_verbosity(before)
 
 
 def _check_rest(kind: str, whole: Any) -> None:
@@ -181,13 +218,17 @@ def read_weights(source: Source) -> dict[str, Tensor]:
     try:
         found = load_file(path)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise BundleError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())[:200]}") from None
+        raise BundleError(f"{path} cannot be read as safetensors: {_line(error)}") from None
     # Files of older versions also list the positions 0, 1, 2 ...
-    return {name: tensor.float() for name, tensor in found.items() if not name.endswith(".position_ids")}
+    weights = {name: tensor for name, tensor in found.items() if not name.endswith(".position_ids")}
+    for name, tensor in weights.items():
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise BundleError(f"{path} has {brief(name)} in {tensor.dtype}: expected floats of 16, 32 or 64 bits")
+    return {name: tensor.float() for name, tensor in weights.items()}
 
 
 def check_weights(source: Source, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise BundleError unless the weights are those of the model, each of its shape, and finite.
+    """Raise BundleError unless the weights are those of the model, each of its shape, finite, and with a usual scale.
 
     Args:
         source: the published model.
@@ -195,12 +236,15 @@ def check_weights(source: Source, expected: Mapping[str, Tensor], found: Mapping
         found: the weights.
     """
     faults = [f"{name} is missing" for name in expected if name not in found]
-    faults += [f"{name} is not of this model" for name in found if name not in expected]
+    faults += [f"{brief(name)} is not of this model" for name in found if name not in expected]
     for name in (name for name in expected if name in found):
         if found[name].shape != expected[name].shape:
             faults.append(f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}")
         elif not bool(found[name].isfinite().all()):
             faults.append(f"{name} holds data other than finite numbers")
+    scale = found.get("logit_scale")
+    if not faults and scale is not None and abs(float(scale)) > MAX_LOG_SCALE:
+        faults.append(f"logit_scale is {float(scale)}, expected the logarithm of a factor, at most {MAX_LOG_SCALE}")
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise BundleError(f"{source.folder / WEIGHTS} does not fit {CONFIG}: {'; '.join(faults[:5])}{more}")

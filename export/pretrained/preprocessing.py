@@ -27,15 +27,16 @@ def pixel_spec(raw: Mapping[str, Any], grid: tuple[int, int]) -> PixelSpec:
     """
     if off := [name for name in STEPS if not raw.get(name, True)]:
         raise BundleError(f"the image processor has {', '.join(off)} off: expected scaled, normalised pixels")
-    if not math.isclose(raw.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-4):
-        raise BundleError(f"the image processor has rescale_factor {brief(raw['rescale_factor'])}: expected 1/255")
-    if (number := raw.get("resample", 3)) not in INTERPOLATIONS:
+    factor = raw.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-4):
+        raise BundleError(f"the image processor has rescale_factor {brief(factor)}: expected 1/255")
+    if not isinstance(number := raw.get("resample", 3), int) or number not in INTERPOLATIONS:
         raise BundleError(f"the image processor has resample {brief(number)}: expected 2 (bilinear) or 3 (bicubic)")
     (height, width), fit = _size(raw)
     try:
         values = {"height": height, "width": width, "grid": grid, "fit": fit, "resample": INTERPOLATIONS[number]}
         return PixelSpec.from_dict(values | {"mean": raw["image_mean"], "std": raw["image_std"]})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BundleError(f"the image processor's settings make no pixels: {error}") from None
 
 

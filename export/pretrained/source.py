@@ -35,11 +35,12 @@ class Source:
     name: str
     revision: str | None = None
 
-    def read_json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str, limit: int = JSON_LIMIT) -> dict[str, Any]:
         """The content of a JSON file.
 
         Args:
             name: the file's name.
+            limit: the most bytes of it.
 
         Raises:
             BundleError: there is no such file, or it is not a JSON object.
@@ -48,8 +49,8 @@ class Source:
         if not path.is_file():
             raise BundleError(f"{path} not found: expected a folder with {', '.join(FILES[:3])} and {TOKENIZER}")
         try:
-            if path.stat().st_size > JSON_LIMIT:
-                raise ValueError(f"it has more than {JSON_LIMIT} bytes")
+            if path.stat().st_size > limit:
+                raise ValueError(f"it has more than {limit} bytes")
             raw = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(raw, dict):
                 raise ValueError("it is not an object")

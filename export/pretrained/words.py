@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from camp_sdk.export.pretrained.source import TOKENIZER, TOKENIZER_CONFIG, Source
+from camp_sdk.export.pretrained.source import MAX_REASON, TOKENIZER, TOKENIZER_CONFIG, Source
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.messages import brief
 from camp_sdk.runtime.tokenizer_file import BYTES_LIMIT, checked_tokenizer
@@ -23,20 +23,28 @@ def tokenizer_of(source: Source, longest: int) -> str:
     Raises:
         BundleError: the file is missing, or is not a tokenizer of a kind that the runtime accepts.
     """
-    path = source.folder / TOKENIZER
-    if not path.is_file():
-        raise BundleError(f"{path} not found: save the model's fast tokenizer with transformers, which writes it")
+    raw = _read(source)
     try:
-        if path.stat().st_size > BYTES_LIMIT:
-            raise ValueError(f"it has more than {BYTES_LIMIT} bytes")
-        raw = json.loads(path.read_text(encoding="utf-8"))
         raw |= {
             "post_processor": _markers(raw["post_processor"]),
             "truncation": {"direction": "Right", "max_length": longest, "strategy": "LongestFirst", "stride": 0},
         }
         return checked_tokenizer(json.dumps(raw))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise BundleError(f"{path} is not a tokenizer of CLIP or SigLIP ({type(error).__name__}: {error})") from None
+        raise _unknown(source, error) from None
+
+
+def _read(source: Source) -> dict[str, Any]:
+    """A tokenizer.json that has been published."""
+    path = source.folder / TOKENIZER
+    if not path.is_file():
+        raise BundleError(f"{path} not found: save the model's fast tokenizer with transformers, which writes it")
+    return source.read_json(TOKENIZER, BYTES_LIMIT)
+
+
+def _unknown(source: Source, error: Exception) -> BundleError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]
+    return BundleError(f"{source.folder / TOKENIZER} is not a tokenizer of CLIP or SigLIP ({reason})")
 
 
 def padding_of(source: Source, usual: Any) -> tuple[int, bool]:
@@ -47,12 +55,12 @@ def padding_of(source: Source, usual: Any) -> tuple[int, bool]:
         usual: the token that config.json names, for models whose tokenizer names none.
 
     Raises:
-        BundleError: no file names a token that is in the vocabulary.
+        BundleError: no file names a token that is in the vocabulary, or tokenizer.json cannot be read.
     """
     settings = source.read_json(TOKENIZER_CONFIG) if (source.folder / TOKENIZER_CONFIG).is_file() else {}
     name = settings.get("pad_token")
     name = name.get("content") if isinstance(name, dict) else name
-    token = usual if name is None else _vocabulary(source).get(name)
+    token = usual if name is None else _vocabulary(source).get(name) if isinstance(name, str) else None
     side = settings.get("padding_side", "left" if settings.get("tokenizer_class") in PAD_LEFT else "right")
     if type(token) is not int or token < 0 or side not in ("left", "right"):
         shown = f"pad_token {brief(name)} and padding_side {brief(side)}"
@@ -61,14 +69,14 @@ def padding_of(source: Source, usual: Any) -> tuple[int, bool]:
 
 
 def _vocabulary(source: Source) -> dict[str, Any]:
-    """The tokens of a tokenizer.json that has been published; empty if it has none."""
+    """The tokens of a tokenizer.json that has been published."""
+    raw = _read(source)
     try:
-        raw = json.loads((source.folder / TOKENIZER).read_text(encoding="utf-8"))
         pieces = raw["model"]["vocab"]
         listed = {piece: index for index, (piece, _) in enumerate(pieces)} if isinstance(pieces, list) else dict(pieces)
         return listed | {token["content"]: token["id"] for token in raw.get("added_tokens") or ()}
-    except (OSError, KeyError, TypeError, ValueError, RecursionError):
-        return {}  # a missing or broken file is reported where the tokenizer is read
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unknown(source, error) from None
 
 
 def _markers(processor: dict[str, Any]) -> dict[str, Any]:

@@ -7,5 +7,6 @@
 
 The stages, in the order of a mutant's life: bases (whole files), mutations (what damages them), mutants (damaged files
 in their places), targets (what reads them), kinds (which of these belong together), guard and workers (processes that
-read mutants and are watched), table (the outcomes).
+read mutants and are watched), table (the outcomes). Bases, mutations and targets of files that others publish are in
+sources.
 """

@@ -17,6 +17,7 @@ from camp_sdk import Bundle, Retriever
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.runtime.selftest import SelfTest
+from tests.fuzz.sources import write_models, write_sources
 
 RELEASED = Path(__file__).parents[1] / "released"
 BUNDLES = {"features": ("paper", False), "pictures": ("scalar", True)}  # variant, and whether it takes pictures
@@ -33,7 +34,7 @@ def build_bases(folder: Path, bundles: Mapping[str, Path] | None = None) -> Path
         folder: where to build.
         bundles: bundles that are there already, of the networks in `BUNDLES`; the others are exported.
     """
-    if (folder / READY).is_file() and all(_opens(folder / name) for name in BUNDLES):
+    if (folder / READY).is_file() and (folder / "sources").is_dir() and all(_opens(folder / name) for name in BUNDLES):
         return folder
     from tests.helpers.tiny import save_tiny_checkpoint  # here: workers do not need PyTorch for most kinds
 
@@ -48,6 +49,8 @@ def build_bases(folder: Path, bundles: Mapping[str, Path] | None = None) -> Path
         _pictures(aside / "formats")
         _released(aside / "released")
         _records(aside)
+        write_sources(aside / "sources")
+        write_models(aside / "models")
         (aside / READY).touch()
     return folder
 

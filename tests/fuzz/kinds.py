@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from tests.fuzz import containers, mutants, mutations, planted, targets
+from tests.fuzz import containers, mutants, mutations, planted, sources, targets
 from tests.fuzz.bases import GALLERIES
 
 
@@ -63,6 +63,7 @@ IN_FORMAT = {"png": 5, "jpeg": 3, "tiff": 5, "webp": 3, "gif": 2, "bmp": 3, "hei
 CHECKPOINTS = ("features.ckpt", "pictures.ckpt")
 RELEASED = tuple(f"released/{name}.pth.tar" for name in ("cross_attention_new", "gate_fusion_new", "gate_fusion"))
 RESULT = "camp-sdk/self-tests/key.json"
+DECLARED = ("sources/declared",)
 GALLERY = tuple(f"galleries/{name}" for name in GALLERIES)
 
 
@@ -76,6 +77,16 @@ def _picture(name: str) -> Kind:
     mutation = containers.mutated_png if name == "png" else mutations.mutated_bytes
     bases = tuple(f"formats/{number}.{name}" for number in range(IN_FORMAT[name]))
     return Kind(f"picture.{name}", 9, bases, one_file(mutation), targets.picture, (1, 1, 1))
+
+
+def _source(name: str, mutation: mutants.Mutation, file: str) -> Kind:
+    write = in_folder(mutation, file)
+    return Kind(f"source.{name}", 6, (f"sources/{name}",), write, sources.imported(name), (1, 1))
+
+
+def _model(file: str, mutation: mutants.Mutation) -> Kind:
+    bases = tuple(f"models/{name}" for name in sources.PUBLISHED)
+    return Kind(f"published.{file}", 4, bases, in_folder(mutation, file), sources.published_model, heavy=True)
 
 
 LIGHT = (
@@ -92,6 +103,20 @@ LIGHT = (
     *map(_picture, IN_FORMAT),
     Kind("engine", 8, ("engines",), mutants.engine_record, targets.engine_records),
     Kind("selftest", 5, ("selftest.json",), one_file(mutations.mutated_json, RESULT), targets.self_test_result),
+    _source("coco", mutations.mutated_json, "c.json"),
+    _source("karpathy", mutations.mutated_json, "k.json"),
+    _source("flickr30k", sources.mutated_columns, "t.token"),
+    _source("csv", sources.mutated_columns, "t.csv"),
+    _source("butd", sources.mutated_columns, "f.tsv"),
+    Kind("source.rows", 6, DECLARED, in_folder(mutations.mutated_lines, "train/*.jsonl"), sources.declared, (1, 1)),
+    Kind("source.root", 4, DECLARED, in_folder(mutations.mutated_json, "dataset.json"), sources.declared, (1, 1)),
+)
+MODELS = (
+    _model("config.json", mutations.mutated_json),
+    _model("tokenizer.json", mutations.mutated_json),
+    _model("tokenizer_config.json", mutations.mutated_json),
+    _model("preprocessor_config.json", mutations.mutated_json),
+    _model("model.safetensors", sources.mutated_safetensors),
 )
 HEAVY = (
     ("checkpoint", 6, CHECKPOINTS, one_file(zipped, "best.ckpt"), targets.checkpoint),
@@ -101,7 +126,7 @@ HEAVY = (
     ("vocabulary.json", 5, ("released/vocab.json",), one_file(mutations.mutated_json), targets.vocabulary),
     ("run", 5, ("run",), mutants.run_record, targets.run_record),
 )
-ALL = (*LIGHT, *(Kind(*parts, heavy=True) for parts in HEAVY))
+ALL = (*LIGHT, *(Kind(*parts, heavy=True) for parts in HEAVY), *(MODELS if sources.HAS_TRANSFORMERS else ()))
 # Targets that do harm, by which the tests of the campaign see that it sees them. No campaign runs them unasked.
 PLANTED = tuple(
     Kind(f"planted.{harm}", 0, ("selftest.json",), one_file(mutations.mutated_bytes), partial(planted.harmful, harm))

@@ -130,6 +130,25 @@ def _checkpoint_state(bases: Path, folder: Path) -> str:
     return NEW
 
 
+# A data set
+
+
+def _import_data(bases: Path, folder: Path) -> None:
+    source = bases / "sources" / "csv"
+    columns = ("--file-column", "image", "--caption-column", "caption")
+    camp("data", "csv", source / "t.csv", "--images", source / "pictures", *columns, "--output", folder / OUTPUT)
+
+
+def _data_state(bases: Path, folder: Path) -> str:
+    from camp_sdk import load_split
+
+    if not (folder / OUTPUT).exists():
+        return ABSENT
+    split = load_split(folder / OUTPUT, "train")
+    assert (len(split.images), len(split.captions)) == (3, 9)
+    return NEW
+
+
 # Engines in a bundle
 
 
@@ -186,6 +205,7 @@ OPERATIONS = (
     Operation("gallery save", 30, lambda b, f: _save(b, f, 2), lambda b, f: _save(b, f, 6), _gallery_state),
     Operation("camp encode", 25, lambda b, f: _save(b, f, 2), _encode, _gallery_state),
     Operation("camp import", 25, _nothing, _import, _checkpoint_state, once=True),
+    Operation("camp data", 15, _nothing, _import_data, _data_state, once=True),
     Operation("camp export", 6, _old_bundle, _export, _bundle_state),
     *([Operation("camp build", 7, _bundle_to_build, _build, _engine_state)] if _has_rtx() else []),
     Operation("training", 7, _nothing, _train, _run_state),
