@@ -149,7 +149,7 @@ def test_a_gallery_is_encoded_once_and_ranked_many_times(
         found = json.loads(camp("rank", picture_bundle, *asked).out)
         matches = [match_as_dict(match) for match in picture_retriever.rank(query, opened)]
         assert found == {
-            "rankings": [{"query": query, "unknown_words": [], "matches": matches}],
+            "rankings": [{"query": query, "unknown_words": [], "shortlist": None, "matches": matches}],
             "skipped": [],
             "passed_over": [],
         }
@@ -209,7 +209,7 @@ def test_a_shortlist_shorter_than_the_answer_is_refused_first(camp: Camp, pictur
     result = camp("rank", picture_bundle, "--images", scenes / "test", "--query", QUERY, "--shortlist", 2)
     assert (result.code, result.err) == (
         1,
-        "error: --shortlist is 2: expected a whole number, at least --top-k = 5, or None\n",
+        "error: --shortlist is 2: expected a whole number, at least --top-k = 5, or 0 to score every item\n",
     )
 
 
@@ -233,8 +233,8 @@ def test_rank_json_is_in_order(camp: Camp, picture_bundle: Path, scenes: Path, p
     paths = sorted((scenes / "test").glob("*.png"))
     expected = picture_retriever.rank(QUERY, paths, 3)
     assert list(answer) == ["rankings", "skipped", "passed_over"]
-    ((query, unknown, matches),) = (one.values() for one in answer["rankings"])
-    assert (query, unknown, answer["skipped"]) == (QUERY, [], [])
+    ((query, unknown, shortlist, matches),) = (one.values() for one in answer["rankings"])
+    assert (query, unknown, shortlist, answer["skipped"]) == (QUERY, [], None, [])
     assert [match["rank"] for match in matches] == [1, 2, 3]
     assert [match["document"] for match in matches] == [match.document for match in expected]
     assert [match["logit"] for match in matches] == sorted((m.logit for m in expected), reverse=True)

@@ -411,14 +411,16 @@ def test_a_shortlist_of_everything_is_the_exhaustive_ranking(
     feature_retriever: Retriever, many: NDArray[np.float32]
 ) -> None:
     gallery = feature_retriever.encode_images(many)
-    assert feature_retriever.rank(QUERY, gallery, 5, shortlist=100) == feature_retriever.rank(QUERY, gallery, 5)
+    every = feature_retriever.rank(QUERY, gallery, 5)
+    assert feature_retriever.rank(QUERY, gallery, 5, shortlist=100) == every
+    assert feature_retriever.rank(QUERY, gallery, 5, shortlist=0) == every
 
 
-@pytest.mark.parametrize("shortlist", [4, 0, -1, 2.5, "9", True])
+@pytest.mark.parametrize("shortlist", [4, -1, 2.5, "9", True, False])
 def test_a_shortlist_that_is_none_is_refused(
     feature_retriever: Retriever, many: NDArray[np.float32], shortlist: Any
 ) -> None:
-    with pytest.raises(InputError, match="expected a whole number, at least `top_k` = 5, or None"):
+    with pytest.raises(InputError, match="expected a whole number, at least `top_k` = 5, or 0 to score"):
         feature_retriever.rank(QUERY, many, 5, shortlist=shortlist)
 
 
