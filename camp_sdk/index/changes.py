@@ -5,14 +5,24 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from camp_sdk.index.metadata import field_rows, read_metadata
-from camp_sdk.index.schema import ID_BITS, MAX_ID, State, row_range
+from camp_sdk.index.schema import MAX_NUMBER, NUMBER_BITS, State, row_range
 from camp_sdk.runtime.errors import BundleError, InputError
 
-COLUMNS = "key, file, text, size, mtime_ns, digest, metadata"
+INSERT = (
+    "INSERT INTO items (number, position, key, file, text, size, mtime_ns, digest, metadata) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+FIND = "SELECT number, position, metadata FROM items"
 DELETED_ROWS = 1000  # in one transaction
+
+
+class _Found(NamedTuple):
+    number: int
+    position: int
+    metadata: str
 
 
 @dataclass(frozen=True)
@@ -78,17 +88,16 @@ class Changes:
             Whether there was one.
         """
         old = self._find(entry.key)
-        metadata = entry.metadata or (old[1] if old else "{}")
+        metadata = entry.metadata or (old.metadata if old else "{}")
         if old:
             self._delete(*old)
-        number = self.state.next_id
-        if number > MAX_ID:
-            raise InputError(f"an index takes {MAX_ID} items in its life: copy this one to a new index")
-        self.state = replace(self.state, next_id=number + 1, items=self.state.items + 1)
-        self._connection.execute(
-            f"INSERT INTO items (id, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - names of columns
-            (number, entry.key, entry.file, entry.text, entry.size, entry.mtime_ns, entry.digest, metadata),
-        )
+        position = self.state.next_position
+        if position > MAX_NUMBER:
+            raise InputError(f"an index takes {MAX_NUMBER} items in its life: copy this one to a new index")
+        number = self._free_number()
+        self.state = replace(self.state, next_position=position + 1, items=self.state.items + 1)
+        details = entry.key, entry.file, entry.text, entry.size, entry.mtime_ns, entry.digest, metadata
+        self._connection.execute(INSERT, (number, position, *details))
         self._insert_fields(number, metadata)
         put_encoded(self._connection, self.state.generation, number, encoded)
         return bool(old)
@@ -103,11 +112,11 @@ class Changes:
         if not old:
             return False
         self._connection.execute(
-            "UPDATE items SET file = ?, size = ?, mtime_ns = ? WHERE id = ?",
-            (entry.file, entry.size, entry.mtime_ns, old[0]),
+            "UPDATE items SET file = ?, size = ?, mtime_ns = ? WHERE number = ?",
+            (entry.file, entry.size, entry.mtime_ns, old.number),
         )
-        if entry.metadata is not None and entry.metadata != old[1]:
-            self._set_metadata(*old, entry.metadata)
+        if entry.metadata is not None and entry.metadata != old.metadata:
+            self._set_metadata(old, entry.metadata)
         return True
 
     def set_metadata(self, key: str, metadata: str) -> bool:
@@ -118,7 +127,7 @@ class Changes:
         """
         old = self._find(key)
         if old:
-            self._set_metadata(*old, metadata)
+            self._set_metadata(old, metadata)
         return bool(old)
 
     def remove(self, key: str) -> bool:
@@ -132,11 +141,11 @@ class Changes:
             self._delete(*old)
         return bool(old)
 
-    def remove_numbered(self, number: int) -> None:
-        """Remove the item with an id, if it is still there."""
-        found = self._connection.execute("SELECT metadata FROM items WHERE id = ?", (number,)).fetchone()
+    def remove_at(self, position: int) -> None:
+        """Remove the item at a position, if it is still there."""
+        found = self._connection.execute(f"{FIND} WHERE position = ?", (position,)).fetchone()
         if found:
-            self._delete(number, found[0])
+            self._delete(*found)
 
     def set_shapes(self, shapes: str) -> None:
         """Note the shapes of the first item's tensors."""
@@ -158,29 +167,37 @@ class Changes:
         """Write the new state."""
         state = self.state
         self._connection.execute(
-            "UPDATE state SET generation = ?, version = ?, epoch = ?, next_id = ?, items = ?",
-            (state.generation, self._version, state.epoch, state.next_id, state.items),
+            "UPDATE state SET generation = ?, version = ?, epoch = ?, next_position = ?, items = ?",
+            (state.generation, self._version, state.epoch, state.next_position, state.items),
         )
 
-    def _find(self, key: str) -> tuple[int, str] | None:
-        found: tuple[int, str] | None = self._connection.execute(
-            "SELECT id, metadata FROM items WHERE key = ?", (key,)
-        ).fetchone()
-        return found
+    def _find(self, key: str) -> _Found | None:
+        row = self._connection.execute(f"{FIND} WHERE key = ?", (key,)).fetchone()
+        return None if row is None else _Found(*row)
 
-    def _delete(self, number: int, metadata: str) -> None:
+    def _free_number(self) -> int:
+        """The number that an item removed has left, or the first that none had."""
+        row = self._connection.execute("SELECT min(number) FROM free").fetchone()
+        if row[0] is None:
+            return self.state.items + 1  # all up to this one are in use
+        self._connection.execute("DELETE FROM free WHERE number = ?", row)
+        return int(row[0])
+
+    def _delete(self, number: int, position: int, metadata: str) -> None:
         self._delete_fields(number, metadata)
-        self._connection.execute("DELETE FROM items WHERE id = ?", (number,))
-        self._connection.execute("INSERT INTO removed VALUES (?, ?)", (self._version, number))
+        self._connection.execute("DELETE FROM items WHERE number = ?", (number,))
+        self._connection.execute("INSERT INTO free VALUES (?)", (number,))
+        self._connection.execute("INSERT INTO removed VALUES (?, ?)", (self._version, position))
         generations = self._connection.execute("SELECT generation FROM generations").fetchall()
-        rows = [((generation << ID_BITS) | number,) for (generation,) in generations]
+        rows = [((generation << NUMBER_BITS) | number,) for (generation,) in generations]
         self._connection.executemany("DELETE FROM vectors WHERE row = ?", rows)
         self._connection.executemany("DELETE FROM tensors WHERE row = ?", rows)
         self.state = replace(self.state, items=self.state.items - 1)
 
-    def _set_metadata(self, number: int, old: str, new: str) -> None:
-        self._delete_fields(number, old)
-        self._connection.execute("UPDATE items SET metadata = ? WHERE id = ?", (new, number))
+    def _set_metadata(self, old: _Found, new: str) -> None:
+        number = old.number
+        self._delete_fields(number, old.metadata)
+        self._connection.execute("UPDATE items SET metadata = ? WHERE number = ?", (new, number))
         self._insert_fields(number, new)
 
     def _insert_fields(self, number: int, metadata: str) -> None:
@@ -193,9 +210,9 @@ class Changes:
         try:
             rows = _fields(number, metadata)
         except BundleError:  # damaged: look through all fields, so that the item can be removed
-            self._connection.execute("DELETE FROM fields WHERE id = ?", (number,))
+            self._connection.execute("DELETE FROM fields WHERE number = ?", (number,))
             return
-        statement = "DELETE FROM fields WHERE field = ? AND kind = ? AND value = ? AND id = ?"
+        statement = "DELETE FROM fields WHERE field = ? AND kind = ? AND value = ? AND number = ?"
         self._connection.executemany(statement, rows)
 
 
@@ -205,10 +222,10 @@ def put_encoded(connection: sqlite3.Connection, generation: int, number: int, en
     Args:
         connection: The writer's transaction.
         generation: The generation.
-        number: The item's id.
+        number: The item's number.
         encoded: What it was encoded to.
     """
-    row = (generation << ID_BITS) | number
+    row = (generation << NUMBER_BITS) | number
     connection.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", (row, encoded.length, encoded.vector))
     connection.execute("INSERT OR REPLACE INTO tensors VALUES (?, ?)", (row, encoded.tensors))
 

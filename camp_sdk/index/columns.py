@@ -1,4 +1,4 @@
-"""What an open index keeps of all items: ids, lengths and global vectors, of one state at a time."""
+"""What an open index keeps of all items: positions, numbers, lengths and global vectors, of one state at a time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.index.database import Database
-from camp_sdk.index.schema import MAX_ID, State
-from camp_sdk.index.vector_file import Ids, Mapped, Origin, Vectors, read_vectors, write_vectors
-from camp_sdk.index.where import Condition, Lookup, Mask, ids_of
+from camp_sdk.index.schema import MAX_NUMBER, State
+from camp_sdk.index.vector_file import Ints, Mapped, Origin, Rows, Vectors, read_vectors, write_vectors
+from camp_sdk.index.where import Condition, Lookup, Mask, numbers_of
 from camp_sdk.runtime.errors import BundleError
 
 READ_ROWS = 4096  # at a time
 FILE_ROWS = 4096  # fewer are read from the index itself, quickly
 STALE = 8  # one in so many rows may be missing from the file before it is written again
+NEW = (
+    "SELECT position, number, length, CASE WHEN typeof(vector) = 'blob' AND length(vector) = ? THEN vector END "
+    "FROM items JOIN vectors ON vectors.row = items.number | ? WHERE position > ? ORDER BY position"
+)
 REPAIR = "run `compact`, or make the index again"
 
 
@@ -29,7 +33,8 @@ class Columns:
 
     Args:
         state: The state.
-        ids: The id of each item [n], ascending, with those of items removed since the file was written.
+        positions: The position of each item [n], ascending, with those of items removed since the file was written.
+        numbers: The number of each item [n]; that of an item removed may be another's by now.
         lengths: The number of words of each item [n]; 0 for images.
         parts: Their global vectors [n_k, d], one part after another; the first may be memory-mapped.
         alive: Which of the items are in the index [n].
@@ -37,8 +42,9 @@ class Columns:
     """
 
     state: State
-    ids: Ids
-    lengths: Ids
+    positions: Ints
+    numbers: Ints
+    lengths: Ints
     parts: tuple[Vectors, ...]
     alive: Mask
     whole: int
@@ -48,12 +54,20 @@ class Columns:
         """Where the items of the index stand in the columns."""
         return np.flatnonzero(self.alive)
 
-    def mask(self, ids: Ids) -> Mask:
-        """Which items have one of these ids."""
-        found = np.zeros(len(self.ids), np.bool_)
-        if len(self.ids):
-            places = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
-            found[places[self.ids[places] == ids]] = True
+    @cached_property
+    def by_number(self) -> tuple[Ints, NDArray[np.intp]]:
+        """The numbers of the items of the index, ascending, and where these items stand in the columns."""
+        numbers = self.numbers[self.places]
+        order = np.argsort(numbers, kind="stable")  # the fast one here: most numbers ascend already
+        return numbers[order], self.places[order]
+
+    def mask(self, numbers: Ints) -> Mask:
+        """Which items have one of these numbers."""
+        found = np.zeros(len(self.positions), np.bool_)
+        known, places = self.by_number
+        if len(known):
+            at = np.searchsorted(known, numbers).clip(max=len(known) - 1)
+            found[places[at[known[at] == numbers]]] = True
         return found
 
     def chosen(self, connection: sqlite3.Connection, condition: Condition | None) -> NDArray[np.intp]:
@@ -69,38 +83,43 @@ class Columns:
 
         def select(lookup: Lookup) -> Mask:
             if lookup not in masks:
-                masks[lookup] = self.mask(ids_of(connection, lookup))
+                masks[lookup] = self.mask(numbers_of(connection, lookup))
             return masks[lookup]
 
         return np.flatnonzero(condition.mask(select) & self.alive)
 
-    def without(self, ids: Ids) -> Columns:
-        """The columns without some items."""
-        return replace(self, alive=self.alive & ~self.mask(ids))
+    def without(self, positions: Ints) -> Columns:
+        """The columns without the items at some positions."""
+        alive = self.alive.copy()
+        if len(alive):
+            places = np.searchsorted(self.positions, positions).clip(max=len(alive) - 1)
+            alive[places[self.positions[places] == positions]] = False
+        return replace(self, alive=alive)
 
-    def extended(self, ids: Ids, lengths: Ids, vectors: Vectors) -> Columns:
+    def extended(self, more: Columns) -> Columns:
         """The columns with new items at the end."""
-        parts = [*self.parts, vectors]
+        parts = [*self.parts, *more.parts]
         # Parts in memory double in size, so that each vector is copied few times, and there are few parts.
         while len(parts) > 2 and len(parts[-1]) * 2 > len(parts[-2]):
             parts[-2:] = [np.concatenate(parts[-2:])]
         return replace(
             self,
-            ids=np.concatenate([self.ids, ids]),
-            lengths=np.concatenate([self.lengths, lengths]),
+            positions=np.concatenate([self.positions, more.positions]),
+            numbers=np.concatenate([self.numbers, more.numbers]),
+            lengths=np.concatenate([self.lengths, more.lengths]),
             parts=tuple(parts),
-            alive=np.concatenate([self.alive, np.ones(len(ids), np.bool_)]),
+            alive=np.concatenate([self.alive, more.alive]),
         )
 
     @property
     def room(self) -> int:
         """How many more items may follow those of the file, before it is worth writing it again."""
-        return max(FILE_ROWS, self.whole // STALE) - (len(self.ids) - self.whole)
+        return max(FILE_ROWS, self.whole // STALE) - (len(self.positions) - self.whole)
 
     @property
     def due(self) -> bool:
         """Whether most items are no longer in the index."""
-        return len(self.ids) - len(self.places) > max(FILE_ROWS, len(self.ids) // 2)
+        return len(self.positions) - len(self.places) > max(FILE_ROWS, len(self.positions) // 2)
 
 
 class ColumnCache:
@@ -185,48 +204,44 @@ def _whole(columns: Columns | None, state: State) -> bool:
 def _caught_up(connection: sqlite3.Connection, state: State, width: int, earlier: Columns) -> Columns | None:
     """The columns of a state, from those of an earlier one; None if there are many new items."""
     since = (earlier.state.version, state.version)
-    removed = connection.execute("SELECT id FROM removed WHERE version > ? AND version <= ?", since)
+    removed = connection.execute("SELECT position FROM removed WHERE version > ? AND version <= ?", since)
     found = earlier.without(np.fromiter((row[0] for row in removed if isinstance(row[0], int)), np.int64))
-    last = int(earlier.ids[-1]) if len(earlier.ids) else 0
-    first, end = state.rows()
+    last = int(earlier.positions[-1]) if len(earlier.positions) else 0
     limit = max(0, earlier.room) + 1
-    counted = "SELECT count(*) FROM (SELECT 1 FROM vectors WHERE row > ? AND row <= ? LIMIT ?)"
-    if connection.execute(counted, (first + last, end, limit)).fetchone()[0] == limit:
+    counted = "SELECT count(*) FROM (SELECT 1 FROM items WHERE position > ? LIMIT ?)"
+    if connection.execute(counted, (last, limit)).fetchone()[0] == limit:
         return None
     new = list(_rows(connection, state, width, last))
     if new:
-        joined = _joined(state, width, new)
-        found = found.extended(joined.ids, joined.lengths, joined.parts[0])
+        found = found.extended(_joined(state, width, new))
     return replace(found, state=state)
 
 
-def _rows(connection: sqlite3.Connection, state: State, width: int, after: int) -> Iterator[tuple[Ids, Ids, Vectors]]:
-    """The items with ids above ``after``: ids, lengths and vectors, in parts."""
-    first, last = state.rows()
-    cursor = connection.execute(
-        "SELECT row, length, CASE WHEN typeof(vector) = 'blob' AND length(vector) = ? THEN vector END "
-        "FROM vectors WHERE row > ? AND row <= ? ORDER BY row",
-        (4 * width, first + after, last),
-    )
+def _rows(connection: sqlite3.Connection, state: State, width: int, after: int) -> Iterator[Rows]:
+    """The items at positions above ``after``, in parts."""
+    cursor = connection.execute(NEW, (4 * width, state.first_row, after))
     while rows := cursor.fetchmany(READ_ROWS):
-        numbers, lengths, vectors = zip(*rows, strict=True)
-        if None in vectors or not all(isinstance(n, int) and 0 <= n < 1 << 31 for n in lengths):
-            wrong = [number & MAX_ID for number, vector in zip(numbers, vectors, strict=True) if vector is None]
-            raise BundleError(f"the index is damaged: the vector of item {wrong[:1] or numbers[0]} is broken; {REPAIR}")
-        ids = np.array(numbers, np.int64) & MAX_ID
-        yield ids, np.array(lengths, np.int64), np.frombuffer(b"".join(vectors), np.float32).reshape(len(rows), width)
+        *columns, vectors = zip(*rows, strict=True)
+        whole = all(isinstance(n, int) and 0 <= n < MAX_NUMBER for column in columns for n in column)
+        if None in vectors or not whole:
+            raise BundleError(f"the index is damaged: vectors of items {rows[0][0]} and on are broken; {REPAIR}")
+        positions, numbers, lengths = (np.array(column, np.int64) for column in columns)
+        yield positions, numbers, lengths, np.frombuffer(b"".join(vectors), np.float32).reshape(len(rows), width)
 
 
-def _joined(state: State, width: int, rows: list[tuple[Ids, Ids, Vectors]]) -> Columns:
-    empty = np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, width), np.float32)
-    ids, lengths, vectors = (np.concatenate(arrays) for arrays in zip(empty, *rows, strict=True))
-    return Columns(state, ids, lengths, (vectors,), np.ones(len(ids), np.bool_), len(ids))
+def _joined(state: State, width: int, rows: list[Rows]) -> Columns:
+    none = np.empty(0, np.int64)
+    parts = zip((none, none, none, np.empty((0, width), np.float32)), *rows, strict=True)
+    positions, numbers, lengths, vectors = (np.concatenate(arrays) for arrays in parts)
+    alive = np.ones(len(positions), np.bool_)
+    return Columns(state, positions, numbers, lengths, (vectors,), alive, len(positions))
 
 
 def _of_file(mapped: Mapped, state: State) -> Columns:
-    origin, alive = mapped.origin, np.ones(len(mapped.ids), np.bool_)
+    origin, alive = mapped.origin, np.ones(len(mapped.positions), np.bool_)
     then = replace(state, version=origin.version)
-    return Columns(then, mapped.ids, mapped.lengths, (mapped.vectors,), alive, origin.count)
+    columns = mapped.positions, mapped.numbers, mapped.lengths
+    return Columns(then, *columns, (mapped.vectors,), alive, origin.count)
 
 
 def _origin(state: State, width: int) -> Origin:

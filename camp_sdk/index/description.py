@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from camp_sdk.index.items import IndexInfo
-from camp_sdk.index.schema import ID_BITS
+from camp_sdk.index.schema import NUMBER_BITS
 from camp_sdk.index.snapshot import Snapshot
 
 
@@ -34,5 +34,7 @@ def describe(snapshot: Snapshot, path: Path) -> IndexInfo:
         vector_bytes=4 * layout.width,
         file_bytes=pages * size,
         free_bytes=free * size,
-        reencoding=connection.execute(begun, (latest << ID_BITS,)).fetchone()[0] if latest > state.generation else None,
+        reencoding=connection.execute(begun, (latest << NUMBER_BITS,)).fetchone()[0]
+        if latest > state.generation
+        else None,
     )

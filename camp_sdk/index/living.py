@@ -189,7 +189,7 @@ class Index:
     def keys(self) -> Iterator[str]:
         """Every key, in the order in which items were added."""
         with self._database.reading() as connection:
-            for row in connection.execute("SELECT key FROM items ORDER BY id"):
+            for row in connection.execute("SELECT key FROM items ORDER BY position"):
                 yield row[0]
 
     def where(self, conditions: Mapping[str, Any]) -> Iterator[IndexItem]:

@@ -17,7 +17,7 @@ from camp_sdk.index.arrivals import file_of
 from camp_sdk.index.changes import Changes, EncodedRow, delete_encoded, put_encoded
 from camp_sdk.index.database import Database
 from camp_sdk.index.layout import Layout, as_json, check_shapes, make_layout, shapes_in
-from camp_sdk.index.schema import ID_BITS, MAX_GENERATION, State, read_state
+from camp_sdk.index.schema import MAX_GENERATION, NUMBER_BITS, State, read_state
 from camp_sdk.model import Model
 from camp_sdk.runtime.engines.base import Arrays
 from camp_sdk.runtime.errors import InputError
@@ -27,15 +27,17 @@ Sources = Mapping[str, Any] | Callable[[str], Any]
 
 READ_ITEMS = 512  # at a time; each time, what others have removed meanwhile is noticed
 NOT_YET = (
-    "SELECT id, key, file, text FROM items WHERE id > ? "
-    "AND NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.row = items.id | ?) ORDER BY id LIMIT ?"
+    "SELECT number, position, key, file, text FROM items WHERE number > ? "
+    "AND NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.row = items.number | ?) ORDER BY number LIMIT ?"
 )
+SAME = "SELECT 1 FROM items WHERE number = ? AND position = ?"  # not another that took its number meanwhile
 WITHOUT_SOURCE = "SELECT count(*), min(key) FROM items WHERE file IS NULL AND text IS NULL"
 
 
 @dataclass(frozen=True)
 class _Item:
     number: int
+    position: int
     key: str
     source: Any
 
@@ -60,7 +62,7 @@ class Reencoding:
         self._shapes: str | None = None
         self._generation = 0
         self._precision = ""
-        self._left_out: set[int] = set()  # ids of items that cannot be read
+        self._left_out: set[int] = set()  # positions of items that cannot be read
 
     def run(self, precision: str | None) -> None:
         """Encode what is not encoded yet, and switch.
@@ -124,10 +126,12 @@ class Reencoding:
                 self._store(chosen, rows)
 
     def _next(self, last: int) -> list[_Item]:
-        prefix = self._generation << ID_BITS
+        prefix = self._generation << NUMBER_BITS
         with self._database.reading() as connection:
             rows = connection.execute(NOT_YET, (last, prefix, READ_ITEMS)).fetchall()
-        return [_Item(number, key, self._source(key, file, text)) for number, key, file, text in rows]
+        return [
+            _Item(number, position, key, self._source(key, file, text)) for number, position, key, file, text in rows
+        ]
 
     def _source(self, key: str, file: Any, text: Any) -> Any:
         if text is not None:
@@ -149,7 +153,7 @@ class Reencoding:
             for batch, tensors in batches:
                 broken = {one.index for one in batch.skipped}
                 taken = items[done : done + len(batch)]
-                self._left_out |= {item.number for place, item in enumerate(taken, start=done) if place in broken}
+                self._left_out |= {item.position for place, item in enumerate(taken, start=done) if place in broken}
                 good = [item for place, item in enumerate(taken, start=done) if place not in broken]
                 done += len(batch)
                 if tensors is not None:
@@ -173,7 +177,7 @@ class Reencoding:
             )
             for item, row in zip(items, rows, strict=True):
                 done += 1
-                if connection.execute("SELECT 1 FROM items WHERE id = ?", (item.number,)).fetchone():
+                if connection.execute(SAME, (item.number, item.position)).fetchone():
                     put_encoded(connection, self._generation, item.number, row)
         self._on_progress(done)
 
@@ -182,9 +186,9 @@ class Reencoding:
         with self._database.writing() as connection:
             self._check_begun(connection)
             changes = Changes(connection, self._state(connection))
-            for number in self._left_out:
-                changes.remove_numbered(number)
-            if connection.execute(NOT_YET, (0, self._generation << ID_BITS, 1)).fetchone():
+            for position in self._left_out:
+                changes.remove_at(position)
+            if connection.execute(NOT_YET, (0, self._generation << NUMBER_BITS, 1)).fetchone():
                 if self._left_out:
                     changes.finish()
                 return False

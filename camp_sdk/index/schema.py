@@ -1,7 +1,10 @@
 """The tables of an index, and the check that a file holds exactly these: an index may come from anywhere.
 
-A row of `vectors` and `tensors` belongs to one item in one generation: its number is generation << 40 | id. A
-generation is the index as one bundle encoded it; `reencode` fills the next one while readers stay on the current one.
+An item has a position, which grows with every item and is never used again, and a number, which the next item takes
+when the item is removed: new rows then fill the pages that old ones left, and the file does not grow.
+
+A row of `vectors` and `tensors` belongs to one item in one generation: it is generation << 40 | number. A generation is
+the index as one bundle encoded it; `reencode` fills the next one while readers stay on the current one.
 """
 
 from __future__ import annotations
@@ -18,30 +21,33 @@ from camp_sdk.runtime.messages import brief
 
 APPLICATION_ID = 0x43414D50  # "CAMP"
 FORMAT_VERSION = 1
-ID_BITS = 40
-MAX_ID, MAX_GENERATION = (1 << ID_BITS) - 1, (1 << 20) - 1
+NUMBER_BITS = 40
+MAX_NUMBER, MAX_GENERATION = (1 << NUMBER_BITS) - 1, (1 << 20) - 1
 MAX_SHAPES = 1 << 16  # characters
 KINDS = ("image", "text")
 MAKE_AGAIN = "make the index again, or take it from a backup"
 
 TABLES = {
     "state": "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, kind TEXT NOT NULL, "
-    "generation INTEGER NOT NULL, version INTEGER NOT NULL, epoch INTEGER NOT NULL, next_id INTEGER NOT NULL, "
+    "generation INTEGER NOT NULL, version INTEGER NOT NULL, epoch INTEGER NOT NULL, next_position INTEGER NOT NULL, "
     "items INTEGER NOT NULL)",
     "generations": "CREATE TABLE generations (generation INTEGER PRIMARY KEY, bundle TEXT NOT NULL, "
     "precision TEXT NOT NULL, shapes TEXT)",
-    "items": "CREATE TABLE items (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, file BLOB, text TEXT, "
-    "size INTEGER, mtime_ns INTEGER, digest BLOB, metadata TEXT NOT NULL)",
+    "items": "CREATE TABLE items (number INTEGER PRIMARY KEY, position INTEGER NOT NULL UNIQUE, "
+    "key TEXT NOT NULL UNIQUE, file BLOB, text TEXT, size INTEGER, mtime_ns INTEGER, digest BLOB, "
+    "metadata TEXT NOT NULL)",
     # One row for each value in an item's metadata, by which `where` finds items without reading them.
-    "fields": "CREATE TABLE fields (field TEXT NOT NULL, kind INTEGER NOT NULL, value, id INTEGER NOT NULL, "
-    "PRIMARY KEY (field, kind, value, id)) WITHOUT ROWID",
+    "fields": "CREATE TABLE fields (field TEXT NOT NULL, kind INTEGER NOT NULL, value, number INTEGER NOT NULL, "
+    "PRIMARY KEY (field, kind, value, number)) WITHOUT ROWID",
     "vectors": "CREATE TABLE vectors (row INTEGER PRIMARY KEY, length INTEGER NOT NULL, vector BLOB NOT NULL)",
     "tensors": "CREATE TABLE tensors (row INTEGER PRIMARY KEY, tensors BLOB NOT NULL)",
     # The items removed since the last `compact`, for readers that remember an older state.
-    "removed": "CREATE TABLE removed (version INTEGER NOT NULL, id INTEGER NOT NULL, PRIMARY KEY (version, id)) "
-    "WITHOUT ROWID",
+    "removed": "CREATE TABLE removed (version INTEGER NOT NULL, position INTEGER NOT NULL, "
+    "PRIMARY KEY (version, position)) WITHOUT ROWID",
+    # The numbers that items removed have left.
+    "free": "CREATE TABLE free (number INTEGER PRIMARY KEY)",
 }
-AUTOMATIC = {("index", "sqlite_autoindex_items_1", None)}  # of UNIQUE
+AUTOMATIC = {("index", f"sqlite_autoindex_items_{k}", None) for k in (1, 2)}  # of UNIQUE
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class State:
         generation: The generation that is read.
         version: Counts the changes.
         epoch: Counts the changes after which nothing remembered of the index holds.
-        next_id: The id of the next item.
+        next_position: The position of the next item.
         items: The number of items.
         bundle: The fingerprint of the bundle that encoded them.
         precision: How their tensors are stored.
@@ -66,7 +72,7 @@ class State:
     generation: int
     version: int
     epoch: int
-    next_id: int
+    next_position: int
     items: int
     bundle: str
     precision: str
@@ -75,7 +81,7 @@ class State:
     @property
     def first_row(self) -> int:
         """The number before all rows of this generation."""
-        return self.generation << ID_BITS
+        return self.generation << NUMBER_BITS
 
     def rows(self) -> tuple[int, int]:
         """The first and the last possible row of this generation."""
@@ -84,7 +90,7 @@ class State:
 
 def row_range(generation: int) -> tuple[int, int]:
     """The first and the last possible row of a generation."""
-    return generation << ID_BITS, (generation << ID_BITS) | MAX_ID
+    return generation << NUMBER_BITS, (generation << NUMBER_BITS) | MAX_NUMBER
 
 
 def create_tables(connection: sqlite3.Connection, kind: str, bundle: str, precision: str) -> None:
@@ -131,7 +137,7 @@ def read_state(connection: sqlite3.Connection, path: str) -> State:
         BundleError: A value is not what an index holds.
     """
     found = connection.execute(
-        "SELECT name, kind, state.generation, version, epoch, next_id, items, bundle, precision, shapes "
+        "SELECT name, kind, state.generation, version, epoch, next_position, items, bundle, precision, shapes "
         "FROM state JOIN generations ON generations.generation = state.generation"
     ).fetchall()
     if len(found) != 1 or not _is_state(found[0]):
@@ -140,13 +146,13 @@ def read_state(connection: sqlite3.Connection, path: str) -> State:
 
 
 def _is_state(row: tuple[Any, ...]) -> bool:
-    name, kind, generation, version, epoch, next_id, items, bundle, precision, shapes = row
-    texts, numbers = (name, bundle), (generation, version, epoch, next_id, items)
+    name, kind, generation, version, epoch, next_position, items, bundle, precision, shapes = row
+    texts, numbers = (name, bundle), (generation, version, epoch, next_position, items)
     return (
         all(isinstance(text, str) and len(text) <= 100 for text in texts)
         and all(isinstance(number, int) and number >= 0 for number in numbers)
         and generation <= MAX_GENERATION
-        and items < next_id <= MAX_ID
+        and items < next_position <= MAX_NUMBER
         and kind in KINDS
         and precision in (GALLERY_PRECISIONS if kind == "image" else ("float32",))
         and (shapes is None or (isinstance(shapes, str) and len(shapes) <= MAX_SHAPES))

@@ -31,7 +31,7 @@ from camp_sdk.runtime.messages import brief
 
 Places = NDArray[np.intp]
 
-ITEM = "SELECT key, file, text, metadata FROM items WHERE id = ?"
+ITEM = "SELECT key, file, text, metadata FROM items WHERE number = ?"
 MAX_TRIES = 1000  # to begin with a state that no other thread has gone past
 
 
@@ -59,7 +59,7 @@ class Snapshot:
 
     def items(self, places: Places) -> Iterator[IndexItem]:
         """The items at some places."""
-        for number in self.store.columns.ids[places].tolist():
+        for number in self.store.columns.numbers[places].tolist():
             with self.store.lock:
                 row = self.store.connection.execute(ITEM, (number,)).fetchone()
             if row is None:

@@ -53,7 +53,7 @@ class Store:
         """
         lengths = self.columns.lengths[places]
         if self.layout.parts:
-            blobs = self._blobs(self.columns.ids[places], lengths)
+            blobs = self._blobs(self.columns.numbers[places], lengths)
             tensors = self.layout.unpack(blobs, lengths)
         else:
             tensors = {}
@@ -65,10 +65,10 @@ class Store:
         """The tensors of texts."""
         return encoded_texts(self.read(places), self.columns.lengths[places], self.layout)
 
-    def _blobs(self, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[bytes]:
+    def _blobs(self, numbers: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[bytes]:
         first, blobs = self.state.first_row, []
         with self.lock:
-            for number, length in zip(ids.tolist(), lengths.tolist(), strict=True):
+            for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
                 row = self.connection.execute(BLOB, (self.layout.nbytes(length), first + number)).fetchone()
                 if row is None or row[0] is None:
                     raise BundleError(f"the tensors of item {number} are damaged: remove the item, and add it again")

@@ -1,9 +1,7 @@
-"""The derived file beside an index: ids, lengths and global vectors, memory-mapped. It can be made again at any time.
+"""The derived file beside an index: what is kept of all items, memory-mapped. It can be made again at any time.
 
-header, 4096 bytes    what it was made of, and check sums
-ids                   int64 [n], ascending
-lengths               int64 [n]
-vectors               float32 [n, d]
+It holds a header of 4096 bytes (what it was made of, and check sums), the positions of the items, ascending, their
+numbers, and their lengths, int64 [n] each, and the global vectors, float32 [n, d].
 """
 
 from __future__ import annotations
@@ -22,13 +20,14 @@ from numpy.typing import NDArray
 from camp_sdk.runtime.files import forget_pages, write_aside
 
 MAGIC = b"camp-sdk vectors"
-HEADER = struct.Struct("<16sI32sQQQQQIII")  # and the check sum of these, 4 bytes
+HEADER = struct.Struct("<16sI32sQQQQQIIII")  # and the check sum of these, 4 bytes
 HEADER_BYTES = 4096
 FORMAT_VERSION = 1
 CHECK_ROWS = 4096  # read at a time
 
 Vectors = NDArray[np.float32]
-Ids = NDArray[np.int64]
+Ints = NDArray[np.int64]
+Rows = tuple[Ints, Ints, Ints, Vectors]  # positions, numbers, lengths, vectors
 
 
 @dataclass(frozen=True)
@@ -57,25 +56,26 @@ class Mapped:
     """The content of a file."""
 
     origin: Origin
-    ids: Ids
-    lengths: Ids
+    positions: Ints
+    numbers: Ints
+    lengths: Ints
     vectors: Vectors
 
 
-def write_vectors(path: Path, origin: Origin, rows: Iterable[tuple[Ids, Ids, Vectors]]) -> None:
+def write_vectors(path: Path, origin: Origin, rows: Iterable[Rows]) -> None:
     """Write a file, completely or not at all.
 
     Args:
         path: The file.
         origin: What it is made of.
-        rows: The ids, lengths and vectors of the items, in parts.
+        rows: The items, in parts.
 
     Raises:
         OSError: It cannot be written.
         ValueError: There are not as many rows as the origin says.
     """
     places = _places(origin)
-    sums, done = [0, 0, 0], 0
+    sums, done = [0, 0, 0, 0], 0
     with write_aside(path) as aside, aside.open("wb") as file:
         for part in rows:
             for k, array in enumerate(part):
@@ -86,7 +86,7 @@ def write_vectors(path: Path, origin: Origin, rows: Iterable[tuple[Ids, Ids, Vec
             done += len(part[0])
         if done != origin.count:
             raise ValueError(f"{done} rows, expected {origin.count}")
-        file.truncate(places[3])
+        file.truncate(places[4])
         file.seek(0)
         file.write(_header(origin, sums))
 
@@ -112,17 +112,16 @@ def _read(file: IO[bytes]) -> Mapped | None:
     magic, version, *fields = HEADER.unpack(header[:-4])
     origin, sums = Origin(*fields[:6]), fields[6:]
     places = _places(origin)
-    if magic != MAGIC or version != FORMAT_VERSION or os.fstat(file.fileno()).st_size != places[3] or not origin.count:
+    if magic != MAGIC or version != FORMAT_VERSION or os.fstat(file.fileno()).st_size != places[4] or not origin.count:
         return None
-    shapes: list[tuple[Any, Any]] = [("<i8", (origin.count,)), ("<i8", (origin.count,))]
-    ids, lengths = (np.memmap(file, dtype, "r", places[k], shape) for k, (dtype, shape) in enumerate(shapes))
-    vectors = _map_vectors(file, places[2], origin)
-    for array, expected in zip((ids, lengths, vectors), sums, strict=True):
+    columns = [np.memmap(file, "<i8", "r", place, (origin.count,)) for place in places[:3]]
+    vectors = _map_vectors(file, places[3], origin)
+    for array, expected in zip((*columns, vectors), sums, strict=True):
         if _sum_of(array) != expected:
             return None
-    if (np.diff(ids) <= 0).any() or (lengths < 0).any():
-        return None
-    return Mapped(origin, np.array(ids), np.array(lengths), vectors)
+    positions, numbers, lengths = map(np.array, columns)
+    whole = (np.diff(positions) > 0).all() and positions[0] > 0 and 0 < numbers.min() <= numbers.max() <= positions[-1]
+    return Mapped(origin, positions, numbers, lengths, vectors) if whole and lengths.min() >= 0 else None
 
 
 def _map_vectors(file: IO[bytes], place: int, origin: Origin) -> Vectors:
@@ -143,7 +142,7 @@ def _header(origin: Origin, sums: list[int]) -> bytes:
     return packed + zlib.crc32(packed).to_bytes(4, "little")
 
 
-def _places(origin: Origin) -> tuple[int, int, int, int]:
-    """Where ids, lengths and vectors begin, and where the file ends."""
+def _places(origin: Origin) -> tuple[int, ...]:
+    """Where positions, numbers, lengths and vectors begin, and where the file ends."""
     first, n = HEADER_BYTES, origin.count
-    return first, first + 8 * n, first + 16 * n, first + 16 * n + 4 * n * origin.width
+    return first, first + 8 * n, first + 16 * n, first + 24 * n, first + 24 * n + 4 * n * origin.width

@@ -21,9 +21,9 @@ RANGES = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 OPERATORS = ("equal", "in", *RANGES, "contains", "exists")
 COMBINED = ("and", "or", "not")
 MAX_LEVELS, MAX_CONDITIONS = 16, 1000
-EQUAL = "SELECT id FROM fields WHERE field = ? AND kind = ? AND value = ?"
-EXISTS = "SELECT id FROM fields WHERE field = ? AND kind < ?"
-CONTAINS = "SELECT id FROM fields WHERE field = ? AND kind = ? AND instr(value, ?) > 0"
+EQUAL = "SELECT number FROM fields WHERE field = ? AND kind = ? AND value = ?"
+EXISTS = "SELECT number FROM fields WHERE field = ? AND kind < ?"
+CONTAINS = "SELECT number FROM fields WHERE field = ? AND kind = ? AND instr(value, ?) > 0"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Lookup:
     """The items that one statement finds.
 
     Args:
-        statement: A SELECT of ids, whose text holds no value.
+        statement: A SELECT of numbers, whose text holds no value.
         values: Its parameters.
     """
 
@@ -151,7 +151,7 @@ def _range(field: str, ranges: Mapping[str, Any]) -> Condition:
         if not kinds <= {NUMBER} and not kinds <= {TEXT}:
             raise InputError(f"`where`: {name} of {brief(field)} is {brief(value)}: expected numbers, or text for all")
     compared = " AND ".join(f"value {RANGES[name]} ?" for name in ranges)
-    statement = f"SELECT id FROM fields WHERE field = ? AND kind = ? AND {compared}"  # noqa: S608 - fixed operators
+    statement = f"SELECT number FROM fields WHERE field = ? AND kind = ? AND {compared}"  # noqa: S608 - fixed operators
     return Condition("lookup", (Lookup(statement, (field, kinds.pop(), *ranges.values())),))
 
 
@@ -163,8 +163,8 @@ def _size(condition: Condition | Lookup) -> int:
     return 1 if isinstance(condition, Lookup) else sum(map(_size, condition.parts))
 
 
-def ids_of(connection: sqlite3.Connection, lookup: Lookup) -> NDArray[np.int64]:
-    """The ids that a lookup finds, in any order.
+def numbers_of(connection: sqlite3.Connection, lookup: Lookup) -> NDArray[np.int64]:
+    """The numbers of the items that a lookup finds, in any order.
 
     Args:
         connection: An open transaction.
