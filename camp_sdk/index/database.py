@@ -20,8 +20,15 @@ from camp_sdk.runtime.forks import abandon, watch_forks
 from camp_sdk.runtime.messages import brief
 
 PAGE_BYTES = 8192  # of 4 to 32 KiB, the smallest that reads and writes rows of 74 kB close to as fast as the largest
-CACHE_KIB = 4096  # of each connection
-WAL_BYTES = 64 << 20  # kept of the write-ahead log after it was emptied
+SETTINGS = (
+    # An index is data: nothing that its schema says is run, whatever a later version of SQLite would run.
+    "trusted_schema = OFF",
+    "cell_size_check = ON",
+    "temp_store = MEMORY",
+    "synchronous = FULL",  # a commit is on the disk before it is acknowledged
+    "cache_size = -4096",  # KiB, of each connection
+    f"journal_size_limit = {64 << 20}",  # of the write-ahead log, after it was emptied
+)
 VALUE_BYTES = 1 << 28  # the most that a value of the file may take
 SQLITE_LIMIT_LENGTH = 0
 
@@ -132,29 +139,26 @@ class Database:
                 connection.close()
 
     def _open_first(self) -> sqlite3.Connection:
-        connection = self._open()
         try:
-            check_schema(connection, str(self.path))
-            return connection
+            return self._open(check=True)
         except sqlite3.OperationalError as error:
-            # In a folder where nothing can be written, SQLite can read a file that nobody is writing to.
-            connection.close()
             if "unable to open" not in str(error) or self.beside("wal").exists():
                 raise
+        # In a folder where nothing can be written, SQLite can read a file that nobody is writing to.
+        self._immutable = True
+        return self._open(check=True)
+
+    def _open(self, check: bool = False) -> sqlite3.Connection:
+        mode = "mode=ro&immutable=1" if self._immutable else "mode=rw"
+        connection = _connect(f"{self.path.as_uri()}?{mode}", self.timeout_s)
+        try:
+            for setting in SETTINGS:
+                connection.execute(f"PRAGMA {setting}")
+            if check:
+                check_schema(connection, str(self.path))
         except BaseException:
             connection.close()
             raise
-        self._immutable = True
-        connection = self._open()
-        check_schema(connection, str(self.path))
-        return connection
-
-    def _open(self) -> sqlite3.Connection:
-        mode = "mode=ro&immutable=1" if self._immutable else "mode=rw"
-        connection = _connect(f"{self.path.as_uri()}?{mode}", self.timeout_s)
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         return connection
 
     @contextmanager
@@ -184,9 +188,8 @@ class Database:
         """Errors of SQLite as those of this package."""
         try:
             yield
-        except sqlite3.Error as error:
-            text = str(error)
-            if "locked" in text or "busy" in text:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for messages with text of a damaged file
+            if "locked" in str(error) or "busy" in str(error):
                 raise BusyError(self._who_writes()) from None
             raise _translated(error, self.path) from None
 
@@ -229,10 +232,6 @@ def _connect(uri: str, timeout_s: float) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, timeout_s, isolation_level=None, check_same_thread=False, uri=True)
     if hasattr(connection, "setlimit"):  # Python 3.11
         connection.setlimit(SQLITE_LIMIT_LENGTH, VALUE_BYTES)
-    # An index is data: nothing that its schema says is run, whatever a later version of SQLite would run.
-    connection.execute("PRAGMA trusted_schema = OFF")
-    connection.execute("PRAGMA cell_size_check = ON")
-    connection.execute("PRAGMA temp_store = MEMORY")
     return connection
 
 
@@ -250,7 +249,7 @@ def _check_file(path: Path) -> None:
         raise BundleError(f"{path} is not a file: expected the file of an index")
 
 
-def _translated(error: sqlite3.Error, path: Path) -> Exception:
+def _translated(error: Exception, path: Path) -> Exception:
     text = str(error)
     kinds: list[tuple[str, Callable[[], Exception]]] = [
         ("full", lambda: OSError(errno.ENOSPC, "no space left for this change, the index is as before it", str(path))),

@@ -112,6 +112,8 @@ def layout_of(state: State, manifest: Manifest) -> Layout | None:
     """
     try:
         shapes = shapes_of(state.shapes)
+        if shapes is None and state.items:
+            raise ValueError("it has items, but no shapes of their tensors")
         return None if shapes is None else make_layout(state.kind, manifest, state.precision, shapes)
     except ValueError as error:
         raise BundleError(f"the index does not fit its bundle ({error}): make the index again") from None
