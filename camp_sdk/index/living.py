@@ -47,17 +47,19 @@ class Index:
 
     Args:
         path: The file.
-        model: The network that encodes the items.
+        model: The network that encodes the items; None for what needs none, such as removing them.
         timeout_s: How long a change waits for another writer to finish, in seconds.
     """
 
-    def __init__(self, path: Path, model: Model, timeout_s: float) -> None:
+    def __init__(self, path: Path, model: Model | None, timeout_s: float) -> None:
         self.path = path
         self._model = model
         self._database = Database(path, timeout_s)
         self._snapshots = Snapshots(self._database)
         try:
-            check_bundle(self._snapshots.state(), model, path)
+            state = self._snapshots.state()
+            if model is not None:
+                check_bundle(state, model, path)
         except BaseException:
             self._database.close()
             raise
@@ -131,12 +133,15 @@ class Index:
             OSError: The disk is full, or the file cannot be written; the index is as after the last batch.
         """
         state = self._snapshots.state()
-        check_bundle(state, self._model, self.path)
+        model = self._model
+        if model is None:
+            raise InputError("this index was opened without a bundle: open it with Retriever.open_index to add items")
+        check_bundle(state, model, self.path)
         found = arrivals(state.kind, items, keys, metadata, self.path.parent)
-        adding = Adding(self._database, self._model, state, on_progress)
+        adding = Adding(self._database, model, state, on_progress)
         if state.kind == "text":
             return adding.texts(found)
-        return adding.images(found, self._model.reader(skip_broken, max_megapixels))
+        return adding.images(found, model.reader(skip_broken, max_megapixels))
 
     def remove(self, keys: Iterable[str]) -> int:
         """Remove items; keys that are not there are passed over.
@@ -292,11 +297,13 @@ class Index:
             changes.finish()
 
 
-def open_index(model: Model, path: Any, create: bool, wanted: tuple[str | None, str | None], timeout_s: float) -> Index:
+def open_index(
+    model: Model | None, path: Any, create: bool, wanted: tuple[str | None, str | None], timeout_s: float
+) -> Index:
     """Open an index, or make one; see `Retriever.open_index`.
 
     Args:
-        model: The network.
+        model: The network; None for what needs none.
         path: The file.
         create: Whether to make a new one if there is none.
         wanted: The precision and the kind asked for; None for any.
@@ -307,7 +314,7 @@ def open_index(model: Model, path: Any, create: bool, wanted: tuple[str | None, 
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 <= timeout_s < 1e6:
         raise InputError(f"timeout_s is {timeout_s!r}: expected seconds, 0 or more")
     file = absolute(path)
-    if create and not file.exists():
+    if create and model is not None and not file.exists():
         check_writable(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         create_file(file, *_kind_and_precision(model, *wanted))

@@ -18,7 +18,7 @@ from camp_sdk.index.arrivals import file_of
 from camp_sdk.index.columns import ColumnCache
 from camp_sdk.index.database import Database
 from camp_sdk.index.items import IndexItem
-from camp_sdk.index.layout import empty_layout, layout_of
+from camp_sdk.index.layout import Layout, empty_layout, layout_of
 from camp_sdk.index.metadata import read_metadata
 from camp_sdk.index.schema import State, read_state
 from camp_sdk.index.stored import Store, StoredImages, StoredTexts
@@ -100,11 +100,11 @@ class Snapshots:
         self._columns = ColumnCache(database)
 
     @contextmanager
-    def open(self, model: Model) -> Iterator[Snapshot]:
+    def open(self, model: Model | None) -> Iterator[Snapshot]:
         """A snapshot of the latest state.
 
         Args:
-            model: The network whose bundle must have encoded the index.
+            model: The network whose bundle must have encoded the index; None to read no tensors.
 
         Raises:
             BundleError: Another bundle has, or the index is damaged.
@@ -123,14 +123,24 @@ class Snapshots:
         with self._database.reading() as connection:
             return read_state(connection, str(self._database.path))
 
-    def _store(self, connection: sqlite3.Connection, model: Model) -> Store | None:
+    def _store(self, connection: sqlite3.Connection, model: Model | None) -> Store | None:
         path = self._database.path
         state = read_state(connection, str(path))
-        check_bundle(state, model, path)
-        manifest = model.bundle.manifest
-        layout = layout_of(state, manifest) or empty_layout(state.kind, manifest)
+        if model is None:
+            layout = Layout((), None, _width(connection, state))
+        else:
+            check_bundle(state, model, path)
+            manifest = model.bundle.manifest
+            layout = layout_of(state, manifest) or empty_layout(state.kind, manifest)
         columns = self._columns.at(connection, state, layout.width)
         return None if columns is None else Store(connection, state, columns, layout, threading.Lock())
+
+
+def _width(connection: sqlite3.Connection, state: State) -> int:
+    """The size of a global vector, as the first one has it."""
+    first = "SELECT length(CAST(vector AS BLOB)) FROM vectors WHERE row BETWEEN ? AND ? LIMIT 1"
+    found = connection.execute(first, state.rows()).fetchone()
+    return int(found[0]) // 4 if found else 0
 
 
 def check_bundle(state: State, model: Model, path: Path) -> None:
