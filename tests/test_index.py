@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from camp_sdk import Gallery, Index, Ranking, Retriever
+from camp_sdk import Gallery, Index, InputError, Ranking, Retriever
 from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH
 
 Features = NDArray[np.float32]
@@ -144,3 +144,60 @@ def test_similar_images_are_those_with_the_nearest_vectors(
     np.testing.assert_allclose([match.score for match in found], np.sort(products)[::-1][:6], atol=1e-6)
     page = feature_retriever.rank(many[3], index, 3, by="image", offset=3, where={"number": {"gte": 0}})
     assert numbers(page) == numbers(found)[3:]
+
+
+def test_graphs_in_float16_read_an_index_in_float16(feature_bundle: Path, many: Features, tmp_path: Path) -> None:
+    with Retriever(feature_bundle, "onnxruntime", "float16") as retriever:
+        gallery = retriever.encode_images(many)
+        assert gallery.precision == "float16"
+        with filled(retriever, tmp_path / "photos.index", many) as index:
+            for shortlist in (None, 20):
+                expected = retriever.rank(QUERY, gallery, 9, shortlist)
+                assert numbers(retriever.rank(QUERY, index, 9, shortlist)) == numbers(expected)
+
+
+@pytest.mark.parametrize("budget", [100_000, 1_000_000])
+def test_a_budget_of_memory_changes_nothing(feature_bundle: Path, many: Features, tmp_path: Path, budget: int) -> None:
+    with Retriever(feature_bundle, "onnxruntime", memory_budget_bytes=budget) as retriever:
+        gallery = retriever.encode_images(many, precision="float16")
+        with filled(retriever, tmp_path / "photos.index", many) as index:
+            for shortlist in (None, 20):
+                expected = retriever.rank(CAPTIONS, gallery, 9, shortlist)
+                found = retriever.rank(CAPTIONS, index, 9, shortlist)
+                assert list(map(numbers, found)) == list(map(numbers, expected))
+
+
+def test_other_engines_rank_an_index_as_a_gallery(feature_bundle: Path, many: Features, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    with Retriever(feature_bundle, "openvino") as retriever:
+        gallery = retriever.encode_images(many, precision="int8")
+        with filled(retriever, tmp_path / "photos.index", many, "int8") as index:
+            for shortlist in (None, 20):
+                expected = retriever.rank(CAPTIONS, gallery, 9, shortlist)
+                found = retriever.rank(CAPTIONS, index, 9, shortlist)
+                assert list(map(numbers, found)) == list(map(numbers, expected))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"offset": -1}, "`offset` is -1: expected a whole number, 0 or more"),
+        ({"offset": 1.5}, "`offset` is 1.5"),
+        ({"by": "text"}, "by is 'text': expected 'image' with an index of images, or None"),
+        ({"shortlist": 2, "top_k": 3}, "`shortlist` is 2"),
+    ],
+)
+def test_arguments_of_a_ranking(
+    feature_retriever: Retriever, both: tuple[Index, Gallery], arguments: dict[str, Any], error: str
+) -> None:
+    with pytest.raises(InputError, match=error):
+        feature_retriever.rank(QUERY, both[0], **arguments)
+
+
+def test_galleries_have_no_metadata_to_filter(feature_retriever: Retriever, both: tuple[Index, Gallery]) -> None:
+    with pytest.raises(InputError, match="`where` filters an index"):
+        feature_retriever.rank(QUERY, both[1], where={"a": 1})
+    with pytest.raises(InputError, match="by is 'image': expected 'image' with an index of images"):
+        feature_retriever.rank(np.zeros((5, 12), np.float32), both[1], by="image")
+    with pytest.raises(InputError, match="expected a string"):
+        feature_retriever.rank(Path("a.jpg"), both[0])

@@ -128,6 +128,17 @@ def test_other_processes_read_what_is_committed(
             reader.stdin.close()
 
 
+def test_several_make_one_index(feature_retriever: Retriever, path: Path, features: Features) -> None:
+    def add(number: int) -> None:
+        with feature_retriever.open_index(path, create=True) as index:
+            index.add(features, [f"{number}, {row}" for row in range(10)])
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(add, range(6)))
+    with feature_retriever.open_index(path) as index:
+        assert len(set(index.keys())) == len(index) == 60
+
+
 # One writer
 
 

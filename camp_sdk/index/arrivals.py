@@ -18,11 +18,12 @@ from camp_sdk.index.changes import Entry
 from camp_sdk.index.metadata import checked_metadata
 from camp_sdk.picture_files import is_one_picture, is_path, path_name
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import absolute, sha256_of
+from camp_sdk.runtime.files import absolute, forget_pages, sha256_of
 from camp_sdk.runtime.messages import brief
 
 MAX_KEY = 10_000  # characters, as of a text
 MISSING = object()
+FORGET_ITEMS = 512
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def _rows(items: Iterable[Any], columns: list[Any], given: list[bool]) -> Iterat
             if value is MISSING:
                 raise InputError(f"{name} has {count - 1} entries, there are more items: expected one for each")
         yield item, row[0], row[1]
+        if not count % FORGET_ITEMS:
+            forget_pages(items)  # of a memory-mapped array
     for name, column, counted in zip(("keys", "metadata"), others, given, strict=True):
         if counted and next(column, MISSING) is not MISSING:
             raise InputError(f"{name} has more entries than the {count} items: expected one for each")

@@ -16,6 +16,7 @@ from camp_sdk.index.schema import MAX_NUMBER, State
 from camp_sdk.index.vector_file import Ints, Mapped, Origin, Rows, Vectors, read_vectors, write_vectors
 from camp_sdk.index.where import Condition, Lookup, Mask, numbers_of
 from camp_sdk.runtime.errors import BundleError
+from camp_sdk.runtime.forks import watch_forks
 
 READ_ROWS = 4096  # at a time
 FILE_ROWS = 4096  # fewer are read from the index itself, quickly
@@ -133,6 +134,7 @@ class ColumnCache:
         self._database = database
         self._lock = threading.Lock()
         self._latest: Columns | None = None
+        watch_forks(self)
 
     def at(self, connection: sqlite3.Connection, state: State, width: int) -> Columns | None:
         """The columns of a state; None if another thread has gone on to a later one.
