@@ -80,7 +80,8 @@ class Made:
         rng = np.random.default_rng(start)
         chosen = centres[rng.integers(0, CLUSTERS, stop - start)]
         found = chosen + SPREAD * rng.standard_normal((stop - start, WIDTH), dtype=np.float32)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        return found
 
     def metadata(self, number: int) -> dict[str, Any]:
         """An album of a hundred, a year, and tags."""

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from camp_sdk.arguments import MAX_THREADS, Advance, checked_count, silent
 from camp_sdk.features import Image
 from camp_sdk.gallery import Gallery
-from camp_sdk.index.living import Index, open_index
+from camp_sdk.index.living import Index
+from camp_sdk.index.opening import open_index
 from camp_sdk.model import Model, gallery_of
 from camp_sdk.pairs import explain, logit_matrix, score_pairs
 from camp_sdk.pictures import MAX_MEGAPIXELS

@@ -95,6 +95,15 @@ def test_the_same_content_is_not_encoded_again(
     assert counts(index.add(features[[0, 2]], ["a", "b"])) == (0, 1, 1, 0)
 
 
+def test_what_is_the_same_is_not_written(index: Index, features: Features) -> None:
+    index.add(features, metadata=[{"n": n} for n in range(10)])
+    done: list[int] = []
+    before = index._snapshots.state()
+    assert counts(index.add(features, on_progress=done.append)) == (0, 0, 10, 0)
+    assert counts(index.add(features, metadata=[{"n": n} for n in range(10)])) == (0, 0, 10, 0)
+    assert (index._snapshots.state(), sum(done)) == (before, 10)
+
+
 def test_files_are_known_by_size_and_time_then_by_hash(pictures: Index, tmp_path: Path) -> None:
     paths = [draw(tmp_path / f"{n}.png", n) for n in range(4)]
     assert counts(pictures.add(paths)) == (4, 0, 0, 0)
@@ -225,6 +234,14 @@ def test_remove_and_update(index: Index, features: Features) -> None:
     for keys in ("1", 3, [3]):
         with pytest.raises(InputError):
             index.remove(keys)  # type: ignore[arg-type]
+
+
+def test_many_are_updated_at_once(index: Index, features: Features) -> None:
+    index.add(features, map(str, range(10)))
+    assert index.update_many({str(n): {"n": n} for n in range(5, 15)}) == [str(n) for n in range(10, 15)]
+    assert [item.key for item in index.where({"n": {"gte": 7}})] == ["7", "8", "9"]
+    with pytest.raises(InputError, match="the metadata of '3' are 3"):
+        index.update_many({"3": 3})  # type: ignore[dict-item]
 
 
 def test_half_removed_and_added_again_takes_no_more(index: Index, features: Features) -> None:

@@ -280,6 +280,20 @@ def test_a_file_of_vectors_that_lies(feature_retriever: Retriever, filed: tuple[
         found_in(feature_retriever, path)
 
 
+def test_remains_of_killed_writers_are_deleted_when_they_are_old(
+    feature_retriever: Retriever, filed: tuple[Path, Path, list[str]]
+) -> None:
+    path, vectors, expected = filed
+    old, new = (vectors.with_name(f".photos.index-vectors.{name}") for name in ("old_____", "new_____"))
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "part").touch()
+    os.utime(old, (1, 1))
+    vectors.unlink()
+    assert found_in(feature_retriever, path) == expected
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 # Where nothing can be written
 
 

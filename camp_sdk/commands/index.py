@@ -25,8 +25,9 @@ from camp_sdk.commands.options import (
     SkipBrokenOption,
     ThreadsOption,
 )
-from camp_sdk.index.living import Index, open_index
+from camp_sdk.index.living import Index
 from camp_sdk.index.metadata_files import read_metadata_file
+from camp_sdk.index.opening import open_index
 from camp_sdk.index.syncing import Synced, SyncOptions, sync
 from camp_sdk.picture_files import describe
 from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError
@@ -123,15 +124,11 @@ def update_command(
         raise InputError("give keys with `set`, or `metadata`")
     changes = dict(map(_field, set_ or []))
     updates: dict[str, dict[str, Any]] = dict.fromkeys(keys or [], changes)
-    unknown: list[str] = []
     with _opened(index) as opened:
         updates |= {} if metadata is None else read_metadata_file(metadata, opened.path.parent)
-        for key, fields in updates.items():
-            item = opened.get(key)
-            if item is None:
-                unknown.append(key)
-            else:
-                opened.update(key, {**item.metadata, **fields})
+        held = {key: opened.get(key) for key in updates}
+        merged = {key: {**(item.metadata if item else {}), **updates[key]} for key, item in held.items()}
+        unknown = opened.update_many(merged)
     updated = len(updates) - len(unknown)
     line = f"{updated} updated" + (f"; {len(unknown)} not in the index, such as {brief(unknown[0])}" if unknown else "")
     _print(as_json, {"updated": updated, "unknown": unknown}, line)

@@ -31,7 +31,7 @@ from camp_sdk.runtime.errors import BundleError, InputError
 ENCODE_TEXTS = 512
 # A commit waits for the disk: it is made when this much is waiting, whichever comes first.
 COMMIT_ITEMS, COMMIT_BYTES, COMMIT_S = 512, 16 << 20, 1.0
-KNOWN = "SELECT size, mtime_ns, digest, file FROM items WHERE key = ?"
+KNOWN = "SELECT size, mtime_ns, digest, file, metadata FROM items WHERE key = ?"
 
 
 @dataclass
@@ -85,7 +85,13 @@ class Adding:
     def _new(self, found: Iterable[Arrival], waiting: deque[Arrival]) -> Iterator[Any]:
         """The items whose content the index does not hold yet; the images themselves, or the arrivals of texts."""
         for arrival in found:
-            known = self._known(arrival)
+            known, same = self._known(arrival)
+            if same:  # down to its metadata: nothing is written
+                self._counts.unchanged += 1
+                self._done += 1
+                if self._done >= COMMIT_ITEMS:
+                    self._commit()
+                continue
             if known is not None:
                 self._keep(known.entry, None)
                 continue
@@ -93,17 +99,20 @@ class Adding:
             waiting.append(arrival)
             yield arrival if self._state.kind == "text" else arrival.item
 
-    def _known(self, arrival: Arrival) -> Arrival | None:
-        """The arrival, if the index holds its content under its key."""
+    def _known(self, arrival: Arrival) -> tuple[Arrival | None, bool]:
+        """The arrival, if the index holds its content under its key; and whether all that it holds is the same."""
         entry = arrival.entry
         with self._database.reading() as connection:
             found = connection.execute(KNOWN, (entry.key,)).fetchone()
         if found is None or found[2] is None:
-            return None
-        if arrival.path and found == (entry.size, entry.mtime_ns, found[2], entry.file):
-            return arrival
+            return None, False
+        *details, digest, file, metadata = found
+        same_file = [*details, file] == [entry.size, entry.mtime_ns, entry.file]
+        same = same_file and entry.metadata in (None, metadata)
+        if arrival.path and same_file:
+            return arrival, same
         hashed = arrival if entry.digest else arrival.hashed()
-        return hashed if hashed.entry.digest == found[2] else None
+        return (hashed, same) if hashed.entry.digest == digest else (None, False)
 
     def _take_images(self, taken: Sequence[Arrival], batch: FeatureBatch, tensors: Arrays | None) -> None:
         places = {one.index - self._taken: one for one in batch.skipped}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,22 +12,21 @@ from camp_sdk.arguments import Advance, is_several, silent
 from camp_sdk.index.adding import Adding
 from camp_sdk.index.arrivals import arrivals, checked_key
 from camp_sdk.index.changes import Changes
-from camp_sdk.index.database import Database, create_file
+from camp_sdk.index.database import Database
 from camp_sdk.index.description import describe
 from camp_sdk.index.items import Added, IndexInfo, IndexItem
 from camp_sdk.index.metadata import checked_metadata
 from camp_sdk.index.reencoding import Reencoding, Sources
-from camp_sdk.index.schema import KINDS, read_state
+from camp_sdk.index.schema import read_state
 from camp_sdk.index.snapshot import Snapshots, check_bundle, item_of
 from camp_sdk.index.where import compile_where
 from camp_sdk.model import Model
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.ranking import Candidates
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.runtime.files import absolute, check_writable
 from camp_sdk.runtime.messages import brief
 
-REMOVED_AT_ONCE = 1000  # items, in one transaction
+CHANGED_AT_ONCE = 1000  # items, in one transaction
 
 
 class HasModel(Protocol):
@@ -159,9 +159,9 @@ class Index:
         if isinstance(keys, str) or not is_several(keys):
             raise InputError(f"keys is {brief(keys)}: expected a list of keys")
         listed, removed = [checked_key(key) for key in keys], 0
-        for start in range(0, len(listed), REMOVED_AT_ONCE):
+        for start in range(0, len(listed), CHANGED_AT_ONCE):
             with self._changing() as changes:
-                removed += sum([changes.remove(key) for key in listed[start : start + REMOVED_AT_ONCE]])
+                removed += sum([changes.remove(key) for key in listed[start : start + CHANGED_AT_ONCE]])
         return removed
 
     def update(self, key: str, metadata: Mapping[str, Any]) -> None:
@@ -179,6 +179,26 @@ class Index:
         with self._changing() as changes:
             if not changes.set_metadata(key, text):
                 raise InputError(f"the index has no item with the key {brief(key)}: add it first")
+
+    def update_many(self, metadata: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Replace the metadata of many items, in batches that are committed together.
+
+        Args:
+            metadata: The new metadata of each item by its key.
+
+        Returns:
+            The keys that the index does not have.
+
+        Raises:
+            InputError: Metadata are not what JSON has; the batches before stay.
+            BusyError: Another one has been writing all the time.
+        """
+        unknown, rows = [], iter(metadata.items())
+        while batch := list(itertools.islice(rows, CHANGED_AT_ONCE)):
+            texts = [(checked_key(key), checked_metadata(fields, brief(key))) for key, fields in batch]
+            with self._changing() as changes:
+                unknown += [key for key, text in texts if not changes.set_metadata(key, text)]
+        return unknown
 
     def get(self, key: str) -> IndexItem | None:
         """The item with a key; None if there is none.
@@ -295,43 +315,3 @@ class Index:
             changes = Changes(connection, state)
             yield changes
             changes.finish()
-
-
-def open_index(
-    model: Model | None, path: Any, create: bool, wanted: tuple[str | None, str | None], timeout_s: float
-) -> Index:
-    """Open an index, or make one; see `Retriever.open_index`.
-
-    Args:
-        model: The network; None for what needs none.
-        path: The file.
-        create: Whether to make a new one if there is none.
-        wanted: The precision and the kind asked for; None for any.
-        timeout_s: How long a change waits for another writer.
-    """
-    if not isinstance(path, (str, Path)) or "\0" in str(path):
-        raise InputError(f"path is {brief(path)}: expected the path of a file")
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 <= timeout_s < 1e6:
-        raise InputError(f"timeout_s is {timeout_s!r}: expected seconds, 0 or more")
-    file = absolute(path)
-    if create and model is not None and not file.exists():
-        check_writable(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        create_file(file, *_kind_and_precision(model, *wanted))
-    index = Index(file, model, timeout_s)
-    for name, own, expected in zip(("precision", "kind"), (index.precision, index.kind), wanted, strict=True):
-        if expected is not None and own != expected:
-            index.close()
-            raise InputError(f"{file} has the {name} {own}, not {brief(expected)}: leave it out, or make another index")
-    return index
-
-
-def _kind_and_precision(model: Model, precision: str | None, kind: str | None) -> tuple[str, str, str]:
-    """The kind, the bundle and the precision of a new index."""
-    kind = kind or KINDS[0]
-    if kind not in KINDS:
-        raise InputError(f"kind is {brief(kind)}: expected one of {', '.join(KINDS)}")
-    if kind == "text" and precision not in (None, "float32"):
-        raise InputError(f"precision is {brief(precision)}: an index of texts stores float32")
-    precision = "float32" if kind == "text" else model.stored_precision(precision or "float16")
-    return kind, model.bundle.fingerprint, precision

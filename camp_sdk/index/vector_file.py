@@ -6,8 +6,12 @@ numbers, and their lengths, int64 [n] each, and the global vectors, float32 [n, 
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
+import shutil
 import struct
+import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
@@ -24,6 +28,7 @@ HEADER = struct.Struct("<16sI32sQQQQQIIII")  # and the check sum of these, 4 byt
 HEADER_BYTES = 4096
 FORMAT_VERSION = 1
 CHECK_ROWS = 4096  # read at a time
+REMAINS_S = 3600  # far longer than writing a file takes
 
 Vectors = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -74,6 +79,7 @@ def write_vectors(path: Path, origin: Origin, rows: Iterable[Rows]) -> None:
         OSError: It cannot be written.
         ValueError: There are not as many rows as the origin says.
     """
+    _clear_remains(path)
     places = _places(origin)
     sums, done = [0, 0, 0, 0], 0
     with write_aside(path) as aside, aside.open("wb") as file:
@@ -89,6 +95,14 @@ def write_vectors(path: Path, origin: Origin, rows: Iterable[Rows]) -> None:
         file.truncate(places[4])
         file.seek(0)
         file.write(_header(origin, sums))
+
+
+def _clear_remains(path: Path) -> None:
+    """Delete what processes that were killed long ago left of this file."""
+    for folder in path.parent.glob(f"{glob.escape(f'.{path.name}.')}????????"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > REMAINS_S:
+                shutil.rmtree(folder)
 
 
 def read_vectors(path: Path) -> Mapped | None:
