@@ -223,44 +223,67 @@ def test_a_forked_process_opens_the_file_anew(feature_retriever: Retriever, inde
 # Kills
 
 WRITE = """
-import os, sys
+import sys
 import numpy as np
 from camp_sdk import Retriever
-from camp_sdk.index import adding
-adding.COMMIT_ITEMS = 7
+from camp_sdk.index import adding, reencoding
+adding.COMMIT_ITEMS, reencoding.READ_ITEMS = 7, 7
 bundle, path, log, seed = sys.argv[1:]
-rng = np.random.default_rng(int(seed))
+rng, steps = np.random.default_rng(int(seed)), {}
+def features(key):
+    return np.random.default_rng([steps[key], int(key)]).standard_normal((5, 12), dtype=np.float32)
+def begin(*words):
+    print("begin", *words, file=done, flush=True)
 done = open(log, "a")
 with Retriever(bundle, "onnxruntime") as retriever, retriever.open_index(path, create=True) as index:
     print("ready", flush=True)
     for step in range(100000):
-        chosen = rng.choice(60, 8, replace=False).tolist()
-        features = rng.standard_normal((8, 5, 12), dtype=np.float32)
-        if step % 3 == 2:
-            done.write(f"begin remove {step} {chosen}\\n"); done.flush()
-            index.remove(map(str, chosen))
+        keys = [str(key) for key in rng.choice(60, 8, replace=False)]
+        if step % 4 == 2:
+            begin("remove", step, *keys)
+            index.remove(keys)
+        elif step % 4 == 3:
+            begin("reencode", step)
+            index.reencode(retriever, features, "int8" if index.precision == "float16" else "float16")
         else:
-            done.write(f"begin add {step} {chosen}\\n"); done.flush()
-            index.add(features, map(str, chosen), [{"step": step}] * 8)
-        done.write("end\\n"); done.flush()
+            steps.update(dict.fromkeys(keys, step))
+            begin("add", step, *keys)
+            index.add(map(features, keys), keys, [{"step": step}] * 8)
+        print("end", file=done, flush=True)
 """
 
 
 def expected_after(log: Path) -> tuple[dict[str, int], set[str]]:
     """What a killed writer acknowledged: the step of each key, and the keys of the call that was killed."""
     held: dict[str, int] = {}
-    open_keys: set[str] = set()
-    calls = log.read_text().splitlines()
-    for position in range(0, len(calls), 2):
-        kind, step, listed = calls[position].removeprefix("begin ").split(" ", 2)
-        keys = [str(key) for key in eval(listed)]
-        if position + 1 == len(calls):
-            open_keys = set(keys)
-        for key in keys:
-            if position + 1 < len(calls):
-                held.pop(key, None)
-                held |= {key: int(step)} if kind == "add" else {}
-    return held, open_keys
+    calls = log.read_text().splitlines() if log.exists() else []
+    for begun, ended in zip(calls[::2], [*calls[1::2], ""], strict=False):
+        _, kind, step, *keys = begun.split()
+        if not ended:
+            return held, set(keys)
+        if kind != "reencode":
+            held = {key: own for key, own in held.items() if key not in keys}
+            held |= dict.fromkeys(keys, int(step)) if kind == "add" else {}
+    return held, set()
+
+
+def features_of(step: int, key: str) -> Features:
+    return np.random.default_rng([step, int(key)]).standard_normal((5, 12), dtype=np.float32)
+
+
+def check_whole(retriever: Retriever, index: Index) -> None:
+    """Check that an index is sound, and that it ranks as a gallery of what its metadata say it holds."""
+    with index._database.reading() as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    held = {item.key: item.metadata["step"] for item in index}
+    assert len(held) == len(index)
+    if held:
+        images = [features_of(step, key) for key, step in held.items()]
+        gallery = retriever.encode_images(images, list(held), precision=index.precision)
+        expected = {match.document: match.logit for match in retriever.rank(QUERY, gallery, 100)}
+        assert {match.key: match.logit for match in retriever.rank(QUERY, index, 100)} == pytest.approx(
+            expected, abs=1e-4
+        )
 
 
 def test_kills_lose_nothing_that_was_acknowledged(
@@ -274,17 +297,16 @@ def test_kills_lose_nothing_that_was_acknowledged(
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == "ready\n"
-            time.sleep(random.uniform(0.02, 0.4))
+            time.sleep(random.uniform(0.02, 0.6))
             writer.send_signal(signal.SIGKILL)
-        held, unsure = expected_after(log) if log.exists() else ({}, set())
+        held, unsure = expected_after(log)
         with feature_retriever.open_index(path) as index:
             found = {item.key: item.metadata["step"] for item in index}
             certain = {key: step for key, step in found.items() if key not in unsure}
             assert certain == {key: step for key, step in held.items() if key not in unsure}
-            assert len(feature_retriever.rank(QUERY, index, 100)) == len(found) == len(index)
-            with index._database.reading() as connection:
-                assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            index.add(np.zeros((1, 5, 12), np.float32), ["after"])
+            check_whole(feature_retriever, index)
+            index.reencode(feature_retriever, lambda key: features_of(found[key], key), "float32")  # noqa: B023
+            check_whole(feature_retriever, index)
 
 
 # Another bundle
