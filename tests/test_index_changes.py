@@ -85,6 +85,15 @@ def test_a_key_twice_in_one_call_is_the_last(index: Index, features: Features) -
     assert list(index.keys()) == ["b", "a"]
 
 
+def test_the_last_of_a_key_counts_even_if_it_is_what_the_index_has(
+    feature_retriever: Retriever, index: Index, features: Features
+) -> None:
+    index.add(features[:1], ["a"])
+    expected = feature_retriever.rank(QUERY, index)[0].logit
+    index.add(features[[5, 0]], ["a", "a"])
+    assert [match.logit for match in feature_retriever.rank(QUERY, index)] == pytest.approx([expected], abs=1e-5)
+
+
 def test_the_same_content_is_not_encoded_again(
     index: Index, features: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:

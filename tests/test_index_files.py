@@ -317,6 +317,15 @@ def test_an_index_that_cannot_be_written_is_read(
             index.remove(["3"])
 
 
+def test_a_file_that_another_takes_the_place_of(feature_retriever: Retriever, path: Path, made: Path) -> None:
+    with feature_retriever.open_index(path) as index:
+        Path(shutil.copy(made, path.with_name("other"))).replace(path)
+        with index._database.reading():  # the first connection is in use
+            for call in (index.keys().__next__, lambda: feature_retriever.rank(QUERY, index)):
+                with pytest.raises(BundleError, match="was replaced by another file while it was open"):
+                    call()
+
+
 def test_nothing_is_left_beside_a_closed_index(feature_retriever: Retriever, path: Path) -> None:
     with feature_retriever.open_index(path) as index:
         index.update("3", {})

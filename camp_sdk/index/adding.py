@@ -6,7 +6,7 @@ import itertools
 import sqlite3
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -59,6 +59,7 @@ class Adding:
         self._bytes, self._since = 0, time.monotonic()
         self._taken = self._done = 0  # images taken from the encoder, and those left out since the last commit
         self._counts = _Counts()
+        self._on_the_way: Counter[str] = Counter()  # keys of items that are encoded, but not committed yet
 
     def images(self, found: Iterable[Arrival], reader: FeatureReader) -> Added:
         """Add images.
@@ -85,7 +86,8 @@ class Adding:
     def _new(self, found: Iterable[Arrival], waiting: deque[Arrival]) -> Iterator[Any]:
         """The items whose content the index does not hold yet; the images themselves, or the arrivals of texts."""
         for arrival in found:
-            known, same = self._known(arrival)
+            # A key that is on its way already will have other content than the index says: the last one counts.
+            known, same = (None, False) if self._on_the_way[arrival.entry.key] else self._known(arrival)
             if same:  # down to its metadata: nothing is written
                 self._counts.unchanged += 1
                 self._done += 1
@@ -97,6 +99,7 @@ class Adding:
                 continue
             arrival = arrival if arrival.entry.digest else arrival.hashed()
             waiting.append(arrival)
+            self._on_the_way[arrival.entry.key] += 1
             yield arrival if self._state.kind == "text" else arrival.item
 
     def _known(self, arrival: Arrival) -> tuple[Arrival | None, bool]:
@@ -147,6 +150,7 @@ class Adding:
 
     def _commit(self) -> None:
         rows, self._rows = self._rows, []
+        self._on_the_way -= Counter(entry.key for entry, row in rows if row is not None)
         if rows:
             with self._database.writing() as connection:
                 changes = Changes(connection, self._unchanged_state(connection))

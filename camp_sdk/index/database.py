@@ -50,6 +50,7 @@ class Database:
         self._idle: list[sqlite3.Connection] = []
         self._pool, self._writing = threading.Lock(), threading.Lock()
         self._closed = False
+        self._file: tuple[int, int] | None = None  # what distinguishes it from one that takes its place
         self._immutable = False
         _check_file(path)
         watch_forks(self)
@@ -140,26 +141,33 @@ class Database:
 
     def _open_first(self) -> sqlite3.Connection:
         try:
-            return self._open(check=True)
+            return self._open()
         except sqlite3.OperationalError as error:
             if "unable to open" not in str(error) or self.beside("wal").exists():
                 raise
         # In a folder where nothing can be written, SQLite can read a file that nobody is writing to.
         self._immutable = True
-        return self._open(check=True)
+        return self._open()
 
-    def _open(self, check: bool = False) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         mode = "mode=ro&immutable=1" if self._immutable else "mode=rw"
         connection = _connect(f"{self.path.as_uri()}?{mode}", self.timeout_s)
         try:
             for setting in SETTINGS:
                 connection.execute(f"PRAGMA {setting}")
-            if check:
-                check_schema(connection, str(self.path))
+            check_schema(connection, str(self.path))
+            self._check_same()
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _check_same(self) -> None:
+        """Raise BundleError if another file has taken the place of the one that the first connection opened."""
+        found = self.path.stat()
+        self._file = self._file or (found.st_dev, found.st_ino)
+        if self._file != (found.st_dev, found.st_ino):
+            raise BundleError(f"{self.path} was replaced by another file while it was open: open it again")
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
