@@ -46,6 +46,7 @@ WIDTH, FEATURE_WIDTH, SHORTLIST = 256, 64, 200
 CLUSTERS, SPREAD = 2000, 0.5  # of the vectors; a picture's neighbours are others of its cluster
 COMMIT = 512
 ROUNDS = 25
+ADDED = 2048  # items, encoded and written
 SIZES = {20_000: 36, 100_000: 2, 1_000_000: 2}  # regions by the number of items: many items have small tensors
 QUERY = "word1 word2 word3 word4 word5 word6"
 PERCENT = {"album": "7"}  # one of a hundred albums
@@ -136,6 +137,7 @@ def measure_size(retriever: Retriever, folder: Path, made: Made) -> dict[str, An
         old.unlink()
     with retriever.open_index(path, create=True) as index:
         found: dict[str, Any] = {"items": made.count, "regions": made.regions}
+        found |= measure_adding(retriever, folder, made)
         found["write_per_s"] = fill(index, retriever, made)
         begun = time.perf_counter()
         retriever.rank(QUERY, index, 1, SHORTLIST)  # writes the file of vectors
@@ -146,6 +148,25 @@ def measure_size(retriever: Retriever, folder: Path, made: Made) -> dict[str, An
         found |= {"file_bytes": index.info().file_bytes, "item_bytes": index.info().item_bytes}
         found |= measure_growth(retriever, index, made)
     return found
+
+
+def measure_adding(retriever: Retriever, folder: Path, made: Made) -> dict[str, float]:
+    """Items per second of the encoder alone, and of `Index.add`, which writes what it encodes; both take turns."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((ADDED, made.regions, FEATURE_WIDTH), dtype=np.float32)
+    times: list[tuple[float, float]] = []
+    for turn in range(5):
+        path = folder / "adding.index"
+        for old in folder.glob("adding.index*"):
+            old.unlink()
+        with retriever.open_index(path, create=True) as index:
+            start = time.perf_counter()
+            retriever.encode_images(features, precision=index.precision)
+            encoded = time.perf_counter()
+            index.add(features, (f"{turn}, {number}" for number in range(ADDED)), map(made.metadata, range(ADDED)))
+            times.append((encoded - start, time.perf_counter() - encoded))
+    encode, add = (ADDED / statistics.median(taken) for taken in zip(*times, strict=True))
+    return {"encode_per_s": encode, "add_per_s": add}
 
 
 def measure_opening(retriever: Retriever, path: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The first stage depends on the vectors and their order alone, however they are stored and whatever is between them."""
+"""The first stage depends on the vectors and their order alone, however they are stored, and whatever lies between."""
 
 from __future__ import annotations
 
