@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
 import sqlite3
 import tempfile
 import threading
@@ -174,7 +173,7 @@ class Database:
         """Leave a note of who is writing, for others who wait."""
         note = self.beside("writer")
         since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        written = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        written = {"pid": os.getpid(), "host": os.uname().nodename, "since": since}
         with suppress(OSError):
             note.write_text(json.dumps(written), encoding="utf-8")
         try:

@@ -10,8 +10,8 @@ the index as one bundle encoded it; `reencode` fills the next one while readers 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ def create_tables(connection: sqlite3.Connection, kind: str, bundle: str, precis
     """
     for statement in TABLES.values():
         connection.execute(statement)
-    connection.execute("INSERT INTO state VALUES (1, ?, ?, 1, 0, 0, 1, 0)", (uuid.uuid4().hex, kind))
+    connection.execute("INSERT INTO state VALUES (1, ?, ?, 1, 0, 0, 1, 0)", (os.urandom(16).hex(), kind))
     connection.execute("INSERT INTO generations VALUES (1, ?, ?, NULL)", (bundle, precision))
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
