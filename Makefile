@@ -10,7 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo released networks emoji fuzz full-size test lint types docs format accuracy bench bench-gpu install clean
+.PHONY: demo released networks emoji fuzz full-size test lint types docs format accuracy bench bench-gpu bench-index
+.PHONY: install clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -94,6 +95,11 @@ bench: $(INSTALLED)
 # written to benchmarks/results/gpu.json.
 bench-gpu:
 	$(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --output build/bench-gpu
+
+# The living index at 20,000, 100,000 and 1,000,000 items; takes minutes, and gigabytes of disk. The results are written
+# to benchmarks/results/index.json.
+bench-index: $(INSTALLED)
+	$(BIN)/python benchmarks/index.py --output build/bench-index
 
 clean:
 	rm -rf build $(VENV)

@@ -257,9 +257,9 @@ def sweep_blocks(bundle: Path, backend: str, precision: str, inputs: Inputs) -> 
         The rates by shape; and, for many texts and for one, the rule's block, its rate and its share of the best rate.
     """
     with Retriever(bundle, backend, precision) as retriever:
-        images = retriever._images_of(retriever.encode_images(inputs.features))
+        images = retriever.model.images_of(retriever.encode_images(inputs.features))
         texts = texts_of(retriever.encode_texts(inputs.captions))
-        scorer = retriever._scorer()
+        scorer = retriever.model.scorer()
         middle = np.argsort(texts.lengths)[len(texts) // 2 - 16 :]  # texts of about the median length
         planned = plan_blocks(images, texts.select(middle), scorer.engine)
         single = plan_blocks(images, texts.select(middle[:1]), scorer.engine)

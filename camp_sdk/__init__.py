@@ -13,24 +13,31 @@ Every error that the package raises on purpose is a `CampError`.
 from camp_sdk.data import Split, load_split
 from camp_sdk.evaluation import Evaluation, evaluate
 from camp_sdk.gallery import Gallery
+from camp_sdk.index.items import Added, IndexInfo, IndexItem
+from camp_sdk.index.living import Index
 from camp_sdk.metrics import Direction, Metrics, evaluate_matrix
 from camp_sdk.progress import progress_bar
 from camp_sdk.results import Explanation, Match, Ranking, Skipped
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.errors import BackendError, BundleError, CampError, InputError, MissingExtraError
+from camp_sdk.runtime.errors import BackendError, BundleError, BusyError, CampError, InputError, MissingExtraError
 
 __version__: str
 
 __all__ = [
+    "Added",
     "BackendError",
     "Bundle",
     "BundleError",
+    "BusyError",
     "CampError",
     "Direction",
     "Evaluation",
     "Explanation",
     "Gallery",
+    "Index",
+    "IndexInfo",
+    "IndexItem",
     "InputError",
     "Match",
     "Metrics",

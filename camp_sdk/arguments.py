@@ -58,6 +58,12 @@ def check_top_k(top_k: Any, shortlist: Any) -> None:
         raise InputError(f"`shortlist` is {shortlist!r}: expected {expected}")
 
 
+def check_offset(offset: Any) -> None:
+    """Raise InputError unless ``offset`` is a whole number, 0 or more."""
+    if not is_whole(offset) or offset < 0:
+        raise InputError(f"`offset` is {offset!r}: expected a whole number, 0 or more")
+
+
 def checked_names(names: Iterable[Any] | None) -> list[str] | None:
     """Return names as strings, or None.
 

@@ -182,15 +182,17 @@ def _digest(gallery: Gallery, item: int) -> bytes:
     return digest.digest()
 
 
-def texts_of_query(query: Any, corpus: Any) -> list[str] | None:
+def texts_of_query(query: Any, kind: str | None) -> list[str] | None:
     """The texts of a query that ranks images; None for a query that is an image.
 
-    This is decided by the corpus if it is a gallery, otherwise by the type of the query.
+    Args:
+        query: The query.
+        kind: What the query ranks, "image" or "text"; None if the type of the query decides it.
 
     Raises:
-        InputError: The query holds no text, or it is not text and the corpus is a gallery of images.
+        InputError: The query holds no text, or it is not text and the corpus holds images.
     """
-    if isinstance(corpus, Gallery) and corpus.kind == "text":
+    if kind == "text":
         return None
     array = isinstance(query, np.ndarray) and query.dtype.kind in "UO" and query.ndim == 1
     several = array or isinstance(query, (list, tuple))
@@ -199,7 +201,7 @@ def texts_of_query(query: Any, corpus: Any) -> list[str] | None:
     texts = list(query) if several else [query]
     if all(isinstance(text, str) for text in texts):
         return [str(text) for text in texts]
-    if several or (isinstance(corpus, Gallery) and corpus.kind == "image"):
+    if several or kind == "image":
         raise InputError(f"the query is a {type(query).__name__}: expected a string, or a list of strings")
     return None
 

@@ -54,11 +54,15 @@ class FoundPictures:
     passed_over: tuple[PassedOver, ...] = ()
 
 
-def find_pictures(folder: Path) -> FoundPictures:
-    """List the picture files of a folder; subfolders are not read, and hidden files are skipped.
+def find_pictures(folder: Path, recursive: bool = False) -> FoundPictures:
+    """List the picture files of a folder; hidden files are skipped.
 
     A file with the suffix of a common picture format is not opened here: if it is broken, or a dangling link, it is
     reported as a broken picture when it is read. Of the other files, those that Pillow can open are pictures.
+
+    Args:
+        folder: The folder.
+        recursive: Also list those of its subfolders, except hidden ones and links.
 
     Raises:
         InputError: It is not a folder, or it holds no pictures.
@@ -68,20 +72,32 @@ def find_pictures(folder: Path) -> FoundPictures:
     suffixes = _known_suffixes()
     paths: list[Path] = []
     passed_over: list[PassedOver] = []
-    with os.scandir(folder) as entries, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow has to say of a file is said when it is read
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
+        for entry in _entries(folder, recursive):
             reason = _reason_against(entry, suffixes)
             if reason is None:
-                paths.append(folder / entry.name)
+                paths.append(Path(entry.path))
             else:
-                passed_over.append(PassedOver(entry.name, reason))
+                passed_over.append(PassedOver(os.path.relpath(entry.path, folder), reason))
     passed_over.sort(key=lambda one: one.name)
     if not paths:
-        raise InputError(_no_pictures(folder, passed_over))
+        raise InputError(_no_pictures(folder, passed_over, recursive))
     return FoundPictures(sorted(paths), tuple(passed_over))
+
+
+def _entries(folder: Path, recursive: bool) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, without hidden entries; with recursion, what is in its subfolders in their place."""
+    left = [folder]
+    while left:
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if recursive and entry.is_dir(follow_symlinks=False):
+                    left.append(Path(entry.path))
+                else:
+                    yield entry
 
 
 def describe(passed_over: Sequence[PassedOver]) -> str:
@@ -279,9 +295,10 @@ def _reason_by_content(path: str) -> str | None:
         return None if is_metadata_limit(error) else getattr(error, "strerror", None) or reason_of(error)
 
 
-def _no_pictures(folder: Path, passed_over: Sequence[PassedOver]) -> str:
+def _no_pictures(folder: Path, passed_over: Sequence[PassedOver], recursive: bool) -> str:
     found = f"; {describe(passed_over)}" if passed_over else ""
+    subfolders = "" if recursive else " (its subfolders are not read)"
     return (
-        f"{folder} holds no pictures (its subfolders are not read): expected files in a format that Pillow knows, such "
-        f"as .jpg or .png{found}"
+        f"{folder} holds no pictures{subfolders}: expected files in a format that Pillow knows, such as .jpg or "
+        f".png{found}"
     )

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.arguments import Advance
 from camp_sdk.results import Match
-from camp_sdk.runtime.contract import GLOBAL_SUFFIX
-from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts
-from camp_sdk.runtime.scoring import Logits, PairScorer, best, best_images, logit_matrix, nearest, pair_logits
+from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, global_vectors
+from camp_sdk.runtime.nearest import nearest, products
+from camp_sdk.runtime.scoring import Logits, PairScorer, best, best_images, logit_matrix, pair_logits
 
 Ranked = tuple[NDArray[np.intp], Logits]  # indices and logits of one query's best items, best first
+Encoded = EncodedImages | EncodedTexts
+
+
+class Described(NamedTuple):
+    """What a match says of an item, besides its score; the fields are those of `Match`."""
+
+    corpus_id: int
+    document: str | None
+    key: str | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The items that a query ranks.
+
+    Args:
+        encoded: The items.
+        describe: What matches say of the items with these indices.
+    """
+
+    encoded: Encoded
+    describe: Callable[[NDArray[np.intp]], list[Described]]
 
 
 @dataclass(frozen=True)
@@ -52,31 +76,57 @@ class Ranker:
         chosen = texts if candidates is None else texts.select(numbers)
         return best(numbers, logit_matrix(self.scorer, query, chosen, self.on_progress)[0], self.top_k)
 
-    def _candidates(
-        self, queries: EncodedImages | EncodedTexts, items: EncodedImages | EncodedTexts
-    ) -> NDArray[np.intp] | None:
+    def _candidates(self, queries: Encoded, items: Encoded) -> NDArray[np.intp] | None:
         """Indices [Q, shortlist] of the items to score for each query; None to score every item."""
         if self.shortlist is None or self.shortlist >= len(items):
             return None
-        vectors = global_vectors(queries), global_vectors(items)
-        return nearest(*vectors, self.shortlist, self.scorer.memory_budget_bytes)
+        budget = self.scorer.memory_budget_bytes
+        return nearest_items(global_vectors(queries.tensors), items, self.shortlist, budget)
 
 
-def global_vectors(encoded: EncodedImages | EncodedTexts) -> Logits:
-    """The global vectors [I, d] or [T, d] of encoded items; the caller has checked that there are some."""
-    return next(array for name, array in encoded.tensors.items() if name.endswith(GLOBAL_SUFFIX))
+def nearest_items(queries: Logits, items: Encoded, count: int, budget: int | None = None) -> NDArray[np.intp]:
+    """The items nearest to each query by global vectors.
+
+    Args:
+        queries: Global vectors [Q, d].
+        items: The items; at least ``count``.
+        count: How many to find.
+        budget: The most memory to use, as `nearest` takes it.
+
+    Returns:
+        Indices [Q, count], in the order of the items.
+    """
+    parts, among = items.global_parts()
+    found = nearest(queries, parts, count, budget, among)
+    return found if among is None else np.searchsorted(among, found)
 
 
-def matches_of(ranked: Ranked, scores: Logits, documents: Sequence[str | None]) -> list[Match]:
+def most_similar(query: Logits, items: Encoded, top_k: int) -> Ranked:
+    """The items with the largest dot products of global vectors, best first; equal ones keep the items' order.
+
+    Args:
+        query: A global vector [1, d].
+        items: The items, at least one.
+        top_k: The most items to return.
+    """
+    numbers = nearest_items(query, items, min(top_k, len(items)))[0]
+    parts, among = items.global_parts()
+    found = products(query[0], parts, numbers if among is None else among[numbers])
+    order = np.argsort(-found, kind="stable")
+    return numbers[order], found[order].astype(np.float32)
+
+
+def matches_of(ranked: Ranked, scores: Logits, described: list[Described], first_rank: int = 1) -> list[Match]:
     """Turn one ranking into matches.
 
     Args:
         ranked: Indices and logits of the items, best first.
         scores: Their scores, in the same order.
-        documents: The name of each item of the gallery, in the gallery's order.
+        described: What is said of them, in the same order.
+        first_rank: The rank of the first.
     """
-    rows = zip(ranked[0].tolist(), scores.tolist(), ranked[1].tolist(), strict=True)
+    rows = zip(scores.tolist(), ranked[1].tolist(), described, strict=True)
     return [
-        Match(number, score, logit, rank, documents[number])
-        for rank, (number, score, logit) in enumerate(rows, start=1)
+        Match(one.corpus_id, score, logit, rank, one.document, one.key, one.metadata)
+        for rank, (score, logit, one) in enumerate(rows, start=first_rank)
     ]

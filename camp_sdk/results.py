@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,14 @@ class Match(Mapping[str, Any]):
     """One result of a ranking. It is also a mapping of its fields: ``match["score"]``, ``json.dumps(dict(match))``.
 
     Args:
-        corpus_id: Index of the item in the gallery; skipped pictures are not in the gallery and do not count.
+        corpus_id: Index of the item in the gallery; skipped pictures are not in the gallery and do not count. In an
+            `Index`, which changes, it is the position at the time of the ranking: ``key`` names the item.
         score: The model's score, 0 to 1 for sigmoid models; higher is better.
         logit: The score before the activation; rankings are sorted by it.
         rank: Position in the ranking, starting at 1.
         document: The gallery's name for the item (a path, a caption), or None.
+        key: The item's key in an `Index`; None in a gallery.
+        metadata: The item's metadata in an `Index`; None in a gallery.
     """
 
     corpus_id: int
@@ -52,11 +55,13 @@ class Match(Mapping[str, Any]):
     logit: float
     rank: int
     document: str | None = None
+    key: str | None = None
+    metadata: Mapping[str, Any] | None = field(default=None, hash=False)
 
-    def __getitem__(self, field: str) -> Any:
-        if field not in self.__dataclass_fields__:
-            raise KeyError(field)
-        return getattr(self, field)
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.__dataclass_fields__:
+            raise KeyError(name)
+        return getattr(self, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.__dataclass_fields__)

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import closing
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.arguments import (
-    MAX_THREADS,
-    Advance,
-    check_top_k,
-    checked_count,
-    distinct,
-    is_several,
-    silent,
-)
-from camp_sdk.encoding import checked_images, encode_batches
-from camp_sdk.features import FeatureReader, Image, kind_of
-from camp_sdk.gallery import Gallery, texts_of, texts_of_query
+from camp_sdk.arguments import MAX_THREADS, Advance, checked_count, silent
+from camp_sdk.features import Image
+from camp_sdk.gallery import Gallery
+from camp_sdk.index.living import Index
+from camp_sdk.index.opening import open_index
+from camp_sdk.model import Model, gallery_of
+from camp_sdk.pairs import explain, logit_matrix, score_pairs
 from camp_sdk.pictures import MAX_MEGAPIXELS
-from camp_sdk.ranking import Ranked, Ranker, matches_of
 from camp_sdk.results import Explanation, FloatArray, Ranking
-from camp_sdk.runtime import scoring
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.contract import image_columns
-from camp_sdk.runtime.encode import FeatureEncoder, encode_texts
-from camp_sdk.runtime.encoded import GALLERY_PRECISIONS, EncodedImages, narrow, widen
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.open_engines import OpenEngines
 from camp_sdk.runtime.selftest import choose_tested_backend
 from camp_sdk.runtime.tokenizer import open_tokenizer
+from camp_sdk.search import Asked, check_shortlist, rank
 
-Corpus = Gallery | Iterable[Image]  # `rank` and `score_matrix` take either
+Corpus = Gallery | Iterable[Image]  # `score_matrix` takes either, and `rank` an index besides
 
 
 class Retriever:
@@ -88,7 +77,8 @@ class Retriever:
         self._engines = OpenEngines(self.bundle, self.backend, precision, self._threads, cuda_graphs)
         self._options = (backend, precision, threads, memory_budget_bytes, cuda_graphs)
         self._tokenizer = open_tokenizer(self.bundle)
-        self._graphs = self.bundle.manifest.graphs_in(precision)
+        budget = self._memory_budget_bytes
+        self.model = Model(self.bundle, self._engines, self._tokenizer, precision, self._threads, budget)
 
     def __reduce__(self) -> tuple[type[Retriever], tuple[Any, ...]]:
         return Retriever, (self.bundle, *self._options)  # opened anew in the other process
@@ -144,19 +134,11 @@ class Retriever:
             InputError: A picture cannot be read, features are NaN, infinite or of the wrong size, or there is no image
                 to encode; the message names the image. Also for an argument of the wrong type or out of range.
         """
-        precision = self._gallery_precision(precision)
-        named, total = checked_images(images, names, max_megapixels)
-
-        def open_encoder() -> FeatureEncoder:
-            keep = partial(narrow, specs=self.bundle.manifest.image_tensors, precision=precision)
-            return FeatureEncoder(self._engines["image"], image_columns(self._graphs["image"]), total, keep)
-
-        with closing(self._reader(skip_broken, max_megapixels).batches(images, named)) as batches:
-            found = encode_batches(batches, open_encoder, on_progress)
-        given = len(found.encoded) + len(found.skipped)
-        if named is not None and len(named) != given:
-            raise InputError(f"{len(named)} names for {given} images: expected one each")
-        return Gallery(found.encoded, found.documents, self.bundle, precision, found.skipped, found.files)
+        precision = self.model.stored_precision(precision)
+        reader = self.model.reader(skip_broken, max_megapixels)
+        return gallery_of(
+            self.model.encode_images(images, names, reader, precision, on_progress), self.bundle, precision
+        )
 
     def encode_texts(self, texts: Iterable[str]) -> Gallery:
         """Encode texts once, to rank them by image.
@@ -172,11 +154,7 @@ class Retriever:
             InputError: A text is empty or has more than 10,000 characters (the message names it), or there are no
                 texts.
         """
-        listed = list(texts) if is_several(texts) and not isinstance(texts, str) else []
-        if not listed:
-            raise InputError(f"texts is {texts!r}: expected a list of at least one string")
-        tokens = self._tokenizer.encode(listed)
-        return Gallery(encode_texts(self._engines["text"], self.bundle, tokens), listed, self.bundle)
+        return self.model.text_gallery(texts)
 
     def open_gallery(self, folder: str | Path) -> Gallery:
         """Open a gallery that `Gallery.save` wrote, memory-mapped.
@@ -189,36 +167,92 @@ class Retriever:
         """
         return Gallery.open(folder, self.bundle)
 
+    def open_index(
+        self,
+        path: str | Path,
+        create: bool = False,
+        precision: str | None = None,
+        kind: str | None = None,
+        timeout_s: float = 30.0,
+    ) -> Index:
+        """Open an index: pictures, or texts, that are added, changed and removed while they are searched.
+
+        Args:
+            path: The file of the index. Others lie beside it, with its name and an ending.
+            create: Make a new index if there is none.
+            precision: How a new index stores its tensors: "float32", "float16" (the default) or "int8"; an index of
+                texts always takes "float32". An index that exists must have this precision, unless it is None.
+            kind: What a new index holds: "image" (the default) or "text". An index that exists must be of this kind,
+                unless it is None.
+            timeout_s: How long a change waits for another writer to finish, in seconds.
+
+        Raises:
+            InputError: An argument has the wrong type, or is not what the index has.
+            BundleError: There is no index, another bundle made it, or its file is broken.
+            OSError: The file cannot be read or created.
+        """
+        return open_index(self.model, path, create, (precision, kind), timeout_s)
+
     @overload
     def rank(
         self,
         query: list[str] | tuple[str, ...] | NDArray[np.str_],
-        corpus: Corpus,
+        corpus: Corpus | Index,
         top_k: int = 5,
         shortlist: int | None = None,
         on_progress: Advance = silent,
+        *,
+        offset: int = 0,
+        where: Mapping[str, Any] | None = None,
+        by: str | None = None,
     ) -> list[Ranking]: ...
 
     @overload
     def rank(
-        self, query: Image, corpus: Corpus, top_k: int = 5, shortlist: int | None = None, on_progress: Advance = silent
+        self,
+        query: Image,
+        corpus: Corpus | Index,
+        top_k: int = 5,
+        shortlist: int | None = None,
+        on_progress: Advance = silent,
+        *,
+        offset: int = 0,
+        where: Mapping[str, Any] | None = None,
+        by: str | None = None,
     ) -> Ranking: ...
 
     def rank(
-        self, query: Any, corpus: Corpus, top_k: int = 5, shortlist: int | None = None, on_progress: Advance = silent
+        self,
+        query: Any,
+        corpus: Corpus | Index,
+        top_k: int = 5,
+        shortlist: int | None = None,
+        on_progress: Advance = silent,
+        *,
+        offset: int = 0,
+        where: Mapping[str, Any] | None = None,
+        by: str | None = None,
     ) -> Ranking | list[Ranking]:
         """Find the best matches of a query: images for a text, texts for an image.
 
         Args:
             query: A text, several texts (a list, a tuple or an array of strings), or an image as `encode_images` takes
                 it. A `Path` is always an image; a string is a text, except that it is the path of an image if the
-                corpus is a gallery of texts.
-            corpus: A gallery, or what `encode_images` (for texts) or `encode_texts` (for an image) takes to make one.
+                corpus is a gallery or an index of texts.
+            corpus: A gallery, an index, or what `encode_images` (for texts) or `encode_texts` (for an image) takes to
+                make a gallery.
             top_k: The most matches to return for each query, 1 or more; a smaller gallery is returned whole.
             shortlist: Score only this many items, those whose global vectors are nearest to the query's; at least
                 ``top_k``. 0 scores every item. None takes the bundle's default: 200 where the vectors come from a
                 pretrained network, and otherwise every item. `camp eval --shortlist` measures the loss in recall.
             on_progress: Receives the number of pairs in each block that was scored.
+            offset: How many of the best matches to leave out, for the next page. With a shortlist, its items are all
+                that the pages hold.
+            where: Rank only those items of an index whose metadata meet these conditions, as `Index.where` takes them.
+                The shortlist is then chosen among them.
+            by: "image" ranks the images of an index by their likeness to an image: by the dot product of global
+                vectors, which is then also the score and the logit. The network for pairs is not used. None ranks by
+                the network.
 
         Returns:
             The matches, best first; equal logits keep the gallery's order. For several texts, one such list per text.
@@ -226,22 +260,11 @@ class Retriever:
             the number of items that were scored, if they were not all.
 
         Raises:
-            InputError: `check_queries` refuses the query, ``top_k`` is below 1, ``shortlist`` is below ``top_k``, or
-                a shortlist is asked of a bundle without global vectors.
+            InputError: `check_queries` refuses the query, ``top_k`` is below 1, ``shortlist`` is below ``top_k``,
+                global vectors are asked of a bundle without them, or a condition is not understood.
+            BundleError: The index has been moved to another bundle, or its file is damaged.
         """
-        shortlist = self.shortlist_for(top_k, shortlist)
-        queries = texts_of_query(query, corpus)
-        if queries is None:
-            texts, image = self._as_gallery(corpus, "text"), self._as_gallery([query], "image")
-            ranker = Ranker(self._scorer(), top_k, shortlist, on_progress)
-            return self._ranking(ranker.texts(self._images_of(image), texts_of(texts)), texts, shortlist)
-        self.check_queries(queries)
-        images, tokens = self._as_gallery(corpus, "image"), self._tokenizer.encode(queries)
-        encoded = encode_texts(self._engines["text"], self.bundle, tokens)
-        ranker = Ranker(self._scorer(), top_k, shortlist, on_progress)
-        found = enumerate(ranker.images(encoded, self._images_of(images)))
-        rankings = [self._ranking(ranked, images, shortlist, tokens.unknown_words(text)) for text, ranked in found]
-        return rankings[0] if isinstance(query, str) else rankings
+        return rank(self.model, query, corpus, Asked(top_k, shortlist, offset, where, by, on_progress))
 
     def check_queries(self, queries: Sequence[str]) -> None:
         """Check text queries before long work; `rank` makes the same check.
@@ -268,24 +291,7 @@ class Retriever:
             InputError: ``top_k`` is below 1, ``shortlist`` is below ``top_k``, or this bundle has no global vectors to
                 make a shortlist with.
         """
-        check_top_k(top_k, shortlist)
-        if shortlist and not self.bundle.manifest.has_vectors:
-            raise InputError("`shortlist`: this bundle has no global vectors to make one with, leave it out")
-
-    def shortlist_for(self, top_k: int, shortlist: int | None = None) -> int | None:
-        """The number of items that `rank` scores for a query; None for every item.
-
-        Args:
-            top_k: As `rank` takes it.
-            shortlist: As `rank` takes it.
-
-        Raises:
-            InputError: As `check_counts`.
-        """
-        self.check_counts(top_k, shortlist)
-        if shortlist is None and (first := self.bundle.manifest.first_stage):
-            return max(first.shortlist, top_k)
-        return shortlist or None
+        check_shortlist(self.model, top_k, shortlist)
 
     def score(self, pairs: Iterable[tuple[Image, str]]) -> FloatArray:
         """Score chosen pairs; each distinct image and text is encoded once.
@@ -299,19 +305,7 @@ class Retriever:
         Raises:
             InputError: An element is not a pair, or its image or text cannot be encoded.
         """
-        pairs = list(pairs)
-        for index, pair in enumerate(pairs):
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise InputError(f"pair {index} is {kind_of(pair)}: expected (image, text)")
-        if not pairs:
-            return np.empty(0, np.float32)
-        images, image_ids = distinct([image for image, _ in pairs])
-        texts, text_ids = distinct([text for _, text in pairs])
-        gallery = self.encode_images(images)
-        encoded_texts = texts_of(self.encode_texts(texts))
-        where = np.stack([image_ids, text_ids], axis=1)
-        scorer = self._scorer()
-        return self._activate(scoring.pair_logits(scorer, self._images_of(gallery), encoded_texts, where))
+        return score_pairs(self.model, list(pairs))
 
     def score_matrix(
         self,
@@ -335,10 +329,8 @@ class Retriever:
             InputError: An image or a text cannot be encoded, a gallery is of the other kind or of another bundle, or a
                 logit is NaN or infinite.
         """
-        image_gallery, text_gallery = self._as_gallery(images, "image"), self._as_gallery(texts, "text")
-        matrix = self._logits(image_gallery, text_gallery, on_progress)
-        scoring.check_finite(matrix)
-        return matrix if logits else self._activate(matrix)
+        matrix = logit_matrix(self.model, images, texts, on_progress)
+        return matrix if logits else self.model.activate(matrix)
 
     def explain(self, text: str, image: Gallery | Image) -> Explanation:
         """Show what the network looked at when it scored one pair.
@@ -354,62 +346,4 @@ class Retriever:
             InputError: The text has no known word, or the gallery does not hold exactly one image.
             BundleError: The bundle was exported without an explainer.
         """
-        self.check_queries([text])
-        gallery = self._as_gallery(image if isinstance(image, Gallery) else [image], "image")
-        if len(gallery) != 1:
-            raise InputError(f"explain takes one image, this gallery has {len(gallery)}: use gallery.select([index])")
-        texts = self.encode_texts([text])
-        image = widen(self._images_of(gallery).take(slice(0, 1)))
-        tensors = image | texts_of(texts).take(slice(0, 1))
-        explainer = self._engines["explainer"]
-        out = explainer.run(scoring.feeds_of(self._graphs["explainer"].inputs, tensors))
-        score = float(self._activate(self._logits(gallery, texts))[0, 0])
-        return Explanation.of(out, self._tokenizer.encode([text]).shown(0), score, self.bundle.manifest.pixels)
-
-    def _gallery_precision(self, precision: str | None) -> str:
-        precision = precision or ("float16" if self.precision == "float16" else "float32")
-        if precision not in GALLERY_PRECISIONS:
-            raise InputError(f"gallery precision {precision!r}: expected one of {', '.join(GALLERY_PRECISIONS)}")
-        return precision
-
-    def _reader(self, skip_broken: bool, max_megapixels: float) -> FeatureReader:
-        manifest = self.bundle.manifest
-        return FeatureReader(
-            manifest.pixels,
-            manifest.feature_width,
-            lambda pixels: self._engines["vision"].run({"pixels": pixels})["features"],
-            self._threads,
-            skip_broken,
-            max_megapixels,
-        )
-
-    def _scorer(self) -> scoring.PairScorer:
-        return scoring.PairScorer(self._engines["scorer"], self._graphs["scorer"].inputs, self._memory_budget_bytes)
-
-    def _activate(self, logits: FloatArray) -> FloatArray:
-        scoring.check_finite(logits)
-        return scoring.activate(logits, self.bundle.manifest.activation)
-
-    def _logits(self, images: Gallery, texts: Gallery, on_progress: Advance = silent) -> FloatArray:
-        encoded_images, encoded_texts = self._images_of(images), texts_of(texts)
-        return scoring.logit_matrix(self._scorer(), encoded_images, encoded_texts, on_progress)
-
-    def _ranking(
-        self, ranked: Ranked, corpus: Gallery, shortlist: int | None, unknown_words: Sequence[str] = ()
-    ) -> Ranking:
-        scored = shortlist if shortlist and shortlist < len(corpus) else None
-        return Ranking(matches_of(ranked, self._activate(ranked[1]), corpus.documents), unknown_words, scored)
-
-    def _as_gallery(self, corpus: Any, kind: str) -> Gallery:
-        if not isinstance(corpus, Gallery):
-            return self.encode_images(corpus) if kind == "image" else self.encode_texts(corpus)
-        if corpus.kind != kind:
-            raise InputError(f"this is a gallery of {corpus.kind}s: expected {kind}s here")
-        if corpus.fingerprint != self.bundle.fingerprint:
-            raise InputError("this gallery was made by another bundle: encode it again with this retriever")
-        return corpus
-
-    def _images_of(self, gallery: Gallery) -> EncodedImages:
-        if not isinstance(gallery.encoded, EncodedImages):
-            raise InputError("this is a gallery of texts: expected images here")
-        return gallery.encoded.halves if gallery.precision == self.precision == "float16" else gallery.encoded
+        return explain(self.model, text, image)

@@ -81,8 +81,7 @@ class FeatureEncoder:
         Args:
             features: region features [b, R, D], float32.
         """
-        out = self._keep(self._engine.run(image_feeds(features, self._columns)))
-        for name, array in out.items():
+        for name, array in self.encode(features).items():
             if self._total is None:
                 self._parts.setdefault(name, []).append(array)
                 continue
@@ -90,6 +89,17 @@ class FeatureEncoder:
                 self._whole[name] = np.empty((self._total, *array.shape[1:]), array.dtype)
             self._whole[name][self._done : self._done + len(array)] = array
         self._done += len(features)
+
+    def encode(self, features: NDArray[np.float32]) -> Arrays:
+        """Encode images without collecting them.
+
+        Args:
+            features: region features [b, R, D], float32.
+
+        Returns:
+            The tensors to keep, by name.
+        """
+        return self._keep(self._engine.run(image_feeds(features, self._columns)))
 
     def encoded(self) -> EncodedImages:
         """All images added so far, in order. Call it once, after the last `add`."""

@@ -17,6 +17,8 @@ from camp_sdk.runtime.errors import InputError
 FLOAT32_BYTES = 4
 Indices = slice | Sequence[int] | NDArray[np.integer[Any]]
 GALLERY_PRECISIONS = ("float32", "float16", "int8")
+# Vectors [M_k, d], one part after another, and the ascending indices of the items' own among them; None for all.
+GlobalParts = tuple[list[NDArray[np.float32]], NDArray[np.intp] | None]
 
 
 def narrow(tensors: Arrays, specs: Iterable[TensorSpec], precision: str) -> Arrays:
@@ -139,6 +141,10 @@ class EncodedImages:
         """The chosen images, as `EncodedImages`."""
         return EncodedImages(self.take(indices))
 
+    def global_parts(self) -> GlobalParts:
+        """The vectors for a shortlist; the contract has some."""
+        return [global_vectors(self.tensors)], None
+
     @cached_property
     def halves(self) -> EncodedImages:
         """Images converted to float16, under the names by which a float16 graph reads them.
@@ -146,6 +152,11 @@ class EncodedImages:
         The property always returns the same object, by which engines recognise images that they hold already.
         """
         return EncodedImages({name.removesuffix(".float16"): array for name, array in self.tensors.items()})
+
+    @property
+    def streamed(self) -> bool:
+        """Whether `take` reads the tensors from a store, and ``tensors`` does not hold them."""
+        return False
 
     @property
     def narrowed(self) -> bool:
@@ -194,12 +205,21 @@ class EncodedTexts:
         tensors = {name: array[rows if name in self.per_word else chosen] for name, array in self.tensors.items()}
         return EncodedTexts(tensors, self.lengths[chosen], self.per_word)
 
+    def global_parts(self) -> GlobalParts:
+        """The vectors for a shortlist; the contract has some."""
+        return [global_vectors(self.tensors)], None
+
     @property
     def item_bytes(self) -> int:
         """Bytes of the longest text's largest tensor in float32, the approximate cost of the text's side of a pair."""
         longest = int(self.lengths.max())
         sizes = [(FLOAT32_BYTES * int(array[0].size), name in self.per_word) for name, array in self.tensors.items()]
         return max(size * (longest if per_word else 1) for size, per_word in sizes)
+
+
+def global_vectors(tensors: Arrays) -> NDArray[np.float32]:
+    """The global vectors [I, d] or [T, d] among the tensors of encoded items; there are some."""
+    return next(array for name, array in tensors.items() if name.endswith(GLOBAL_SUFFIX))
 
 
 def joined(parts: Sequence[EncodedImages | EncodedTexts]) -> EncodedImages | EncodedTexts:

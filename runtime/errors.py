@@ -3,6 +3,7 @@
     CampError
     +-- InputError            what the caller passed cannot be used (also a ValueError)
     +-- BundleError           a bundle, gallery, checkpoint or data set on disk is broken or does not fit
+    +-- BusyError             an index is being written by somebody else, for longer than the caller would wait
     +-- BackendError          an inference engine is not there or does not work on this machine
         +-- MissingExtraError an optional package is not installed (also an ImportError)
 
@@ -27,6 +28,10 @@ class InputError(CampError, ValueError):
 
 class BundleError(CampError):
     """A file of a bundle, gallery, checkpoint or data set is missing, altered, too new or of another kind."""
+
+
+class BusyError(CampError):
+    """Another process or thread is writing an index: the message says which, and since when. Try again later."""
 
 
 class BackendError(CampError):

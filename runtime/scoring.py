@@ -5,7 +5,7 @@ The code does not depend on what the tensors mean: names, dtypes and shapes come
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.runtime.blocks import GROUP_TEXTS, batches, plan_blocks
+from camp_sdk.runtime.blocks import batches, plan_blocks
 from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, widen
 from camp_sdk.runtime.engines.base import Arrays, Engine
@@ -25,9 +25,10 @@ from camp_sdk.runtime.threads import map_ahead
 Logits = NDArray[np.float32]
 Indices = NDArray[np.intp]
 Key = TypeVar("Key")
+Part = TypeVar("Part", slice, Indices)
 
 MERGE_IMAGES = 1 << 14
-NEAREST_BYTES = 64 << 20
+READ_AHEAD = 2  # blocks of images, from a store
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ class PairScorer:
     def parts(self, images: EncodedImages) -> Iterator[tuple[int, EncodedImages]]:
         """Place images where the engine reads them fastest, in one or more parts (`resident_parts`).
 
-        Narrowed images stay on the host, because they are widened block by block.
+        Narrowed images stay on the host, because they are widened block by block, and so do those that are read from a
+        store.
         """
-        if images.narrowed:
+        if images.narrowed or images.streamed:
             return iter([(0, images)])
         names = [spec.name for spec in self.inputs]
         return resident_parts(self.engine, images, names, self.memory_budget_bytes)
@@ -136,15 +138,25 @@ def _blocks(
 
     Yields ((image slice, text indices), image tensors, text tensors).
     """
-    if not images.narrowed:
+    if not images.narrowed and not images.streamed:
         for chosen, text_tensors in ready:  # blocks of one shape in a row: engines prepare for each change of shape
             for part in parts:
                 yield (part, chosen), images.take(part), text_tensors
         return
-    for part in parts:
-        tensors = scorer.engine.hold(widen(images.take(part)))  # once for all texts of the group
-        for chosen, text_tensors in ready:
-            yield (part, chosen), tensors, text_tensors
+    with closing(_widened(images, parts)) as widened:
+        for part, tensors in widened:
+            held = scorer.engine.hold(tensors)  # once for all texts of the group
+            for chosen, text_tensors in ready:
+                yield (part, chosen), held, text_tensors
+
+
+def _widened(images: EncodedImages, parts: Iterable[Part]) -> Generator[tuple[Part, Arrays], None, None]:
+    """The float32 tensors of each part; those of a store are read while the part before them is scored."""
+    if not images.streamed:
+        yield from ((part, widen(images.take(part))) for part in parts)
+        return
+    with closing(map_ahead(lambda part: (part, widen(images.take(part))), parts, 1, READ_AHEAD)) as read:
+        yield from read
 
 
 def logit_matrix(
@@ -243,27 +255,6 @@ def check_finite(logits: Logits) -> None:
         raise InputError("a logit is NaN or infinite: the features are too large for this precision")
 
 
-def nearest(queries: Logits, items: Logits, count: int, memory_budget_bytes: int | None = None) -> Indices:
-    """Find the items whose vectors have the largest dot products with each query's vector.
-
-    Args:
-        queries: query vectors [Q, d].
-        items: item vectors [M, d].
-        count: the number of items to find for each query.
-        memory_budget_bytes: limits the number of queries computed at a time; each takes 16 bytes per item. At least one
-            query is computed at a time. None, or a larger budget, counts as 64 MiB.
-
-    Returns:
-        Item indices [Q, count], in the order of the items.
-    """
-    at_once = min(memory_budget_bytes or NEAREST_BYTES, NEAREST_BYTES) // (16 * len(items))
-    rows = [
-        np.argpartition(-(queries[part] @ items.T), count - 1, axis=1)[:, :count]
-        for part in batches(np.arange(len(queries)), min(max(1, at_once), GROUP_TEXTS))
-    ]
-    return np.sort(np.concatenate(rows), axis=1)
-
-
 def pair_logits(
     scorer: PairScorer,
     images: EncodedImages,
@@ -298,8 +289,10 @@ def _chosen_blocks(
     for text in np.unique(pairs[:, 1]):
         text_tensors = texts.take([int(text)])
         chosen = np.flatnonzero(pairs[:, 1] == text)
-        for where in batches(chosen, min(max_images, -(-len(chosen) // scorer.engine.streams))):
-            yield where, widen(images.take(pairs[where, 0])), text_tensors
+        parts = list(batches(chosen, min(max_images, -(-len(chosen) // scorer.engine.streams))))
+        with closing(_widened(images, [pairs[where, 0] for where in parts])) as widened:
+            for where, (_, tensors) in zip(parts, widened, strict=True):
+                yield where, tensors, text_tensors
 
 
 def activate(logits: Logits, activation: str) -> Logits:

@@ -267,7 +267,7 @@ def test_the_bundle_says_how_it_ranks(bundle: Path, trained: Path, camp: Command
     assert "the 200 images nearest by global vector" in camp("info", str(bundle)).out
 
 
-def test_rankings_use_the_bundles_shortlist(short_bundle: Path, scenes: Path) -> None:
+def test_rankings_use_the_bundles_shortlist(short_bundle: Path, scenes: Path, tmp_path: Path) -> None:
     split = load_split(scenes, "test")
     with Retriever(short_bundle, "onnxruntime") as retriever:
         gallery = retriever.encode_images(split.images)
@@ -281,6 +281,12 @@ def test_rankings_use_the_bundles_shortlist(short_bundle: Path, scenes: Path) ->
         assert retriever.rank(query, gallery.select([0, 1, 2]), top_k=2).shortlist is None
         texts = retriever.encode_texts(split.captions)
         assert retriever.rank(split.images[0], texts, top_k=2).shortlist == 3
+        with retriever.open_index(tmp_path / "pictures.index", create=True, precision="float32") as index:
+            index.add(split.images)
+            found = retriever.rank(query, index, top_k=2)
+            assert ([match.logit for match in found], found.shortlist) == ([match.logit for match in ours], 3)
+            assert len(retriever.rank(query, index, top_k=2, offset=2)) == 2  # more than the bundle's shortlist
+            assert retriever.rank(split.images[0], index, top_k=2, by="image").shortlist is None
 
 
 def test_the_command_says_when_the_bundle_decides(short_bundle: Path, scenes: Path, camp: Command) -> None:

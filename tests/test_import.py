@@ -72,7 +72,7 @@ def test_scores_do_not_depend_on_the_padding(retriever: Retriever, padded: int) 
     inputs = [spec.name for spec in retriever.bundle.manifest.graphs["scorer"].inputs]
     logits = retriever._engines["scorer"].run({name: sides[name] for name in inputs})["logits"]
     expected = recorded(f"scores_{retriever.bundle.manifest.variant}")
-    np.testing.assert_allclose(retriever._activate(logits), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(retriever.model.activate(logits), expected, rtol=0, atol=1e-5)
 
 
 def test_a_pair_alone_scores_what_it_scores_among_others(retriever: Retriever) -> None:

@@ -116,7 +116,7 @@ def test_a_match_is_a_mapping(feature_retriever: Retriever, features: Features) 
     (match,) = feature_retriever.rank(QUERY, features, top_k=1)
     assert "score" in match
     assert 0 not in match
-    assert list(match) == ["corpus_id", "score", "logit", "rank", "document"]
+    assert list(match) == ["corpus_id", "score", "logit", "rank", "document", "key", "metadata"]
     assert json.loads(json.dumps(dict(match))) == {**match}
     assert Match(**match) == match
     assert len({match, Match(**match)}) == 1

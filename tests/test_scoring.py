@@ -27,7 +27,8 @@ from camp_sdk.runtime.engines.base import Arrays, Engine, Interface
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
 from camp_sdk.runtime.files import HeldFile
-from camp_sdk.runtime.scoring import PairScorer, best_images, nearest
+from camp_sdk.runtime.nearest import nearest
+from camp_sdk.runtime.scoring import PairScorer, best_images
 from camp_sdk.runtime.threads import physical_cores
 from tests.helpers.hardware import needs_bfloat16
 from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH
@@ -273,9 +274,9 @@ def test_equal_logits_keep_the_gallerys_order_through_every_merge(
     monkeypatch.setattr(Engine, "block_bytes", 20_000)
     run = scoring.PairScorer.run
     monkeypatch.setattr(scoring.PairScorer, "run", lambda *arguments: np.round(run(*arguments)))
-    images = feature_retriever._images_of(feature_retriever.encode_images(many))
+    images = feature_retriever.model.images_of(feature_retriever.encode_images(many))
     texts = texts_of(feature_retriever.encode_texts(CAPTIONS))
-    scorer = feature_retriever._scorer()
+    scorer = feature_retriever.model.scorer()
     found, _ = best_images(scorer, images, texts, 50)
     matrix = scoring.logit_matrix(scorer, images, texts)
     assert len(np.unique(matrix)) < 20

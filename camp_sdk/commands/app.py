@@ -16,6 +16,7 @@ from camp_sdk.commands.data import data_app
 from camp_sdk.commands.doctor import doctor_command
 from camp_sdk.commands.encode import encode_command
 from camp_sdk.commands.eval import eval_command
+from camp_sdk.commands.index import index_app
 from camp_sdk.commands.info import info_command
 from camp_sdk.commands.rank import rank_command
 from camp_sdk.terminal import run_app
@@ -69,6 +70,7 @@ app = typer.Typer(
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(data_app, name="data")
+app.add_typer(index_app, name="index")
 
 
 def _show_version(wanted: bool) -> None:

@@ -43,6 +43,12 @@ MemoryOption = Annotated[
         help="Most memory for scoring, such as 512M or 2G. Default: as much as makes it fast.",
     ),
 ]
+ShortlistOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Score only this many images per query, the nearest by global vector. 0: all. Default: the bundle's."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SkipBrokenOption = Annotated[
     bool,

@@ -21,16 +21,18 @@ from camp_sdk.commands.options import (
     MegapixelsOption,
     MemoryOption,
     PrecisionOption,
+    ShortlistOption,
     SkipBrokenOption,
     ThreadsOption,
 )
 from camp_sdk.picture_files import PassedOver
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.progress import progress_bar
-from camp_sdk.results import Match
+from camp_sdk.results import Match, Ranking
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.messages import visible
+from camp_sdk.search import shortlist_of
 from camp_sdk.terminal import stderr
 
 
@@ -40,12 +42,7 @@ def rank_command(
     images: Annotated[Path | None, typer.Option(help=IMAGES_HELP)] = None,
     gallery: Annotated[Path | None, typer.Option(help="Gallery written by camp encode, instead of --images.")] = None,
     top_k: Annotated[int, typer.Option(help="Number of results per query.", min=1)] = 5,
-    shortlist: Annotated[
-        int | None,
-        typer.Option(
-            help="Score only this many images per query, the nearest by global vector. 0: all. Default: the bundle's."
-        ),
-    ] = None,
+    shortlist: ShortlistOption = None,
     skip_broken: SkipBrokenOption = False,
     max_megapixels: MegapixelsOption = MAX_MEGAPIXELS,
     backend: BackendOption = "auto",
@@ -66,7 +63,7 @@ def rank_command(
         else:
             assert images is not None
             corpus, passed_over = encode_all(retriever, images, skip_broken, max_megapixels)
-        pairs = len(query) * min(len(corpus), retriever.shortlist_for(top_k, shortlist) or len(corpus))
+        pairs = len(query) * min(len(corpus), shortlist_of(retriever.model, top_k, shortlist) or len(corpus))
         with progress_bar("scoring pairs", pairs) as scored:
             rankings = retriever.rank(query, corpus, top_k, shortlist, scored)
     if as_json:
@@ -86,9 +83,20 @@ def rank_command(
             if matches.unknown_words:
                 words = ", ".join(map(visible, matches.unknown_words))
                 stderr.print(f"not in the model's vocabulary: {words}", markup=False, highlight=False, soft_wrap=True)
-        if shortlist is None and rankings[0].shortlist:
-            line = f"scored the {rankings[0].shortlist} of {len(corpus)} images nearest by global vector"
-            stderr.print(f"{line}, as this bundle does by default; --shortlist 0 scores all", soft_wrap=True)
+        report_shortlist(shortlist, rankings[0], len(corpus))
+
+
+def report_shortlist(asked: int | None, ranking: Ranking, images: int) -> None:
+    """Print how many images were scored, if the bundle decided it.
+
+    Args:
+        asked: The shortlist that was asked for.
+        ranking: The ranking.
+        images: The number of images.
+    """
+    if asked is None and ranking.shortlist:
+        line = f"scored the {ranking.shortlist} of {images} images nearest by global vector"
+        stderr.print(f"{line}, as this bundle does by default; --shortlist 0 scores all", soft_wrap=True)
 
 
 def _as_dict(match: Match) -> dict[str, Any]:

@@ -1,0 +1,298 @@
+"""The commands `camp index ...`: fill an index, keep it up to date, and search it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from camp_sdk.commands.options import (
+    BackendOption,
+    JsonOption,
+    MegapixelsOption,
+    MemoryOption,
+    PrecisionOption,
+    ShortlistOption,
+    SkipBrokenOption,
+    ThreadsOption,
+)
+from camp_sdk.commands.rank import report_shortlist
+from camp_sdk.index.living import Index
+from camp_sdk.index.metadata_files import read_metadata_file
+from camp_sdk.index.opening import open_index
+from camp_sdk.index.syncing import Synced, SyncOptions, sync
+from camp_sdk.picture_files import describe
+from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError
+from camp_sdk.progress import progress_bar
+from camp_sdk.results import Match
+from camp_sdk.retriever import Retriever
+from camp_sdk.runtime.encoded import GALLERY_PRECISIONS
+from camp_sdk.runtime.errors import BusyError, InputError
+from camp_sdk.runtime.files import absolute
+from camp_sdk.runtime.messages import brief, visible
+from camp_sdk.search import shortlist_of
+from camp_sdk.terminal import stderr
+
+index_app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fill an index of pictures, keep it up to date, and search it.",
+)
+
+IndexArgument = Annotated[Path, typer.Argument(help="File of the index, such as photos.index.")]
+BundleOption = Annotated[Path, typer.Option(help="Bundle folder written by camp export.")]
+MetadataOption = Annotated[
+    Path | None,
+    typer.Option(help="File of metadata, .csv or .jsonl, with a column key, or file_name relative to this file."),
+]
+WhereOption = Annotated[str | None, typer.Option(help='Conditions on metadata, in JSON: \'{"year": {"gte": 2020}}\'.')]
+STORED_HELP = f"Storage of a new index: {', '.join(GALLERY_PRECISIONS)}. Default: float16."
+TIMEOUT_S = 30.0  # for another writer to finish
+
+
+@index_app.command("add")
+def add_command(
+    index: IndexArgument,
+    sources: Annotated[
+        list[Path], typer.Argument(help="Folders of pictures, with their subfolders; pictures; .npy files of features.")
+    ],
+    bundle: BundleOption,
+    metadata: MetadataOption = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove items whose files are gone.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until interrupted.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks, with --watch.", min=0.1)] = 5.0,
+    stored: Annotated[str | None, typer.Option(help=STORED_HELP)] = None,
+    skip_broken: SkipBrokenOption = False,
+    max_megapixels: MegapixelsOption = MAX_MEGAPIXELS,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "float32",
+    threads: ThreadsOption = None,
+    memory_budget: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode what is new or changed, by size and time, then by content; makes the index if there is none."""
+    file = absolute(index)
+    held = {} if metadata is None else read_metadata_file(metadata, file.parent)
+    options = SyncOptions(held, prune, skip_broken or watch, max_megapixels)
+    with (
+        Retriever(bundle, backend, precision, threads, memory_budget) as retriever,
+        retriever.open_index(file, create=True, precision=stored) as opened,
+    ):
+        _show_synced(opened, _sync(opened, sources, options), as_json)
+        while watch:
+            time.sleep(interval)
+            try:
+                synced = _sync(opened, sources, options, quiet=True)
+            except (BusyError, InputError, OSError) as error:  # such as a folder that is empty for now
+                stderr.print(visible(str(error)), style="red", markup=False, highlight=False, soft_wrap=True)
+                continue
+            if synced.changed:
+                _show_synced(opened, synced, as_json)
+
+
+@index_app.command("remove")
+def remove_command(
+    index: IndexArgument,
+    keys: Annotated[list[str], typer.Argument(help="Keys of the items to remove.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Remove items by key."""
+    with _opened(index) as opened:
+        removed = opened.remove(keys)
+        _print(as_json, {"removed": removed, "items": len(opened)}, f"{removed} removed, {len(opened)} left")
+
+
+@index_app.command("update")
+def update_command(
+    index: IndexArgument,
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys of the items that --set changes.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A field and its value in JSON or text: year=2024; repeatable.")
+    ] = None,
+    metadata: MetadataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change metadata; nothing is encoded. Fields that are not named stay."""
+    if bool(keys) != bool(set_) or (not keys and metadata is None):
+        raise InputError("give keys with `set`, or `metadata`")
+    changes = dict(map(_field, set_ or []))
+    updates: dict[str, dict[str, Any]] = dict.fromkeys(keys or [], changes)
+    with _opened(index) as opened:
+        updates |= {} if metadata is None else read_metadata_file(metadata, opened.path.parent)
+        held = {key: opened.get(key) for key in updates}
+        merged = {key: {**(item.metadata if item else {}), **updates[key]} for key, item in held.items()}
+        unknown = opened.update_many(merged)
+    updated = len(updates) - len(unknown)
+    line = f"{updated} updated" + (f"; {len(unknown)} not in the index, such as {brief(unknown[0])}" if unknown else "")
+    _print(as_json, {"updated": updated, "unknown": unknown}, line)
+
+
+@index_app.command("list")
+def list_command(
+    index: IndexArgument,
+    where: WhereOption = None,
+    limit: Annotated[int | None, typer.Option(help="Most items to list.", min=1)] = None,
+    offset: Annotated[int, typer.Option(help="Items to leave out at the beginning.", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """List items and their metadata; with --json, one object per line."""
+    with _opened(index) as opened:
+        items = opened.where(_conditions(where) or {})
+        for item in itertools.islice(items, offset, None if limit is None else offset + limit):
+            if as_json:
+                typer.echo(json.dumps({"key": item.key, "document": item.document, "metadata": item.metadata}))
+            else:
+                typer.echo(visible(f"{item.key}  {json.dumps(item.metadata, ensure_ascii=False)}"))
+
+
+@index_app.command("search")
+def search_command(
+    index: IndexArgument,
+    bundle: BundleOption,
+    query: Annotated[str | None, typer.Option(help="Text to search for.")] = None,
+    like: Annotated[Path | None, typer.Option(help="Picture to find similar ones of, by global vectors.")] = None,
+    top_k: Annotated[int, typer.Option(help="Number of results.", min=1)] = 5,
+    offset: Annotated[int, typer.Option(help="Results to leave out, for the next page.", min=0)] = 0,
+    shortlist: ShortlistOption = None,
+    where: WhereOption = None,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "float32",
+    threads: ThreadsOption = None,
+    memory_budget: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the pictures of an index by a text, or by their likeness to a picture."""
+    if (query is None) == (like is None):
+        raise InputError("give either `query` or `like`")
+    conditions = _conditions(where)
+    with (
+        Retriever(bundle, backend, precision, threads, memory_budget) as retriever,
+        retriever.open_index(index) as opened,
+    ):
+        page, items = {"offset": offset, "where": conditions}, len(opened)
+        if like is not None:
+            found = retriever.rank(like, opened, top_k, by="image", **page)
+        else:
+            pairs = min(items, shortlist_of(retriever.model, offset + top_k, shortlist) or items)
+            with progress_bar("scoring pairs", pairs) as scored:
+                found = retriever.rank(query, opened, top_k, shortlist, scored, **page)
+    if as_json:
+        matches = [dict(match) for match in found]
+        about = {"query": query or str(like), "unknown_words": found.unknown_words, "shortlist": found.shortlist}
+        typer.echo(json.dumps(about | {"matches": matches}))
+        return
+    Console().print(_matches_table(visible(query or str(like)), found))
+    if found.unknown_words:
+        words = ", ".join(map(visible, found.unknown_words))
+        stderr.print(f"not in the model's vocabulary: {words}", markup=False, highlight=False, soft_wrap=True)
+    report_shortlist(shortlist, found, items)
+
+
+@index_app.command("info")
+def info_command(index: IndexArgument, as_json: JsonOption = False) -> None:
+    """Show what an index holds and takes."""
+    with _opened(index) as opened:
+        found = asdict(opened.info())
+    found["path"] = str(found["path"])
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    table = Table("index", Column(Text(visible(found.pop("path")))))
+    for name, value in found.items():
+        table.add_row(name.replace("_", " "), Text(f"{value:,}" if isinstance(value, int) else str(value)))
+    Console().print(table)
+
+
+@index_app.command("compact")
+def compact_command(index: IndexArgument, as_json: JsonOption = False) -> None:
+    """Write the file anew without what is free in it."""
+    with _opened(index) as opened:
+        before = opened.info().file_bytes
+        opened.compact()
+        after = opened.info().file_bytes
+    _print(as_json, {"before_bytes": before, "after_bytes": after}, f"{before / 1e6:.1f} MB, now {after / 1e6:.1f} MB")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Index]:
+    with open_index(None, path, False, (None, None), TIMEOUT_S) as index:
+        yield index
+
+
+def _sync(index: Index, sources: list[Path], options: SyncOptions, quiet: bool = False) -> Synced:
+    from PIL import Image  # here: camp --help does not need it
+
+    Image.MAX_IMAGE_PIXELS = None  # --max-megapixels is the limit here
+    try:
+        return sync(index, sources, options, _no_bar if quiet else progress_bar)
+    except PictureError as error:
+        raise InputError(f"{error}; --skip-broken leaves out such pictures") from None
+
+
+@contextmanager
+def _no_bar(title: str, total: int | None = None) -> Iterator[Any]:
+    yield lambda done: None
+
+
+def _show_synced(index: Index, synced: Synced, as_json: bool) -> None:
+    added, items = synced.added, len(index)
+    vanished = ("removed" if synced.removed else "vanished", len(synced.vanished))
+    counts = {"added": added.added, "replaced": added.replaced, "unchanged": added.unchanged, vanished[0]: vanished[1]}
+    if synced.passed_over and not as_json:
+        line = visible(describe(synced.passed_over))
+        stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+    if synced.vanished and not synced.removed and not as_json:
+        line = f"{vanished[1]} files are gone, such as {brief(synced.vanished[0])}: --prune removes them from the index"
+        stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+    lists = {
+        "vanished": synced.vanished,
+        "skipped": [asdict(one) for one in added.skipped],
+        "passed_over": [asdict(one) for one in synced.passed_over],
+    }
+    shown = ", ".join(f"{count} {name}" for name, count in counts.items() if count or name == "added")
+    _print(
+        as_json, {"index": str(index.path), "items": items} | counts | lists, f"{index.path}: {items} items; {shown}"
+    )
+
+
+def _print(as_json: bool, result: dict[str, Any], line: str) -> None:
+    typer.echo(json.dumps(result) if as_json else visible(line))
+
+
+def _conditions(where: str | None) -> Any:
+    if where is None:
+        return None
+    try:
+        return json.loads(where)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"`where` is {brief(where)}: expected JSON ({error})") from None
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InputError(f"`set` is {brief(text)}: expected a field and its value, such as year=2024")
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def _matches_table(title: str, matches: list[Match]) -> Table:
+    table = Table(
+        "rank", "score", Column("key", overflow="fold"), Column("metadata", overflow="fold"), title=Text(title)
+    )
+    for match in matches:
+        metadata = json.dumps(match.metadata, ensure_ascii=False) if match.metadata else ""
+        table.add_row(str(match.rank), f"{match.score:.4f}", Text(visible(match.key or "")), Text(visible(metadata)))
+    return table
