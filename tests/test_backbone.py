@@ -36,6 +36,7 @@ pytest.importorskip("transformers")
 from tests.helpers import published  # needs transformers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+SHAPE = replace(published.TINY_CLIP, vision=published.TINY_CLIP.vision | {"image_size": 64})
 MAKERS = {
     "clip": published.write_clip,
     "siglip": lambda folder: published.write_siglip(folder, second=False),
@@ -52,7 +53,7 @@ def on(backbone: Path, data: Path, output: Path, **options: Any) -> TrainConfig:
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's folder of an imported model: 8 x 8 patches, more than 49."""
     folder = tmp_path_factory.mktemp("clip")
-    return import_pretrained(str(published.write_clip(folder / "source", size=64)), folder / "run").parent
+    return import_pretrained(str(published.write_clip(folder / "source", SHAPE)), folder / "run").parent
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,10 @@ def test_training_leaves_the_frozen_network_alone(clip: Path, trained: Path) -> 
     found = after.vision.network.state_dict()
     assert found.keys() == before.state_dict().keys()
     assert all(torch.equal(found[name], weight) for name, weight in before.state_dict().items())
-    assert not any(name.startswith("global_") for name in after.state_dict())
+    pixels, tokens = torch.rand(2, 3, 64, 64), torch.tensor([[1, 5, 2]])
+    in_training = after.train().encode_images(after.region_features(pixels))["image.global"]
+    assert in_training.shape == (2, 8)  # of the encoders that are trained, for their loss
+    assert after.encode_texts(tokens, torch.tensor([3]))["text.global"].shape == (1, 8)
 
 
 def test_the_run_records_what_it_stands_on(clip: Path, trained: Path) -> None:
@@ -187,7 +191,9 @@ def test_a_killed_run_continues_to_the_same_weights(clip: Path, scenes: Path, tm
 
 
 def test_a_run_does_not_continue_on_another_network(clip: Path, scenes: Path, tmp_path: Path) -> None:
-    other = import_pretrained(str(published.write_clip(tmp_path / "source", size=64, act="gelu")), tmp_path / "other")
+    other = import_pretrained(
+        str(published.write_clip(tmp_path / "source", replace(SHAPE, scale=5.0))), tmp_path / "other"
+    )
     config = on(clip, scenes, tmp_path / "run", epochs=1)
     run_training(config)
     with pytest.raises(InputError, match="another `backbone`"):
@@ -207,7 +213,6 @@ def test_a_later_run_starts_from_the_trained_one(trained: Path, scenes: Path, tm
         ({"words": "all-minilm-l6-v2"}, "`words` all-minilm-l6-v2: .* has backbone, which is fixed"),
         ({"vision": "efficientnet-lite0"}, "`vision` efficientnet-lite0: .* has backbone, which is fixed"),
         ({"picture_size": 96}, "`picture_size` 96: .* has 64"),
-        ({"global_weight": 1.0}, "`global_weight` 1.0: .* has 0.0"),
         ({"tune_vision": True}, "`tune_vision`: backbone is never trained"),
         ({"pixel_mean": "0,0,0"}, "`pixel_mean`, `pixel_std`: .* has its own"),
         ({"unknown_words": 0.1}, "`unknown_words` 0.1: .* knows every word"),
@@ -219,6 +224,13 @@ def test_what_the_frozen_network_fixes(
 ) -> None:
     with pytest.raises(InputError, match=message):
         Run(on(clip, scenes, tmp_path / "run", **options))
+
+
+def test_without_a_loss_on_vectors_there_are_none_to_train(clip: Path, scenes: Path, tmp_path: Path) -> None:
+    model, origin = load_checkpoint(run_training(on(clip, scenes, tmp_path / "run", epochs=1, global_weight=0.0)))
+    assert not any(name.startswith("global_") for name in model.state_dict())
+    assert origin.model.has_vectors
+    assert model.encode_texts(torch.tensor([[1, 5, 2]]), torch.tensor([3]))["text.global"].shape == (1, 20)
 
 
 def test_networks_that_cannot_be_frozen_below_another(

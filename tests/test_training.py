@@ -181,7 +181,6 @@ def test_a_step_weighs_its_losses(precomputed: Path, tmp_path: Path, monkeypatch
     )
     module: Any = SimpleNamespace(
         config=config,
-        origin=SimpleNamespace(model=SimpleNamespace(global_vectors=True)),
         model=model,
         device="cpu",
         log_scale=None,

@@ -42,8 +42,8 @@ class ModelConfig:
         word_width: the width of the word vectors.
         picture_size: the size of a picture in pixels, or the height that a user's graph takes; 0 for a model that takes
             precomputed region features.
-        global_vectors: whether maps to a global vector are trained for each side. Checkpoints of the released code have
-            none, nor have two towers and models on a frozen network, which have vectors of their own.
+        global_vectors: whether maps to a global vector are trained for each side. Checkpoints of the released code and
+            two towers have none. On a frozen network, they serve training alone: see `Camp`.
         words: "learned" for learned word vectors, the name of a pretrained sentence encoder, or "backbone".
         sentence: the sizes of that encoder; None for learned word vectors.
         vision: the network from pixels to region features: "small" (a `VisionNet`), "efficientnet-lite0", or "onnx"
@@ -73,6 +73,10 @@ class ModelConfig:
 
 class Camp(nn.Module):
     """The whole network: vision (if it takes pictures), both encoders, the scorer and, if configured, global vectors.
+
+    On a frozen network, the global vectors are those of the frozen network. In training mode, they are those of the
+    encoders that are trained: a loss on them aligns both sides early. Without it, training stayed on its first plateau
+    for half of a run.
 
     Args:
         config: sizes and variant; the weights are random until they are loaded.
@@ -140,12 +144,12 @@ class Camp(nn.Module):
         Args:
             inputs: each [I, R, width], as `columns_of` returns them.
         """
-        if isinstance(self.vision, FrozenNetwork):
-            *inputs, vector = inputs  # type: ignore[assignment]  # a tuple becomes a list
-            return self.scorer.image_side(self.image_encoder(*inputs)) | {"image.global": vector[:, 0]}
-        V = self.image_encoder(*inputs)
+        frozen = isinstance(self.vision, FrozenNetwork)
+        V = self.image_encoder(*(inputs[:-1] if frozen else inputs))
         kept = self.scorer.image_side(V)
-        if self.config.global_vectors:
+        if frozen and not self.training:
+            kept["image.global"] = inputs[-1][:, 0]
+        elif self.config.global_vectors:
             kept["image.global"] = F.normalize(self.global_v(V.mean(1)), dim=-1)
         return kept
 
@@ -154,11 +158,11 @@ class Camp(nn.Module):
 
         They include `text.global` [T, d], of unit length, if the network has global vectors.
         """
-        if isinstance(self.vision, FrozenNetwork):
-            words, vector = self.vision.read(tokens, lengths)  # [T, N, w], [T, d of the frozen network]
-            T = self.text_encoder(words, lengths)
-            return self.text_tensors(T, lengths, tokens.shape[1]) | {"text.global": vector}
-        return self.text_tensors(self.text_encoder(tokens, lengths), lengths, tokens.shape[1])
+        if not isinstance(self.vision, FrozenNetwork):
+            return self.text_tensors(self.text_encoder(tokens, lengths), lengths, tokens.shape[1])
+        words, vector = self.vision.read(tokens, lengths)  # [T, N, w], [T, d of the frozen network]
+        kept = self.text_tensors(self.text_encoder(words, lengths), lengths, tokens.shape[1])
+        return kept if self.training else kept | {"text.global": vector}
 
     def text_tensors(self, T: Tensor, lengths: Tensor, words: int) -> Tensors:
         """The text tensors of the bundle from what the text encoder makes.

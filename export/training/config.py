@@ -143,11 +143,9 @@ class TrainConfig(TrainOptions):
     def _with_fixed(self, fixed: Mapping[str, Any], source: object) -> TrainConfig:
         defaults = {field.name: field.default for field in fields(self)}
         for name, value in fixed.items():
-            asked = self.each(name) if name in STAGED else [getattr(self, name)]
-            if any(one not in (value, defaults[name]) for one in asked):
-                raise InputError(
-                    f"`{name}` {getattr(self, name)}: {source} has {value}, which is fixed: leave the option out"
-                )
+            asked = getattr(self, name)
+            if asked not in (value, defaults[name]):
+                raise InputError(f"`{name}` {asked}: {source} has {value}, which is fixed: leave the option out")
         return replace(self, **fixed)
 
     def _staged_values(self) -> TrainConfig:

@@ -116,8 +116,7 @@ class CampTraining(lightning.LightningModule):
         text = self.model.encode_texts(forget_words(batch.tokens, self.config.unknown_words), batch.lengths)
         v, t = image.pop("image.global", None), text.pop("text.global", None)
         losses = self._pair_losses(Encoded(image, text, batch.lengths), batch.matches)
-        # The vectors of a frozen network learn nothing.
-        if v is not None and t is not None and self.origin.model.global_vectors:
+        if v is not None and t is not None:
             losses["global_loss"] = contrastive_loss(v, t, batch.matches, self.log_scale)
         self.log_dict(losses, prog_bar=True, batch_size=len(batch.lengths))
         weights = {

@@ -182,7 +182,7 @@ class Run:
             feature_width=feature_width,
             word_width=config.word_width,
             picture_size=vision.pixels.height if vision else 0,
-            global_vectors=max(config.each("global_weight")) > 0 and config.vision != BACKBONE,
+            global_vectors=max(config.each("global_weight")) > 0,
             vision=vision.name if vision else SMALL,
             words=config.words,
             sentence=started[1].model.sentence if started else sentence_of(config.words),
@@ -236,13 +236,13 @@ def fixed_options(config: TrainConfig, started: tuple[Camp, Origin] | None) -> t
     fixed: dict[str, Any] = {name: getattr(origin.model, name) for name in ("width", "word_width", "words")}
     if origin.pixels:
         fixed |= {"vision": origin.model.vision, "picture_size": origin.pixels.height, "fit": origin.pixels.fit}
-    return fixed | ({"global_weight": 0.0} if origin.model.backbone else {}), config.start
+    return fixed, config.start
 
 
 def options_of_backbone(frozen: FrozenNetwork, origin: Origin) -> dict[str, Any]:
     """The options that the frozen network below a run fixes."""
     assert origin.pixels is not None
-    own = {"words": BACKBONE, "vision": BACKBONE, "word_width": frozen.word_width, "global_weight": 0.0}
+    own = {"words": BACKBONE, "vision": BACKBONE, "word_width": frozen.word_width}
     return own | {"picture_size": origin.pixels.height, "fit": origin.pixels.fit}
 
 
