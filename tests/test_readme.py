@@ -118,7 +118,7 @@ def test_commands_and_their_options_exist(line: str) -> None:
     if words[0] == "python":
         program, options = (sys.executable, str(ROOT / words[1])), words[2:]
     else:
-        depth = 3 if words[1] in ("data", "index") else 2  # `camp data coco`
+        depth = 3 if words[1] in ("data", "index") or words[1:3] == ["import", "clip"] else 2  # `camp data coco`
         program, options = (sys.executable, "-m", "camp_sdk.commands.app", *words[1:depth]), words[depth:]
     shown = help_of(program)
     for option in (word for word in options if word.startswith("--")):
