@@ -119,9 +119,10 @@ class Run:
         self.backbone = self._open_backbone(config)
         if self.started and bool(self.started[1].pixels) != self.splits[0].has_pictures:
             raise self._mismatch(self.started[1])
-        fixed = fixed_options(config, self.started)
         if self.backbone:
-            fixed = options_of_backbone(*self.backbone), config.backbone
+            fixed: tuple[dict[str, Any], object] = options_of_backbone(*self.backbone), config.backbone
+        else:
+            fixed = fixed_options(config, self.started)
         self.config = config.completed(self.splits[0].has_pictures, *fixed)
         self.config.check_batch(len(self.splits[0].images), len(self.splits[0].captions))
 
