@@ -15,7 +15,7 @@ Indices = NDArray[np.intp]
 
 NEAREST_BYTES = 64 << 20
 CHUNK_ROWS = 1 << 15  # rows multiplied, or copied from a file, at a time
-FEW = 4  # fewer than one in so many of the items are copied before they are multiplied
+FEW = 4  # less than a quarter of the items: these are copied before they are multiplied
 
 
 def nearest(

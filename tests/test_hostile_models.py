@@ -117,7 +117,7 @@ def test_markers_that_are_not_used_are_no_warning(models: Path, tmp_path: Path) 
     settings(CONFIG, "text_config", bos_token_id=49411)(shutil.copytree(models / "siglip", tmp_path / "model"))
     said: list[logging.LogRecord] = []
     handler, logger = logging.Handler(), logging.getLogger("transformers")
-    handler.emit = said.append  # type: ignore[method-assign]
+    handler.emit = said.append  # type: ignore[method-assign]  # a list takes the records
     logger.addHandler(handler)
     try:
         import_pretrained(str(tmp_path / "model"), tmp_path / "run")

@@ -242,7 +242,7 @@ def test_remove_and_update(index: Index, features: Features) -> None:
         index.update("3", {})
     for keys in ("1", 3, [3]):
         with pytest.raises(InputError):
-            index.remove(keys)  # type: ignore[arg-type]
+            index.remove(keys)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_many_are_updated_at_once(index: Index, features: Features) -> None:
@@ -250,7 +250,7 @@ def test_many_are_updated_at_once(index: Index, features: Features) -> None:
     assert index.update_many({str(n): {"n": n} for n in range(5, 15)}) == [str(n) for n in range(10, 15)]
     assert [item.key for item in index.where({"n": {"gte": 7}})] == ["7", "8", "9"]
     with pytest.raises(InputError, match="the metadata of '3' are 3"):
-        index.update_many({"3": 3})  # type: ignore[dict-item]
+        index.update_many({"3": 3})  # type: ignore[dict-item]  # wrong on purpose
 
 
 def test_half_removed_and_added_again_takes_no_more(index: Index, features: Features) -> None:

@@ -85,7 +85,7 @@ def test_readers_beside_a_writer_find_committed_states(
                 found = feature_retriever.rank(QUERY, one, 10, 10)
                 assert len(found) == 10
                 assert len({str(match.metadata) for match in found}) == 1
-                steps.append(found[0].metadata["step"])  # type: ignore[index]
+                steps.append(found[0].metadata["step"])  # type: ignore[index]  # it has metadata
             assert steps == sorted(steps)
             return len(set(steps))
 
@@ -150,14 +150,14 @@ def test_a_second_writer_waits_and_then_says_who_writes(feature_retriever: Retri
                 BusyError, match=rf"being written by process {os.getpid()} on '.+', since '20.+Z?'; waited 0.2"
             ):
                 second.update("4", {})
-            assert second.get("3").metadata == {"n": 3}  # type: ignore[union-attr]
+            assert second.get("3").metadata == {"n": 3}  # type: ignore[union-attr]  # it is there
         second.update("4", {})
     with ThreadPoolExecutor(1) as pool, index._changing() as changes:
         changes.set_metadata("5", "{}")
         waiting = pool.submit(index.update, "6", {"done": True})
         time.sleep(0.05)
         assert not waiting.done()
-    assert index.get("6").metadata == {"done": True}  # type: ignore[union-attr]
+    assert index.get("6").metadata == {"done": True}  # type: ignore[union-attr]  # it is there
 
 
 def test_an_error_undoes_the_whole_change(index: Index) -> None:
@@ -217,7 +217,7 @@ def test_a_forked_process_opens_the_file_anew(feature_retriever: Retriever, inde
         finally:
             os._exit(99)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10
-    assert index.get("3").metadata == {"child": True}  # type: ignore[union-attr]
+    assert index.get("3").metadata == {"child": True}  # type: ignore[union-attr]  # it is there
 
 
 # Kills
@@ -305,7 +305,7 @@ def test_kills_lose_nothing_that_was_acknowledged(
             certain = {key: step for key, step in found.items() if key not in unsure}
             assert certain == {key: step for key, step in held.items() if key not in unsure}
             check_whole(feature_retriever, index)
-            index.reencode(feature_retriever, lambda key: features_of(found[key], key), "float32")  # noqa: B023
+            index.reencode(feature_retriever, lambda key: features_of(found[key], key), "float32")  # noqa: B023 - called here
             check_whole(feature_retriever, index)
 
 

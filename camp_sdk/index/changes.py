@@ -239,7 +239,7 @@ def delete_encoded(connection: sqlite3.Connection, generation: int) -> bool:
     found = []
     for table in ("vectors", "tensors"):
         chosen = f"SELECT row FROM {table} WHERE row BETWEEN ? AND ? LIMIT ?"  # noqa: S608 - fixed names
-        statement = f"DELETE FROM {table} WHERE row IN ({chosen})"  # noqa: S608
+        statement = f"DELETE FROM {table} WHERE row IN ({chosen})"  # noqa: S608 - likewise
         found.append(connection.execute(statement, (*row_range(generation), DELETED_ROWS)).rowcount)
     return max(found) == DELETED_ROWS
 

@@ -20,7 +20,7 @@ from camp_sdk.runtime.forks import watch_forks
 
 READ_ROWS = 4096  # at a time
 FILE_ROWS = 4096  # fewer are read from the index itself, quickly
-STALE = 8  # one in so many rows may be missing from the file before it is written again
+STALE = 8  # the file is written again once more than an eighth of its rows have been added since
 NEW = (
     "SELECT position, number, length, CASE WHEN typeof(vector) = 'blob' AND length(vector) = ? THEN vector END "
     "FROM items JOIN vectors ON vectors.row = items.number | ? WHERE position > ? ORDER BY position"
