@@ -2,9 +2,9 @@
 
     python benchmarks/index.py --output build/bench-index
 
-The items are synthetic: vectors of 256 numbers in clusters, as those of real pictures are, and tensors of random bytes.
-Only writing beside the encoder, and ranking, use a network (the paper's, d = 256, with random weights). The results are
-written to benchmarks/results/index.json.
+Most items are synthetic: vectors in clusters, as those of real pictures are, and tensors of random bytes. Only writing
+beside the encoder, and ranking, use a network (the paper's, with random weights). With --demo, the pictures of the demo
+are measured too, as its trained network encodes them. The results are written to benchmarks/results/index.json.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from camp_sdk import Index, Retriever
+from camp_sdk.data import load_split
 from camp_sdk.export.bundling.writer import export_bundle
 from camp_sdk.export.network.checkpoint import KEY, Origin
 from camp_sdk.export.network.model import Camp, ModelConfig
@@ -38,16 +39,16 @@ from camp_sdk.index.metadata import checked_metadata
 from camp_sdk.index.where import compile_where
 from camp_sdk.progress import progress_bar
 from camp_sdk.ranking import nearest_items
+from camp_sdk.runtime.encoded import global_vectors
 from camp_sdk.runtime.files import write_aside
 from camp_sdk.terminal import run_command
 
 RESULTS = Path(__file__).parent / "results"
-WIDTH, FEATURE_WIDTH, SHORTLIST = 256, 64, 200
+FEATURE_WIDTH, SHORTLIST, NEAREST = 64, 200, 100
 CLUSTERS, SPREAD = 2000, 0.5  # of the vectors; a picture's neighbours are others of its cluster
 COMMIT = 512
 ROUNDS = 25
 ADDED = 2048  # items, encoded and written
-SIZES = {20_000: 36, 100_000: 2, 1_000_000: 2}  # regions by the number of items: many items have small tensors
 QUERY = "word1 word2 word3 word4 word5 word6"
 PERCENT = {"album": "7"}  # one of a hundred albums
 OPENED = """
@@ -70,17 +71,19 @@ class Made:
     Args:
         count: How many there are.
         regions: Regions of each.
+        width: The size d of a vector.
     """
 
     count: int
     regions: int
+    width: int = 256
 
     def vectors(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Unit vectors in clusters, float32 [n, 256]."""
-        centres = np.random.default_rng(1).standard_normal((CLUSTERS, WIDTH), dtype=np.float32)
+        """Unit vectors in clusters, float32 [n, d]."""
+        centres = np.random.default_rng(1).standard_normal((CLUSTERS, self.width), dtype=np.float32)
         rng = np.random.default_rng(start)
         chosen = centres[rng.integers(0, CLUSTERS, stop - start)]
-        found = chosen + SPREAD * rng.standard_normal((stop - start, WIDTH), dtype=np.float32)
+        found = chosen + SPREAD * rng.standard_normal((stop - start, self.width), dtype=np.float32)
         found /= np.linalg.norm(found, axis=1, keepdims=True)
         return found
 
@@ -89,19 +92,23 @@ class Made:
         return {"album": str(number % 100), "year": 2000 + number % 25, "tags": [f"tag {number % 7}"]}
 
 
-def make_bundle(folder: Path) -> Path:
+# Many items have small tensors, so that they fit a disk.
+CASES = (Made(20_000, 36), Made(100_000, 2), Made(1_000_000, 2), Made(20_000, 36, 1024))
+
+
+def make_bundle(folder: Path, width: int) -> Path:
     """The bundle of a network with random weights."""
-    target = folder / "bundle"
+    target = folder / f"bundle-{width}"
     if not target.exists():
         torch.manual_seed(0)
         tokenizer = build_tokenizer([" ".join(f"word{k}" for k in range(500))], 1)
-        config = ModelConfig(tokenizer.get_vocab_size(), "paper", WIDTH, FEATURE_WIDTH)
+        config = ModelConfig(tokenizer.get_vocab_size(), "paper", width, FEATURE_WIDTH)
         examples = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 36, FEATURE_WIDTH), dtype=np.float32))
         origin = Origin(config, None, tokenizer.to_str(), examples, [QUERY] * 8, {"note": "random weights"})
         weights = {f"model.{name}": tensor for name, tensor in Camp(config).state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"state_dict": weights, KEY: origin.as_dict()}, folder / "model.ckpt")
-        export_bundle(folder / "model.ckpt", target)
+        torch.save({"state_dict": weights, KEY: origin.as_dict()}, folder / f"model-{width}.ckpt")
+        export_bundle(folder / f"model-{width}.ckpt", target)
     return target
 
 
@@ -132,19 +139,19 @@ def fill(index: Index, retriever: Retriever, made: Made, first: int = 0) -> floa
 
 def measure_size(retriever: Retriever, folder: Path, made: Made) -> dict[str, Any]:
     """All figures of one size."""
-    path = folder / f"{made.count}.index"
-    for old in folder.glob(f"{made.count}.index*"):
-        old.unlink()
+    path = fresh(folder / f"{made.count}-{made.width}.index")
     with retriever.open_index(path, create=True) as index:
-        found: dict[str, Any] = {"items": made.count, "regions": made.regions}
+        found: dict[str, Any] = {"items": made.count, "regions": made.regions, "width": made.width}
         found |= measure_adding(retriever, folder, made)
         found["write_per_s"] = fill(index, retriever, made)
         begun = time.perf_counter()
         retriever.rank(QUERY, index, 1, SHORTLIST)  # writes the file of vectors
         found["vector_file_s"] = time.perf_counter() - begun
     found |= measure_opening(retriever, path)
+    queries = [made.vectors(seed, seed + 1) for seed in range(10, 10 + ROUNDS)]
     with retriever.open_index(path) as index:
-        found |= measure_queries(retriever, index)
+        found |= measure_queries(retriever, index, queries[0])
+        found |= measure_ann(retriever, index, queries)
         found |= {"file_bytes": index.info().file_bytes, "item_bytes": index.info().item_bytes}
         found |= measure_growth(retriever, index, made)
     return found
@@ -156,9 +163,7 @@ def measure_adding(retriever: Retriever, folder: Path, made: Made) -> dict[str, 
     features = rng.standard_normal((ADDED, made.regions, FEATURE_WIDTH), dtype=np.float32)
     times: list[tuple[float, float]] = []
     for turn in range(5):
-        path = folder / "adding.index"
-        for old in folder.glob("adding.index*"):
-            old.unlink()
+        path = fresh(folder / "adding.index")
         with retriever.open_index(path, create=True) as index:
             start = time.perf_counter()
             retriever.encode_images(features, precision=index.precision)
@@ -176,10 +181,11 @@ def measure_opening(retriever: Retriever, path: Path) -> dict[str, float]:
     return {"open_s": min(float(run[0]) for run in runs), "memory_bytes": max(float(run[1]) for run in runs)}
 
 
-def measure_queries(retriever: Retriever, index: Index) -> dict[str, float]:
+def measure_queries(
+    retriever: Retriever, index: Index, query: np.ndarray[Any, np.dtype[np.float32]], text: str = QUERY
+) -> dict[str, float]:
     """Milliseconds of the parts of a query, and of the whole beside scoring the same pairs from memory."""
     model = retriever.model
-    query = Made(1, 1).vectors(5, 6)
     condition = compile_where(PERCENT)
     with index._snapshots.open(model) as snapshot:
         everything = snapshot.candidates(model, None).encoded
@@ -189,7 +195,7 @@ def measure_queries(retriever: Retriever, index: Index) -> dict[str, float]:
         fetch = median_s(lambda: snapshot.store.read(places))
     gallery = _gallery_of(retriever, index, places)
     whole, memory = in_turns(
-        lambda: retriever.rank(QUERY, index, 20, SHORTLIST), lambda: retriever.rank(QUERY, gallery, 20)
+        lambda: retriever.rank(text, index, 20, SHORTLIST), lambda: retriever.rank(text, gallery, 20)
     )
     return {
         "first_stage_ms": 1e3 * first,
@@ -197,7 +203,57 @@ def measure_queries(retriever: Retriever, index: Index) -> dict[str, float]:
         "fetch_ms": 1e3 * fetch,
         "rank_ms": 1e3 * whole,
         "rank_from_memory_ms": 1e3 * memory,
+        "overhead": whole / memory - 1,
     }
+
+
+def measure_ann(
+    retriever: Retriever, index: Index, queries: list[np.ndarray[Any, np.dtype[np.float32]]]
+) -> dict[str, float]:
+    """The approximate search: seconds to make it, its milliseconds, and what it finds of the exact one's nearest."""
+    begun = time.perf_counter()
+    index.build_ann()
+    made = time.perf_counter() - begun
+    with index._snapshots.open(retriever.model) as snapshot:
+        everything = snapshot.candidates(retriever.model, None).encoded
+        exact = [nearest_items(query, everything, NEAREST)[0] for query in queries]
+    with retriever.open_index(index.path, ann=True) as opened, opened._snapshots.open(retriever.model) as snapshot:
+        everything = snapshot.candidates(retriever.model, None).encoded
+        found = [nearest_items(query, everything, SHORTLIST)[0] for query in queries]
+        searched = median_s(lambda: nearest_items(queries[0], everything, SHORTLIST))
+    shares = [len(np.intersect1d(*both)) / NEAREST for both in zip(exact, found, strict=True)]
+    file = index.path.with_name(f"{index.path.name}-ann")
+    return {
+        "ann_made_s": made,
+        "ann_bytes": file.stat().st_size,
+        "ann_ms": 1e3 * searched,
+        "ann_nearest_100_found": statistics.mean(shares),
+    }
+
+
+def measure_demo(demo: Path, folder: Path) -> dict[str, Any]:
+    """The figures of the demo's pictures, with its trained network."""
+    path = fresh(folder / "demo.index")
+    pictures = sorted((demo / "data").rglob("*.png"))
+    with Retriever(demo / "bundle", "onnxruntime") as retriever, retriever.open_index(path, create=True) as index:
+        with progress_bar("encoding", len(pictures)) as encoded:
+            index.add(pictures, metadata=({"album": str(n % 100)} for n in range(len(pictures))), on_progress=encoded)
+        captions = load_split(demo / "data", "dev").captions
+        texts = captions[:: max(1, len(captions) // ROUNDS)][:ROUNDS]
+        vectors = [global_vectors(retriever.model.encode_texts([text]).tensors) for text in texts]
+        found: dict[str, Any] = {"items": len(index), "width": vectors[0].shape[1]}
+        found |= measure_queries(retriever, index, vectors[0], texts[0]) | measure_ann(retriever, index, vectors)
+        best = [{match.key for match in retriever.rank(text, index, 10, 0)} for text in texts]
+        kept = [{match.key for match in retriever.rank(text, index, 10, SHORTLIST)} for text in texts]
+    shares = [len(one & other) / 10 for one, other in zip(best, kept, strict=True)]
+    return found | {"shortlist_keeps_of_best_10": statistics.mean(shares)}
+
+
+def fresh(path: Path) -> Path:
+    """The path of an index, without what an earlier run left there."""
+    for old in path.parent.glob(f"{path.name}*"):
+        old.unlink()
+    return path
 
 
 def in_turns(*calls: Callable[[], object]) -> list[float]:
@@ -235,14 +291,19 @@ def measure_growth(retriever: Retriever, index: Index, made: Made) -> dict[str, 
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the indexes, which take several gigabytes.")],
     items: Annotated[list[int] | None, typer.Option(help="Sizes to measure. Default: all.")] = None,
+    demo: Annotated[Path | None, typer.Option(help="Folder that `make demo` made: measure its pictures too.")] = None,
 ) -> None:
     """Measure the living index."""
     found = []
-    with Retriever(make_bundle(output), "onnxruntime") as retriever:
-        for count in items or SIZES:
-            found.append(measure_size(retriever, output, Made(count, SIZES.get(count, 2))))
+    for case in CASES:
+        if items is None or case.count in items:
+            with Retriever(make_bundle(output, case.width), "onnxruntime") as retriever:
+                found.append(measure_size(retriever, output, case))
             Console().print(table(found))
-    results = describe("numpy", "onnxruntime") | {"sizes": found}
+    results = describe("numpy", "onnxruntime", "faiss-cpu") | {"sizes": found}
+    if demo is not None:
+        results["demo"] = measure_demo(demo, output)
+        Console().print(table([results["demo"]]))
     if items is None:
         with write_aside(RESULTS / "index.json") as aside:
             aside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -250,7 +311,7 @@ def main(
 
 def table(sizes: list[dict[str, Any]]) -> Table:
     """The figures, a column for each size."""
-    shown = Table("", *(f"{size['items']:,}" for size in sizes))
+    shown = Table("", *(f"{size['items']:,}, d = {size['width']}" for size in sizes))
     for name in sizes[0]:
         shown.add_row(name, *(f"{size[name]:,.4g}" for size in sizes))
     return shown

@@ -97,7 +97,8 @@ def nearest_items(queries: Logits, items: Encoded, count: int, budget: int | Non
         Indices [Q, count], in the order of the items.
     """
     parts, among = items.global_parts()
-    found = nearest(queries, parts, count, budget, among)
+    near = items.near(queries, count)
+    found = nearest(queries, parts, count, budget, among if near is None else near)
     return found if among is None else np.searchsorted(among, found)
 
 

@@ -174,6 +174,7 @@ class Retriever:
         precision: str | None = None,
         kind: str | None = None,
         timeout_s: float = 30.0,
+        ann: bool = False,
     ) -> Index:
         """Open an index: pictures, or texts, that are added, changed and removed while they are searched.
 
@@ -185,13 +186,15 @@ class Retriever:
             kind: What a new index holds: "image" (the default) or "text". An index that exists must be of this kind,
                 unless it is None.
             timeout_s: How long a change waits for another writer to finish, in seconds.
+            ann: Choose shortlists with the approximate search that `Index.build_ann` made, for where memory is short.
 
         Raises:
             InputError: An argument has the wrong type, or is not what the index has.
-            BundleError: There is no index, another bundle made it, or its file is broken.
+            BundleError: There is no index, or no approximate search; another bundle made it, or a file is broken.
+            MissingExtraError: ``ann`` is True, and faiss is not installed.
             OSError: The file cannot be read or created.
         """
-        return open_index(self.model, path, create, (precision, kind), timeout_s)
+        return open_index(self.model, path, create, (precision, kind), timeout_s, ann)
 
     @overload
     def rank(

@@ -145,6 +145,10 @@ class EncodedImages:
         """The vectors for a shortlist; the contract has some."""
         return [global_vectors(self.tensors)], None
 
+    def near(self, queries: NDArray[np.float32], count: int) -> NDArray[np.intp] | None:
+        """Rows of the vectors to choose shortlists from, ascending; None for all."""
+        return None
+
     @cached_property
     def halves(self) -> EncodedImages:
         """Images converted to float16, under the names by which a float16 graph reads them.
@@ -208,6 +212,10 @@ class EncodedTexts:
     def global_parts(self) -> GlobalParts:
         """The vectors for a shortlist; the contract has some."""
         return [global_vectors(self.tensors)], None
+
+    def near(self, queries: NDArray[np.float32], count: int) -> NDArray[np.intp] | None:
+        """Rows of the vectors to choose shortlists from, ascending; None for all."""
+        return None
 
     @property
     def item_bytes(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ Logits = NDArray[np.float32]
 Indices = NDArray[np.intp]
 Key = TypeVar("Key")
 Part = TypeVar("Part", slice, Indices)
+Block = tuple[Key, Mapping[str, Any] | Callable[[], Mapping[str, Any]], Mapping[str, Any]]
 
 MERGE_IMAGES = 1 << 14
 READ_AHEAD = 2  # blocks of images, from a store
@@ -58,13 +60,12 @@ class PairScorer:
         """
         return self.engine.run(feeds_of(self.inputs, {**images, **text}))["logits"]
 
-    def run_each(
-        self, blocks: Iterable[tuple[Key, Mapping[str, Any], Mapping[str, Any]]], at_once: int
-    ) -> Iterator[tuple[Key, Logits]]:
+    def run_each(self, blocks: Iterable[Block[Key]], at_once: int) -> Iterator[tuple[Key, Logits]]:
         """Score blocks, several at a time, and yield the results in order.
 
         Args:
-            blocks: (key, image tensors, text tensors) of each block.
+            blocks: (key, image tensors, text tensors) of each block; image tensors may be a function that returns them,
+                which is then called in the thread that scores them.
             at_once: the number of blocks in progress.
 
         Yields:
@@ -72,10 +73,14 @@ class PairScorer:
         """
         callers = min(self.engine.callers, at_once)
         if callers == 1:
-            yield from ((key, self.run(images, text)) for key, images, text in blocks)
+            yield from map(self._run_block, blocks)
             return
-        with closing(map_ahead(lambda b: (b[0], self.run(b[1], b[2])), blocks, callers, at_once - 1)) as found:
+        with closing(map_ahead(self._run_block, blocks, callers, at_once - 1)) as found:
             yield from found
+
+    def _run_block(self, block: Block[Key]) -> tuple[Key, Logits]:
+        key, images, text = block
+        return key, self.run(images() if callable(images) else images, text)
 
     def parts(self, images: EncodedImages) -> Iterator[tuple[int, EncodedImages]]:
         """Place images where the engine reads them fastest, in one or more parts (`resident_parts`).
@@ -133,7 +138,7 @@ def iter_logits(
 
 def _blocks(
     scorer: PairScorer, images: EncodedImages, parts: list[slice], ready: list[tuple[Indices, Mapping[str, Any]]]
-) -> Iterator[tuple[tuple[slice, Indices], Mapping[str, Any], Mapping[str, Any]]]:
+) -> Iterator[Block[tuple[slice, Indices]]]:
     """Combine every part of the images with every batch of a group's texts, in the cheapest order.
 
     Yields ((image slice, text indices), image tensors, text tensors).
@@ -143,19 +148,27 @@ def _blocks(
             for part in parts:
                 yield (part, chosen), images.take(part), text_tensors
         return
-    with closing(_widened(images, parts)) as widened:
+    if len(ready) == 1 and scorer.engine.callers > 1:
+        chosen, text_tensors = ready[0]
+        yield from (((part, chosen), partial(_widened, images, part), text_tensors) for part in parts)
+        return
+    with closing(_widened_ahead(images, parts)) as widened:
         for part, tensors in widened:
             held = scorer.engine.hold(tensors)  # once for all texts of the group
             for chosen, text_tensors in ready:
                 yield (part, chosen), held, text_tensors
 
 
-def _widened(images: EncodedImages, parts: Iterable[Part]) -> Generator[tuple[Part, Arrays], None, None]:
+def _widened(images: EncodedImages, part: slice | Indices) -> Arrays:
+    return widen(images.take(part))
+
+
+def _widened_ahead(images: EncodedImages, parts: Iterable[Part]) -> Generator[tuple[Part, Arrays], None, None]:
     """The float32 tensors of each part; those of a store are read while the part before them is scored."""
     if not images.streamed:
-        yield from ((part, widen(images.take(part))) for part in parts)
+        yield from ((part, _widened(images, part)) for part in parts)
         return
-    with closing(map_ahead(lambda part: (part, widen(images.take(part))), parts, 1, READ_AHEAD)) as read:
+    with closing(map_ahead(lambda part: (part, _widened(images, part)), parts, 1, READ_AHEAD)) as read:
         yield from read
 
 
@@ -285,12 +298,15 @@ def pair_logits(
 
 def _chosen_blocks(
     scorer: PairScorer, images: EncodedImages, texts: EncodedTexts, pairs: Indices, max_images: int
-) -> Iterator[tuple[Indices, Mapping[str, Any], Mapping[str, Any]]]:
+) -> Iterator[Block[Indices]]:
     for text in np.unique(pairs[:, 1]):
         text_tensors = texts.take([int(text)])
         chosen = np.flatnonzero(pairs[:, 1] == text)
         parts = list(batches(chosen, min(max_images, -(-len(chosen) // scorer.engine.streams))))
-        with closing(_widened(images, [pairs[where, 0] for where in parts])) as widened:
+        if scorer.engine.callers > 1:
+            yield from ((where, partial(_widened, images, pairs[where, 0]), text_tensors) for where in parts)
+            continue
+        with closing(_widened_ahead(images, [pairs[where, 0] for where in parts])) as widened:
             for where, (_, tensors) in zip(parts, widened, strict=True):
                 yield where, tensors, text_tensors
 

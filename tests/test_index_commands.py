@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from camp_sdk import Retriever
 from camp_sdk.commands import index as index_module
+from camp_sdk.runtime.bundle import Bundle
 from tests.helpers.command import Camp, Result
 
 QUERY = "a small red circle"
@@ -157,6 +159,48 @@ def test_watching_goes_on(
     assert done.code == 130
     answers = [json.loads(line) for line in done.out.splitlines()]
     assert [(one["items"], one["added"], one["removed"]) for one in answers] == [(6, 6, 0), (7, 1, 0), (6, 0, 1)]
+
+
+def test_watching_reads_metadata_again(
+    camp: Camp, picture_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata, looks = tmp_path / "about.csv", []
+    metadata.write_text("key,year\nphotos/a.png,2020\n")
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 1:
+            metadata.write_text("key,year,album\nphotos/a.png,2021,rome\n")
+        if len(looks) == 2:
+            metadata.unlink()  # is reported; what was known stays
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(index_module.time, "sleep", sleep)
+    index = tmp_path / "w.index"
+    done = camp("index", "add", index, photos, "--bundle", picture_bundle, "--watch", "--metadata", metadata)
+    assert done.code == 130
+    assert "about.csv" in done.err
+    shown = camp("index", "list", index, "--where", '{"album": "rome"}', "--json")
+    assert answer(shown)["metadata"] == {"year": 2021, "album": "rome"}
+
+
+def test_reencode_moves_an_index_to_another_bundle(
+    camp: Camp, picture_bundle: Path, half_bundle: Callable[[str], Path], photos: Path, tmp_path: Path
+) -> None:
+    other, index = half_bundle("scalar"), tmp_path / "photos.index"  # the same network, with more graphs
+    assert counts(camp("index", "add", index, photos, "--bundle", picture_bundle, "--json"))["items"] == 6
+    search = ("index", "search", index, "--query", QUERY, "--json", "--bundle")
+    before = answer(camp(*search, picture_bundle))
+    (photos / "c.png").unlink()
+    failed = camp("index", "reencode", index, "--bundle", other)
+    assert failed.code == 1
+    assert "c.png" in failed.err
+    done = camp("index", "reencode", index, "--bundle", other, "--skip-broken", "--json")
+    assert answer(done) == {"items": 5, "bundle": Bundle(other).fingerprint}
+    left = [match["key"] for match in before["matches"] if match["key"] != "photos/c.png"]
+    assert [match["key"] for match in answer(camp(*search, other))["matches"]][: len(left)] == left
+    assert "was made by another bundle" in camp(*search, picture_bundle).err
 
 
 @pytest.mark.parametrize(

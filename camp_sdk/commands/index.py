@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,8 +82,8 @@ def add_command(
 ) -> None:
     """Encode what is new or changed, by size and time, then by content; makes the index if there is none."""
     file = absolute(index)
-    held = {} if metadata is None else read_metadata_file(metadata, file.parent)
-    options = SyncOptions(held, prune, skip_broken or watch, max_megapixels)
+    held = _Metadata(metadata, file.parent)
+    options = SyncOptions(held.read(), prune, skip_broken or watch, max_megapixels)
     with (
         Retriever(bundle, backend, precision, threads, memory_budget) as retriever,
         retriever.open_index(file, create=True, precision=stored) as opened,
@@ -92,6 +92,7 @@ def add_command(
         while watch:
             time.sleep(interval)
             try:
+                options = replace(options, metadata=held.read())
                 synced = _sync(opened, sources, options, quiet=True)
             except (BusyError, InputError, OSError) as error:  # such as a folder that is empty for now
                 stderr.print(visible(str(error)), style="red", markup=False, highlight=False, soft_wrap=True)
@@ -165,6 +166,7 @@ def search_command(
     offset: Annotated[int, typer.Option(help="Results to leave out, for the next page.", min=0)] = 0,
     shortlist: ShortlistOption = None,
     where: WhereOption = None,
+    ann: Annotated[bool, typer.Option("--ann", help="Choose the shortlist as `camp index ann` allows.")] = False,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "float32",
     threads: ThreadsOption = None,
@@ -177,7 +179,7 @@ def search_command(
     conditions = _conditions(where)
     with (
         Retriever(bundle, backend, precision, threads, memory_budget) as retriever,
-        retriever.open_index(index) as opened,
+        retriever.open_index(index, ann=ann) as opened,
     ):
         page, items = {"offset": offset, "where": conditions}, len(opened)
         if like is not None:
@@ -213,6 +215,36 @@ def info_command(index: IndexArgument, as_json: JsonOption = False) -> None:
     Console().print(table)
 
 
+@index_app.command("ann")
+def ann_command(index: IndexArgument, as_json: JsonOption = False) -> None:
+    """Compress the vectors of an index for `search --ann`, where memory is short; a million items take minutes."""
+    with _opened(index) as opened:
+        items = len(opened)
+        with progress_bar("compressing", items) as advance:
+            opened.build_ann(advance)
+    _print(as_json, {"items": items}, f"{items} items can be searched with --ann")
+
+
+@index_app.command("reencode")
+def reencode_command(
+    index: IndexArgument,
+    bundle: BundleOption,
+    stored: Annotated[str | None, typer.Option(help="How tensors are stored; default: as they are.")] = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Remove items that cannot be read.")] = False,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "float32",
+    threads: ThreadsOption = None,
+    memory_budget: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Move an index to another bundle, while others read and change it; pictures are read from their files again."""
+    with _opened(index) as opened, Retriever(bundle, backend, precision, threads, memory_budget) as retriever:
+        with progress_bar("encoding", len(opened)) as encoded:
+            opened.reencode(retriever, None, stored, encoded, skip_broken)
+        items = len(opened)
+    _print(as_json, {"items": items, "bundle": retriever.bundle.fingerprint}, f"{items} items moved to {bundle}")
+
+
 @index_app.command("compact")
 def compact_command(index: IndexArgument, as_json: JsonOption = False) -> None:
     """Write the file anew without what is free in it."""
@@ -227,6 +259,24 @@ def compact_command(index: IndexArgument, as_json: JsonOption = False) -> None:
 def _opened(path: Path) -> Iterator[Index]:
     with open_index(None, path, False, (None, None), TIMEOUT_S) as index:
         yield index
+
+
+class _Metadata:
+    """Metadata of a file, which is read again when it has changed."""
+
+    def __init__(self, path: Path | None, folder: Path) -> None:
+        self._path, self._folder = path, folder
+        self._stamp: tuple[int, int] | None = None
+        self._held: dict[str, dict[str, Any]] = {}
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        if self._path is not None:
+            found = self._path.stat() if self._path.exists() else None
+            stamp = found and (found.st_mtime_ns, found.st_size)
+            if stamp is None or stamp != self._stamp:
+                self._held = read_metadata_file(self._path, self._folder)
+                self._stamp = stamp
+        return self._held
 
 
 def _sync(index: Index, sources: list[Path], options: SyncOptions, quiet: bool = False) -> Synced:

@@ -25,6 +25,7 @@ NEW = (
     "SELECT position, number, length, CASE WHEN typeof(vector) = 'blob' AND length(vector) = ? THEN vector END "
     "FROM items JOIN vectors ON vectors.row = items.number | ? WHERE position > ? ORDER BY position"
 )
+KEPT_MASKS = 16  # of a byte for each item
 REPAIR = "run `compact`, or make the index again"
 
 
@@ -80,14 +81,22 @@ class Columns:
         """
         if condition is None:
             return self.places
-        masks: dict[Lookup, Mask] = {}
 
         def select(lookup: Lookup) -> Mask:
-            if lookup not in masks:
-                masks[lookup] = self.mask(numbers_of(connection, lookup))
-            return masks[lookup]
+            mask = self._masks.get(lookup)
+            if mask is None:
+                mask = self.mask(numbers_of(connection, lookup))
+                if len(self._masks) >= KEPT_MASKS:
+                    self._masks.clear()
+                self._masks[lookup] = mask
+            return mask
 
         return np.flatnonzero(condition.mask(select) & self.alive)
+
+    @cached_property
+    def _masks(self) -> dict[Lookup, Mask]:
+        """The items that lookups found before in this state: those of a page's condition, for the next page."""
+        return {}
 
     def without(self, positions: Ints) -> Columns:
         """The columns without the items at some positions."""

@@ -14,6 +14,7 @@ from camp_sdk.index.arrivals import arrivals, checked_key
 from camp_sdk.index.changes import Changes
 from camp_sdk.index.database import Database
 from camp_sdk.index.description import describe
+from camp_sdk.index.inverted_file import ENDING, write_inverted
 from camp_sdk.index.items import Added, IndexInfo, IndexItem
 from camp_sdk.index.metadata import checked_metadata
 from camp_sdk.index.reencoding import Reencoding, Sources
@@ -23,7 +24,7 @@ from camp_sdk.index.where import compile_where
 from camp_sdk.model import Model
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.ranking import Candidates
-from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.messages import brief
 
 CHANGED_AT_ONCE = 1000  # items, in one transaction
@@ -49,17 +50,20 @@ class Index:
         path: The file.
         model: The network that encodes the items; None for what needs none, such as removing them.
         timeout_s: How long a change waits for another writer to finish, in seconds.
+        ann: Whether shortlists are chosen with the approximate search that `build_ann` made.
     """
 
-    def __init__(self, path: Path, model: Model | None, timeout_s: float) -> None:
+    def __init__(self, path: Path, model: Model | None, timeout_s: float, ann: bool = False) -> None:
         self.path = path
         self._model = model
         self._database = Database(path, timeout_s)
-        self._snapshots = Snapshots(self._database)
+        self._snapshots = Snapshots(self._database, ann)
         try:
             state = self._snapshots.state()
             if model is not None:
                 check_bundle(state, model, path)
+            if ann:
+                self._check_ann()
         except BaseException:
             self._database.close()
             raise
@@ -291,6 +295,32 @@ class Index:
             raise InputError(f"retriever is {brief(retriever)}: expected a Retriever of the new bundle")
         Reencoding(self._database, model, sources, on_progress, skip_broken).run(precision)
         self._model = model
+
+    def build_ann(self, on_progress: Advance = silent) -> None:
+        """Make the approximate search, for where memory is short; `Retriever.open_index(..., ann=True)` uses it.
+
+        It takes a quarter of the memory of all global vectors. What is added later is searched exactly; make it again
+        once that is a large part. This takes about a minute for a million items, and needs camp-sdk[ann].
+
+        Args:
+            on_progress: Receives the number of items in each part that was compressed.
+
+        Raises:
+            InputError: The index has too few items, or no global vectors.
+            MissingExtraError: faiss is not installed.
+            OSError: The file, whose name is that of the index and ``-ann``, cannot be written.
+        """
+        with self._snapshots.open(self._model) as snapshot:
+            columns = snapshot.store.columns  # these stay as they are when the transaction ends
+        write_inverted(self._database.beside(ENDING), columns, on_progress)
+
+    def _check_ann(self) -> None:
+        with self._snapshots.open(self._model) as snapshot:
+            if snapshot.store.approximate is None:
+                raise BundleError(
+                    f"{self._database.beside(ENDING)} is missing, damaged, or of another bundle: make it with "
+                    "`camp index ann`, or open the index without `ann`"
+                )
 
     @contextmanager
     def candidates(self, model: Model, where: Mapping[str, Any] | None) -> Iterator[Candidates]:

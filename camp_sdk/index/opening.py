@@ -15,7 +15,12 @@ from camp_sdk.runtime.messages import brief
 
 
 def open_index(
-    model: Model | None, path: Any, create: bool, wanted: tuple[str | None, str | None], timeout_s: float
+    model: Model | None,
+    path: Any,
+    create: bool,
+    wanted: tuple[str | None, str | None],
+    timeout_s: float,
+    ann: bool = False,
 ) -> Index:
     """Open an index, or make one; see `Retriever.open_index`.
 
@@ -25,6 +30,7 @@ def open_index(
         create: Whether to make a new one if there is none.
         wanted: The precision and the kind asked for; None for any.
         timeout_s: How long a change waits for another writer.
+        ann: Whether to use the approximate search.
     """
     if not isinstance(path, (str, Path)) or "\0" in str(path):
         raise InputError(f"path is {brief(path)}: expected the path of a file")
@@ -35,7 +41,7 @@ def open_index(
         check_writable(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         create_file(file, *_kind_and_precision(model, *wanted))
-    index = Index(file, model, timeout_s)
+    index = Index(file, model, timeout_s, ann)
     for name, own, expected in zip(("precision", "kind"), (index.precision, index.kind), wanted, strict=True):
         if expected is not None and own != expected:
             index.close()

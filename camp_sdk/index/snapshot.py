@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.index.approximate import ApproximateCache
 from camp_sdk.index.arrivals import file_of
 from camp_sdk.index.columns import ColumnCache
 from camp_sdk.index.database import Database
+from camp_sdk.index.inverted_file import ENDING
 from camp_sdk.index.items import IndexItem
 from camp_sdk.index.layout import Layout, empty_layout, layout_of
 from camp_sdk.index.metadata import read_metadata
@@ -93,11 +95,13 @@ class Snapshots:
 
     Args:
         database: The file of the index.
+        ann: Whether shortlists are chosen with the approximate search, where there is one.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, ann: bool = False) -> None:
         self._database = database
         self._columns = ColumnCache(database)
+        self._approximate = ApproximateCache(database.beside(ENDING)) if ann else None
 
     @contextmanager
     def open(self, model: Model | None) -> Iterator[Snapshot]:
@@ -133,7 +137,10 @@ class Snapshots:
             manifest = model.bundle.manifest
             layout = layout_of(state, manifest) or empty_layout(state.kind, manifest)
         columns = self._columns.at(connection, state, layout.width)
-        return None if columns is None else Store(connection, state, columns, layout, threading.Lock())
+        if columns is None:
+            return None
+        approximate = None if self._approximate is None else self._approximate.at(state, layout.width)
+        return Store(connection, state, columns, layout, threading.Lock(), approximate)
 
 
 def _width(connection: sqlite3.Connection, state: State) -> int:

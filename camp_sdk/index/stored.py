@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.index.approximate import Approximate
 from camp_sdk.index.columns import Columns
 from camp_sdk.index.layout import Layout, encoded_texts
 from camp_sdk.index.schema import State
@@ -21,7 +22,8 @@ from camp_sdk.runtime.nearest import rows_of
 
 Places = NDArray[np.intp]
 
-BLOB = "SELECT CASE WHEN typeof(tensors) = 'blob' AND length(tensors) = ? THEN tensors END FROM tensors WHERE row = ?"
+BLOBS = "SELECT row, CASE WHEN typeof(tensors) = 'blob' AND length(tensors) <= ? THEN tensors END FROM tensors"
+READ_ROWS = 256  # by one statement, which costs about half of as many statements
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,8 @@ class Store:
         state: The state that it sees.
         columns: The columns of that state.
         layout: The layout of the items.
-        lock: Held while the connection is used, because tensors are read ahead in another thread.
+        lock: Held while the connection is used, because tensors are read in several threads.
+        approximate: Finds candidates for shortlists; None to compare all vectors.
     """
 
     connection: sqlite3.Connection
@@ -41,6 +44,19 @@ class Store:
     columns: Columns
     layout: Layout
     lock: threading.Lock
+    approximate: Approximate | None = None
+
+    def near(self, queries: NDArray[np.float32], count: int, places: Places) -> Places | None:
+        """Where candidates for shortlists stand in the columns, among some places; None for all of these.
+
+        Args:
+            queries: Query vectors [Q, d].
+            count: The number of items that each shortlist takes.
+            places: The items to choose from.
+        """
+        if self.approximate is None:
+            return None
+        return self.approximate.near(queries, count, self.columns, places)
 
     def read(self, places: Places) -> Arrays:
         """The tensors of items; those per word are concatenated.
@@ -66,13 +82,17 @@ class Store:
         return encoded_texts(self.read(places), self.columns.lengths[places], self.layout)
 
     def _blobs(self, numbers: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[bytes]:
-        first, blobs = self.state.first_row, []
+        rows, sizes = (self.state.first_row + numbers).tolist(), list(map(self.layout.nbytes, lengths.tolist()))
+        found: dict[int, bytes | None] = {}
         with self.lock:
-            for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
-                row = self.connection.execute(BLOB, (self.layout.nbytes(length), first + number)).fetchone()
-                if row is None or row[0] is None:
-                    raise BundleError(f"the tensors of item {number} are damaged: remove the item, and add it again")
-                blobs.append(row[0])
+            for start in range(0, len(rows), READ_ROWS):
+                some = rows[start : start + READ_ROWS]
+                statement = f"{BLOBS} WHERE row IN ({','.join('?' * len(some))})"
+                found.update(self.connection.execute(statement, (max(sizes), *some)))
+        blobs = [found.get(row) or b"" for row in rows]
+        for number, blob, size in zip(numbers.tolist(), blobs, sizes, strict=True):
+            if len(blob) != size:
+                raise BundleError(f"the tensors of item {number} are damaged: remove the item, and add it again")
         return blobs
 
 
@@ -130,6 +150,11 @@ class StoredImages(EncodedImages):
         store, places, _ = self._read
         return list(store.columns.parts), places
 
+    def near(self, queries: NDArray[np.float32], count: int) -> Places | None:
+        """Candidates for shortlists; None for all images."""
+        store, places, _ = self._read
+        return store.near(queries, count, places)
+
 
 class StoredTexts(EncodedTexts):
     """Texts of an index.
@@ -165,3 +190,8 @@ class StoredTexts(EncodedTexts):
         """The vectors for a shortlist, in memory."""
         store, places = self._read
         return list(store.columns.parts), places
+
+    def near(self, queries: NDArray[np.float32], count: int) -> Places | None:
+        """Candidates for shortlists; None for all texts."""
+        store, places = self._read
+        return store.near(queries, count, places)

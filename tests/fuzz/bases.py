@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pickle
@@ -23,6 +24,8 @@ RELEASED = Path(__file__).parents[1] / "released"
 BUNDLES = {"features": ("paper", False), "pictures": ("scalar", True)}  # variant, and whether it takes pictures
 QUERIES = ["a red circle", "star"]
 GALLERIES = ("image-float32", "image-int8", "text-float32")
+ANN_ITEMS = 1000
+HAS_FAISS = importlib.util.find_spec("faiss") is not None
 READY = "ready"  # a file that is written last
 SPLIT_ROWS = 6
 
@@ -34,7 +37,7 @@ def build_bases(folder: Path, bundles: Mapping[str, Path] | None = None) -> Path
         folder: where to build.
         bundles: bundles that are there already, of the networks in `BUNDLES`; the others are exported.
     """
-    if (folder / READY).is_file() and (folder / "sources").is_dir() and all(_opens(folder / name) for name in BUNDLES):
+    if (folder / READY).is_file() and (folder / "indexes").is_dir() and all(_opens(folder / name) for name in BUNDLES):
         return folder
     from tests.helpers.tiny import save_tiny_checkpoint  # here: workers do not need PyTorch for most kinds
 
@@ -46,6 +49,7 @@ def build_bases(folder: Path, bundles: Mapping[str, Path] | None = None) -> Path
             _bundle(aside, name, (bundles or {}).get(name))
         _data(aside / "data")
         _galleries(aside)
+        _indexes(aside)
         _pictures(aside / "formats")
         _released(aside / "released")
         _records(aside)
@@ -109,6 +113,22 @@ def _galleries(folder: Path) -> None:
             gallery = retriever.encode_images(some_features(), names=["a", "b", "c"], precision=precision)
             gallery.save(folder / "galleries" / f"image-{precision}")
         retriever.encode_texts(CAPTIONS).save(folder / "galleries" / "text-float32")
+
+
+def _indexes(folder: Path) -> None:
+    """An index of images, one of texts, and one with an approximate search if faiss is installed."""
+    about = [{"album": "ab"[n % 2], "year": n, "tags": ["x"]} for n in range(ANN_ITEMS)]
+    (folder / "indexes").mkdir()
+    (folder / "ann").mkdir()
+    with Retriever(folder / "features", "onnxruntime", threads=1) as retriever:
+        images = ("indexes/image.index", "image", some_features(8))
+        texts = ("indexes/text.index", "text", [f"{color} star" for color in ("red", "blue", "green")])
+        many = ("ann/many.index", "image", some_features(ANN_ITEMS))
+        for name, kind, items in (images, texts, *([many] if HAS_FAISS else [])):
+            with retriever.open_index(folder / name, create=True, kind=kind) as index:
+                index.add(items, map(str, range(len(items))), about[: len(items)])
+                if len(items) == ANN_ITEMS:
+                    index.build_ann()
 
 
 def _pictures(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 from tests.fuzz import containers, mutants, mutations, planted, sources, targets
-from tests.fuzz.bases import GALLERIES
+from tests.fuzz.bases import GALLERIES, HAS_FAISS
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ RELEASED = tuple(f"released/{name}.pth.tar" for name in ("cross_attention_new", 
 RESULT = "camp-sdk/self-tests/key.json"
 DECLARED = ("sources/declared",)
 GALLERY = tuple(f"galleries/{name}" for name in GALLERIES)
+INDEXES = tuple(f"indexes/{kind}.index" for kind in ("image", "text"))
 
 
 def _graph(name: str) -> Kind:
@@ -97,6 +98,7 @@ LIGHT = (
     Kind("golden", 10, BOTH, in_bundle(zipped, "golden.npz"), targets.golden, (15, 1)),
     Kind("gallery.json", 10, GALLERY, in_folder(mutations.mutated_json, "gallery.json"), targets.gallery),
     Kind("gallery.npy", 10, GALLERY, in_folder(containers.mutated_npy, "*.npy"), targets.gallery),
+    Kind("index", 12, INDEXES, one_file(mutations.mutated_bytes), targets.index, (3, 1)),
     Kind("features", 8, ("data",), in_folder(containers.mutated_npy, "train_ims.npy"), targets.features),
     Kind("captions", 5, ("data",), in_folder(mutations.mutated_lines, "train_caps.txt"), targets.features),
     Kind("metadata", 8, ("data",), in_folder(mutations.mutated_lines, "test/metadata.jsonl"), targets.metadata),
@@ -126,7 +128,13 @@ HEAVY = (
     ("vocabulary.json", 5, ("released/vocab.json",), one_file(mutations.mutated_json), targets.vocabulary),
     ("run", 5, ("run",), mutants.run_record, targets.run_record),
 )
-ALL = (*LIGHT, *(Kind(*parts, heavy=True) for parts in HEAVY), *(MODELS if sources.HAS_TRANSFORMERS else ()))
+ANN = (Kind("index.ann", 4, ("ann",), in_folder(zipped, "*-ann"), targets.index_ann),)
+ALL = (
+    *LIGHT,
+    *(ANN if HAS_FAISS else ()),
+    *(Kind(*parts, heavy=True) for parts in HEAVY),
+    *(MODELS if sources.HAS_TRANSFORMERS else ()),
+)
 # Targets that do harm, by which the tests of the campaign see that it sees them. No campaign runs them unasked.
 PLANTED = tuple(
     Kind(f"planted.{harm}", 0, ("selftest.json",), one_file(mutations.mutated_bytes), partial(planted.harmful, harm))

@@ -137,6 +137,39 @@ def gallery(bases: Path, folder: Path, way: int) -> Answer:
     }
 
 
+def index(bases: Path, folder: Path, way: int) -> Answer:
+    """Open an index, rank with it, and read all of it; the second way changes it first."""
+    retriever = whole_retriever(bases)
+    (path,) = folder.glob("*.index")
+    with retriever.open_index(path) as opened:
+        image = some_features()[0]
+        if way:
+            opened.remove(["0"])
+            opened.update("1", {"album": "b"})
+            opened.add([image] if opened.kind == "image" else QUERIES[:1], ["new"], [{"album": "a"}])
+            opened.compact()
+        query: Any = image if opened.kind == "text" else QUERIES[0]
+        ranking = retriever.rank(query, opened)
+        short = retriever.rank(query, opened, top_k=1, shortlist=2, where={"album": "a"})
+        similar = retriever.rank(image, opened, by="image") if opened.kind == "image" else []
+        return {
+            "scores": np.array([match.score for match in ranking]),
+            "order": repr([(match.corpus_id, match.key, match.metadata) for match in (*ranking, *short, *similar)]),
+            "items": repr([*opened, opened.info().items, opened.get("1"), *opened.where({"year": {"gte": 2}})]),
+        }
+
+
+def index_ann(bases: Path, folder: Path, way: int) -> Answer:
+    """Choose a shortlist with the approximate search of an index, among all of its items."""
+    from camp_sdk.index import approximate
+
+    approximate.FEW_ITEMS = 0
+    (path,) = folder.glob("*.index")
+    with whole_retriever(bases).open_index(path, ann=True) as opened:
+        ranking = whole_retriever(bases).rank(QUERIES[0], opened, 5, 20)
+    return {"order": repr([(match.key, match.score) for match in ranking])}
+
+
 def features(bases: Path, folder: Path, way: int) -> Answer:
     """Read a data set of features both ways, and encode some of them."""
     from camp_sdk.data import load_split, open_rows
