@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from camp_sdk.arguments import Advance, is_several, silent
+from camp_sdk.arguments import Advance, check_offset, checked_count, silent
+from camp_sdk.gallery import Gallery
 from camp_sdk.index.adding import Adding
-from camp_sdk.index.arrivals import arrivals, checked_key
+from camp_sdk.index.arrivals import arrivals, checked_key, checked_keys, stored_path
 from camp_sdk.index.changes import Changes
 from camp_sdk.index.database import Database
 from camp_sdk.index.description import describe
@@ -24,8 +25,10 @@ from camp_sdk.model import Model
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.ranking import Candidates
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.files import absolute
 from camp_sdk.runtime.messages import brief
 
+HOLDS = "SELECT 1 FROM items WHERE file = ? LIMIT 1"
 CHANGED_AT_ONCE = 1000  # items, in one transaction
 
 
@@ -156,9 +159,7 @@ class Index:
             InputError: ``keys`` is not a list of keys.
             BusyError: Another one has been writing all the time.
         """
-        if isinstance(keys, str) or not is_several(keys):
-            raise InputError(f"keys is {brief(keys)}: expected a list of keys")
-        listed, removed = [checked_key(key) for key in keys], 0
+        listed, removed = checked_keys(keys), 0
         for start in range(0, len(listed), CHANGED_AT_ONCE):
             with self._changing() as changes:
                 removed += sum([changes.remove(key) for key in listed[start : start + CHANGED_AT_ONCE]])
@@ -217,7 +218,36 @@ class Index:
             for row in connection.execute("SELECT key FROM items ORDER BY position"):
                 yield row[0]
 
-    def where(self, conditions: Mapping[str, Any]) -> Iterator[IndexItem]:
+    def gallery(self, keys: Iterable[str]) -> Gallery:
+        """Some items as a gallery in memory, for calls that take no index.
+
+        Args:
+            keys: The keys of the items, at least one; the gallery has their order.
+
+        Returns:
+            The gallery; its documents are keys, or the texts.
+
+        Raises:
+            InputError: There is no item with one of the keys.
+            BundleError: The index was moved to another bundle.
+        """
+        listed = checked_keys(keys)
+        if self._model is None or not listed:
+            raise InputError("a gallery takes at least one key, of an index that was opened with a bundle")
+        with self._snapshots.open(self._model) as snapshot:
+            return snapshot.gallery(self._model, listed)
+
+    def holds(self, path: str | Path) -> bool:
+        """Whether an item is the picture at a path. This looks through all items.
+
+        Args:
+            path: The path of a file.
+        """
+        stored = stored_path(absolute(path), self.path.parent)
+        with self._database.reading() as connection:
+            return connection.execute(HOLDS, (stored,)).fetchone() is not None
+
+    def where(self, conditions: Mapping[str, Any], offset: int = 0, limit: int | None = None) -> Iterator[IndexItem]:
         """Find items by their metadata.
 
         A condition names a field and its value, ``{"album": "2024"}``, or operators: ``{"year": {"gte": 2020, "lt":
@@ -228,18 +258,22 @@ class Index:
 
         Args:
             conditions: The conditions; {} for every item.
+            offset: How many of the items to leave out at the beginning.
+            limit: The most items; None for all.
 
         Yields:
             The items, in the order in which they were added.
 
         Raises:
-            InputError: A condition is not understood.
+            InputError: A condition is not understood, or a number is negative.
         """
         condition = compile_where(conditions)  # here, not when the first item is read
+        check_offset(offset)
+        end = None if limit is None else offset + (checked_count("limit", limit) or 0)
 
         def found() -> Iterator[IndexItem]:
             with self._snapshots.open(self._model) as snapshot:
-                yield from snapshot.items(snapshot.chosen(condition))
+                yield from snapshot.items(snapshot.chosen(condition)[offset:end])
 
         return found()
 

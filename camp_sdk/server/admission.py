@@ -1,0 +1,66 @@
+"""Backpressure: how many pairs wait, how fast they are scored, and when another request may come."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+
+from camp_sdk.server.problems import Problem
+
+WAITING_S = 2.0  # of work may wait, unless the settings say otherwise
+LEAST_BATCHES = 4  # may wait, however slow they are
+LEAST_SCORED = 64  # pairs, of a batch that is worth measuring
+REMEMBERED = 0.8  # of the rate so far, when another batch was measured
+MAX_RETRY_S = 60
+TOO_MANY_PAIRS = "too many pairs are waiting to be scored: try again later"
+
+
+class Admission:
+    """Counts the pairs that wait and run, and refuses more than a limit.
+
+    Args:
+        max_pairs: The limit; None for what takes about two seconds at the rate that was measured.
+        batch_pairs: The most pairs of a batch.
+        refused: Is called with the reason when a request is refused.
+    """
+
+    def __init__(self, max_pairs: int | None, batch_pairs: int, refused: Callable[[str], None]) -> None:
+        self._max_pairs, self._least, self._refused = max_pairs, LEAST_BATCHES * batch_pairs, refused
+        self._lock = threading.Lock()
+        self.pairs = 0
+        self.rate = 0.0
+
+    @property
+    def limit(self) -> int:
+        """The most pairs that may wait and run."""
+        return max(self._least, int(WAITING_S * self.rate)) if self._max_pairs is None else self._max_pairs
+
+    def enter(self, pairs: int) -> None:
+        """Count the pairs of a request. One that comes alone is always taken, however many pairs it has.
+
+        Raises:
+            Problem: Too many are waiting: status 429.
+        """
+        with self._lock:
+            if not self.pairs or self.pairs + pairs <= self.limit:
+                self.pairs += pairs
+                return
+            wait = self.pairs / self.rate if self.rate else 1.0
+        self._refused("pairs")
+        raise Problem(429, TOO_MANY_PAIRS, {"Retry-After": str(min(MAX_RETRY_S, max(1, math.ceil(wait))))})
+
+    def leave(self, pairs: int) -> None:
+        """Count the pairs of a request no more."""
+        with self._lock:
+            self.pairs -= pairs
+
+    def measured(self, pairs: int, seconds: float) -> None:
+        """Note how long pairs took."""
+        if pairs >= LEAST_SCORED and seconds > 0:
+            with self._lock:
+                self.rate = pairs / seconds if not self.rate else _mixed(self.rate, pairs / seconds)
+
+
+def _mixed(old: float, new: float) -> float:
+    return REMEMBERED * old + (1 - REMEMBERED) * new
