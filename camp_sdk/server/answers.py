@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, RootModel
 
 
 class Answer(BaseModel):
@@ -94,6 +94,10 @@ class TextRank(Answer):
     index: int
     score: float
     text: str | None = None
+
+
+class TextRanks(RootModel[list[TextRank]]):
+    """What `/rerank` answers."""
 
 
 class Embedding(Answer):

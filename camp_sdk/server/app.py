@@ -19,11 +19,11 @@ from camp_sdk.server.guard import Guard
 from camp_sdk.server.keys import Keys
 from camp_sdk.server.openapi import describe
 from camp_sdk.server.problems import Problem, handler
-from camp_sdk.server.routes import about, search
+from camp_sdk.server.routes import about, items, rerank, search
 from camp_sdk.server.serving import Serving
 from camp_sdk.server.settings import Settings
 
-ROUTERS = (about.router, search.router)
+ROUTERS = (about.router, search.router, rerank.router, items.router)
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 CORS_HEADERS = ("Authorization", "Content-Type", "X-Request-ID")
 

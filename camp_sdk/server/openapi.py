@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 
 from camp_sdk.server import answers as answer_models
 from camp_sdk.server import requests as request_models
@@ -17,16 +18,20 @@ COMPONENTS = "#/components/schemas/"
 ERRORS = (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)
 
 
-def answers(model: str, *others: str) -> dict[str, Any]:
+def answers(*kinds: str) -> dict[str, Any]:
     """What OpenAPI says of an endpoint's answers: keyword arguments of its route.
 
     Args:
-        model: The name of the answer's class in `answers`.
-        *others: Other types that it answers.
+        *kinds: The name of the answer's class in `answers`, and other types that it answers.
     """
-    content: dict[str, Any] = {"application/json": {"schema": {"$ref": COMPONENTS + model}}}
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    return {"responses": {200: {"description": "The answer", "content": content | dict.fromkeys(others, binary)}}}
+    content = dict(map(_content, kinds))
+    return {"response_class": Response, "responses": {200: {"description": "The answer", "content": content}}}
+
+
+def _content(kind: str) -> tuple[str, dict[str, Any]]:
+    if "/" in kind:
+        return kind, {"schema": {"type": "string", "format": "binary"}}
+    return "application/json", {"schema": {"$ref": COMPONENTS + kind}}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
