@@ -191,7 +191,6 @@ def test_an_explanation_is_that_of_the_retriever(
         assert match["explanation"] == server.found("/v1/explain", {"query": QUERY, "key": match["key"]})
 
 
-
 def test_an_explanation_as_a_picture(server: Served) -> None:
     done = server.post("/v1/explain", {"query": QUERY, "key": KEYS[0]}, headers={"Accept": "image/png"})
     assert done.headers["content-type"] == "image/png"

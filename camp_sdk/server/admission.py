@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from camp_sdk.server.problems import Problem
 
-WAITING_S = 2.0  # of work may wait, unless the settings say otherwise
-LEAST_BATCHES = 4  # may wait, however slow they are
+# Unless the settings say otherwise, these may wait: a second of work, but at least this, however slow it is.
+WAITING_S, LEAST_BATCHES, LEAST_REQUESTS = 1.0, 4, 8
 LEAST_SCORED = 64  # pairs, of a batch that is worth measuring
 REMEMBERED = 0.8  # of the rate so far, when another batch was measured
 MAX_RETRY_S = 60
@@ -20,7 +20,8 @@ class Admission:
     """Counts the pairs that wait and run, and refuses more than a limit.
 
     Args:
-        max_pairs: The limit; None for what takes about two seconds at the rate that was measured.
+        max_pairs: The limit; None for what takes about a second at the rate that was measured, and for at least eight
+            requests.
         batch_pairs: The most pairs of a batch.
         refused: Is called with the reason when a request is refused.
     """
@@ -28,7 +29,7 @@ class Admission:
     def __init__(self, max_pairs: int | None, batch_pairs: int, refused: Callable[[str], None]) -> None:
         self._max_pairs, self._least, self._refused = max_pairs, LEAST_BATCHES * batch_pairs, refused
         self._lock = threading.Lock()
-        self.pairs = 0
+        self.pairs = self.requests = 0
         self.rate = 0.0
 
     @property
@@ -43,8 +44,10 @@ class Admission:
             Problem: Too many are waiting: status 429.
         """
         with self._lock:
-            if not self.pairs or self.pairs + pairs <= self.limit:
+            few = self.requests < (LEAST_REQUESTS if self._max_pairs is None else 1)
+            if few or self.pairs + pairs <= self.limit:
                 self.pairs += pairs
+                self.requests += 1
                 return
             wait = self.pairs / self.rate if self.rate else 1.0
         self._refused("pairs")
@@ -54,6 +57,7 @@ class Admission:
         """Count the pairs of a request no more."""
         with self._lock:
             self.pairs -= pairs
+            self.requests -= 1
 
     def measured(self, pairs: int, seconds: float) -> None:
         """Note how long pairs took."""

@@ -26,7 +26,7 @@ WRITING = ("/v1/items", "/v1/reload")
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 BODIES_AT_ONCE = 8  # of the largest size
 ITEMS = b"/v1/items/"
-SLASH = "\ud800"  # stands for %2F in a path: half a surrogate pair, which no key has
+SLASH, LINE_END = "\ud800", "\ud801"  # stand for %2F and %0A: halves of surrogate pairs, which no key has
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -176,14 +176,18 @@ def _template(scope: Scope) -> str:
 
 
 def _keep_slashes(scope: Scope) -> None:
-    """Keep slashes within a key apart from those of the path: a key may end in /thumbnail."""
+    """Keep slashes within a key apart from those of the path, because a key may end in /thumbnail.
+
+    Line ends, too, are replaced, which the routes' patterns do not match.
+    """
     raw: bytes = scope.get("raw_path") or b""
     root: str = scope.get("root_path", "")
     if b"%" in raw and raw.removeprefix(root.encode()).startswith(ITEMS):
         parts = re.split(rb"%2f", raw, flags=re.IGNORECASE)
-        scope["path"] = SLASH.join(unquote(part.decode("latin-1"), errors="replace") for part in parts)
+        path = SLASH.join(unquote(part.decode("latin-1"), errors="replace") for part in parts)
+        scope["path"] = path.replace("\n", LINE_END)
 
 
 def key_in_path(text: str) -> str:
     """The key that a path names."""
-    return text.replace(SLASH, "/")
+    return text.replace(SLASH, "/").replace(LINE_END, "\n")

@@ -37,7 +37,8 @@ class Settings:
         max_body: The largest body of a request, in bytes.
         max_megapixels: Pictures with more megapixels are not decoded.
         batch_pairs: The most pairs that are scored in one batch of requests.
-        max_waiting_pairs: The most pairs that may wait and be scored; None for what takes about two seconds.
+        max_waiting_pairs: The most pairs that may wait and be scored; None for about a second of work, and
+            at least eight requests.
         time_limit: How long a request may take, in seconds.
         drain: How long the server goes on after SIGTERM, not ready, before it ends, in seconds.
         log_format: "line" or "json".

@@ -29,13 +29,13 @@ class Served:
     def __init__(self, settings: Settings) -> None:
         self.app = create_app(settings)
         self.serving: Serving = self.app.state.serving
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
         transport = httpx.ASGITransport(self.app)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30)
 
     def start(self, method: str, path: str, **options: Any) -> Future[httpx.Response]:
         """Begin a request."""
-        return asyncio.run_coroutine_threadsafe(self._client.request(method, path, **options), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._client.request(method, path, **options), self.loop)
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Make a request."""
@@ -54,7 +54,7 @@ class Served:
     @contextmanager
     def running(self) -> Iterator[Served]:
         """Run the application until the end of the context."""
-        thread = threading.Thread(target=self._loop.run_forever)
+        thread = threading.Thread(target=self.loop.run_forever)
         thread.start()
         lifespan = self.app.router.lifespan_context(self.app)
         try:
@@ -63,10 +63,10 @@ class Served:
         finally:
             self._run(lifespan.__aexit__(None, None, None))
             self._run(self._client.aclose())
-            self._run(self._loop.shutdown_default_executor())
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._run(self.loop.shutdown_default_executor())
+            self.loop.call_soon_threadsafe(self.loop.stop)
             thread.join()
-            self._loop.close()
+            self.loop.close()
 
     def loaded(self) -> Served:
         """Wait until the bundle and the corpus are open."""
@@ -75,7 +75,7 @@ class Served:
         return self
 
     def _run(self, awaitable: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(awaitable, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(awaitable, self.loop).result(60)
 
 
 async def _waited(future: asyncio.Future[Any]) -> Any:
