@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # width, height: the order that Pillow uses
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
+WITHIN = "within"  # as large as "letterbox", but without borders, and never larger than the picture is
 LONGEST_SCALED = 64  # times the size: a picture of one row is not scaled as a whole
 
 
@@ -19,7 +20,7 @@ class Fitting(NamedTuple):
 
     Args:
         size: Its width and height.
-        fit: "stretch", "letterbox" or "crop", as in `PixelSpec`.
+        fit: "stretch", "letterbox" or "crop", as in `PixelSpec`, or `WITHIN`.
         resample: "fast", "bilinear" or "bicubic", as in `PixelSpec`.
     """
 
@@ -46,7 +47,9 @@ def _scales(picture: tuple[float, float], size: Size, fit: str) -> tuple[float, 
     across, down = size[0] / picture[0], size[1] / picture[1]
     if fit == "stretch":
         return across, down
-    both = min(across, down) if fit == "letterbox" else max(across, down)
+    if fit == WITHIN:
+        across, down = min(across, 1.0), min(down, 1.0)
+    both = max(across, down) if fit == "crop" else min(across, down)
     return both, both
 
 
@@ -60,6 +63,8 @@ def fitted(upright: Image.Image, box: Box, wanted: Fitting) -> Image.Image:
     """
     if wanted.fit == "letterbox":
         return _letterboxed(upright, box, wanted)
+    if wanted.fit == WITHIN:
+        return _resized(upright, box, _inner(box, wanted), wanted.resample)
     if wanted.fit == "crop" and wanted.resample != "fast":  # then the picture is decoded whole
         return _cut_out(upright, wanted.size, wanted.resample)
     return _resized(upright, _middle(box, wanted.size) if wanted.fit == "crop" else box, wanted.size, wanted.resample)
@@ -68,14 +73,18 @@ def fitted(upright: Image.Image, box: Box, wanted: Fitting) -> Image.Image:
 def _letterboxed(upright: Image.Image, box: Box, wanted: Fitting) -> Image.Image:
     from PIL import Image
 
-    size = wanted.size
-    across, down = box[2] - box[0], box[3] - box[1]
-    scale, _ = _scales((across, down), size, "letterbox")
-    inner = max(1, round(across * scale)), max(1, round(down * scale))
+    size, inner = wanted.size, _inner(box, wanted)
     whole = Image.new("RGB", size, "white")
     resized = _resized(upright, box, inner, wanted.resample)
     whole.paste(resized, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
     return whole
+
+
+def _inner(box: Box, wanted: Fitting) -> Size:
+    """The size of a whole picture that is scaled to lie within another."""
+    across, down = box[2] - box[0], box[3] - box[1]
+    scale, _ = _scales((across, down), wanted.size, wanted.fit)
+    return max(1, round(across * scale)), max(1, round(down * scale))
 
 
 def _middle(box: Box, size: Size) -> Box:

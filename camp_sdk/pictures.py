@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.colours import flatten, samples_of
-from camp_sdk.fitting import Box, Fitting, fitted, least_size
+from camp_sdk.fitting import WITHIN, Box, Fitting, fitted, least_size
 from camp_sdk.picture_files import in_memory, is_one_picture, open_picture, open_without_metadata, reason_of
 from camp_sdk.png_chunks import is_metadata_limit
 from camp_sdk.runtime.errors import InputError
@@ -18,6 +19,10 @@ from camp_sdk.runtime.manifest import FITS, PixelSpec
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Result = TypeVar("Result")
+# What is done with an opened picture; the second argument is whether it was opened here, and so may be changed.
+Use = Callable[["Image.Image", bool], Result]
 
 MAX_MEGAPIXELS = 80.0  # below both limits of Pillow, of which the lower only warns
 ORIENTATION = 0x0112  # the EXIF tag
@@ -102,11 +107,50 @@ def read_pixels(picture: Any, spec: PixelSpec, name: str, max_megapixels: float 
     return _fitted_picture(picture, _Wanted(fitting, name, max_megapixels))
 
 
+def read_shrunk(picture: Any, longest: int, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> NDArray[np.uint8]:
+    """Decode a picture and scale it down, in its own proportions.
+
+    Args:
+        picture: As in `read_picture`.
+        longest: The most pixels a side. A smaller picture is not scaled.
+        name: The picture's name in messages.
+        max_megapixels: A picture with more megapixels is not decoded.
+
+    Returns:
+        RGB pixels [height, width, 3] uint8.
+
+    Raises:
+        InputError: The picture has another type, dtype or shape.
+        PictureError: The picture cannot be read, or is too large.
+    """
+    return _fitted_picture(picture, _Wanted(Fitting((longest, longest), WITHIN), name, max_megapixels))
+
+
+def upright_size(picture: Any, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
+    """The width and height of a picture that is turned upright; most formats are not decoded for that.
+
+    Args:
+        picture: As in `read_picture`.
+        name: The picture's name in messages.
+        max_megapixels: A picture with more megapixels is refused.
+
+    Raises:
+        InputError: The picture has another type, dtype or shape.
+        PictureError: The picture cannot be read, or is too large.
+    """
+    wanted = _Wanted(Fitting((1, 1), WITHIN), name, max_megapixels)
+    return _opened_as(picture, name, lambda opened, own: _upright_size(opened, wanted))
+
+
 def _fitted_picture(picture: Any, wanted: _Wanted) -> NDArray[np.uint8]:
-    name = wanted.name
+    return _opened_as(picture, wanted.name, lambda opened, own: _pixels(opened, wanted, own))
+
+
+def _opened_as(picture: Any, name: str, use: Use[Result]) -> Result:
+    """What a function makes of an opened picture; every error in between is a `PictureError`."""
     check_picture(picture, name)
     try:
-        return _read(held(picture, name), wanted)
+        return _read(held(picture, name), use)
     except (InputError, MemoryError):  # running out of memory does not mean that the picture is broken
         raise
     except Exception as error:  # decoders raise a dozen types of errors for broken files
@@ -190,17 +234,17 @@ class _Wanted(NamedTuple):
     max_megapixels: float
 
 
-def _read(picture: Any, wanted: _Wanted) -> NDArray[np.uint8]:
+def _read(picture: Any, use: Use[Result]) -> Result:
     try:
         with _open(picture) as opened:
-            return _pixels(opened, wanted, opened is not picture)
+            return use(opened, opened is not picture)
     except ValueError as error:
         file = getattr(picture, "fp", picture)  # a caller's image was refused at the end of its file
         if not is_metadata_limit(error) or file is None or getattr(picture, "is_animated", False):
             raise
         refused = error
     with open_without_metadata(file, refused) as opened:
-        return _pixels(opened, wanted, True)
+        return use(opened, True)
 
 
 def _open(picture: Any) -> AbstractContextManager[Image.Image]:
@@ -225,6 +269,17 @@ def _remember(picture: Any, reason: str) -> None:
 
 
 def _pixels(opened: Image.Image, wanted: _Wanted, own: bool) -> NDArray[np.uint8]:
+    _check_pixels(opened, wanted)
+    upright, box = _decode(opened, wanted.fitting, own)
+    return np.asarray(fitted(upright, box, wanted.fitting))
+
+
+def _upright_size(opened: Image.Image, wanted: _Wanted) -> tuple[int, int]:
+    _check_pixels(opened, wanted)
+    return opened.size[::-1] if _orientation(opened) in TURNED else opened.size
+
+
+def _check_pixels(opened: Image.Image, wanted: _Wanted) -> None:
     if not opened.width * opened.height:
         raise OSError(f"it has {opened.width} x {opened.height} pixels")
     if opened.width * opened.height > wanted.max_megapixels * 1e6:
@@ -232,8 +287,6 @@ def _pixels(opened: Image.Image, wanted: _Wanted, own: bool) -> NDArray[np.uint8
             f"{wanted.name} has {opened.width} x {opened.height} pixels: at most {wanted.max_megapixels:g} megapixels "
             "are decoded; raise the limit with `max_megapixels`"
         )
-    upright, box = _decode(opened, wanted.fitting, own)
-    return np.asarray(fitted(upright, box, wanted.fitting))
 
 
 def _decode(opened: Image.Image, wanted: Fitting, own: bool) -> tuple[Image.Image, Box]:

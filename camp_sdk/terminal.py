@@ -21,9 +21,14 @@ T = TypeVar("T")
 stderr = Console(stderr=True)
 TRAIN_PACKAGES = ("jinja2", "lightning", "onnx", "onnxscript", "tensorboard", "torch")
 CLIP_PACKAGES = ("huggingface_hub", "safetensors", "transformers")
+SERVER_PACKAGES = ("fastapi", "prometheus_client", "python_multipart", "uvicorn")
 FLAGS = {"memory_budget_bytes": "--memory-budget"}  # those that differ from their parameter's name
 PARAMETER = re.compile(r"`([a-z][a-z_]*)`")
-EXTRA_OF = dict.fromkeys(TRAIN_PACKAGES, "train") | dict.fromkeys(CLIP_PACKAGES, "clip")
+EXTRA_OF = {
+    package: extra
+    for extra, packages in (("train", TRAIN_PACKAGES), ("clip", CLIP_PACKAGES), ("server", SERVER_PACKAGES))
+    for package in packages
+}
 
 
 def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:

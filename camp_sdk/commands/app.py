@@ -19,6 +19,7 @@ from camp_sdk.commands.eval import eval_command
 from camp_sdk.commands.index import index_app
 from camp_sdk.commands.info import info_command
 from camp_sdk.commands.rank import rank_command
+from camp_sdk.commands.serve import CONTEXT, serve_command
 from camp_sdk.terminal import run_app
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -69,6 +70,7 @@ app = typer.Typer(
 )
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.command("serve", context_settings=CONTEXT)(serve_command)
 app.add_typer(data_app, name="data")
 app.add_typer(index_app, name="index")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -148,8 +147,7 @@ def list_command(
 ) -> None:
     """List items and their metadata; with --json, one object per line."""
     with _opened(index) as opened:
-        items = opened.where(_conditions(where) or {})
-        for item in itertools.islice(items, offset, None if limit is None else offset + limit):
+        for item in opened.where(_conditions(where) or {}, offset, limit):
             if as_json:
                 typer.echo(json.dumps({"key": item.key, "document": item.document, "metadata": item.metadata}))
             else:

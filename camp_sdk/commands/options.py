@@ -13,8 +13,12 @@ from camp_sdk.runtime.backends import BACKENDS
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def _bytes_of(text: str) -> int:
-    """The number of bytes of a size such as 512M."""
+def bytes_of(text: str) -> int:
+    """The number of bytes of a size such as 512M.
+
+    Args:
+        text: The size.
+    """
     found = re.fullmatch(r"(\d{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not found or not int(found[1]):
         raise typer.BadParameter(f"{text!r}: expected a size such as 512M or 2G")
@@ -38,7 +42,7 @@ MemoryOption = Annotated[
     int | None,
     typer.Option(
         "--memory-budget",
-        parser=_bytes_of,
+        parser=bytes_of,
         metavar="SIZE",
         help="Most memory for scoring, such as 512M or 2G. Default: as much as makes it fast.",
     ),

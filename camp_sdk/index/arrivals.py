@@ -108,6 +108,17 @@ def checked_key(key: Any) -> str:
     return str(key)
 
 
+def checked_keys(keys: Any) -> list[str]:
+    """A list of keys.
+
+    Raises:
+        InputError: It is no list, or one of them is not a key.
+    """
+    if isinstance(keys, str) or not is_several(keys):
+        raise InputError(f"keys is {brief(keys)}: expected a list of keys")
+    return [checked_key(key) for key in keys]
+
+
 def key_of_path(path: Path, folder: Path) -> str:
     """The key of a picture that is a file: its path, relative to the folder of the index if it lies below that.
 
@@ -116,6 +127,11 @@ def key_of_path(path: Path, folder: Path) -> str:
         folder: The folder of the index.
     """
     return os.fsencode(_below(path, folder)).decode("utf-8", "backslashreplace")
+
+
+def stored_path(path: Path, folder: Path) -> bytes:
+    """How an item's row holds the absolute path of its picture."""
+    return os.fsencode(_below(path, folder))
 
 
 def file_of(stored: Any, folder: Path) -> str | None:
@@ -154,7 +170,7 @@ def _file(index: int, item: Any, key: Any, folder: Path) -> Arrival:
     if found is None:
         return Arrival(index, item, Entry(checked_key(key or ascii(name)[1:-1] or "?")), name)
     key = key_of_path(path, folder) if key is None else checked_key(key)
-    entry = Entry(checked_key(key), os.fsencode(_below(path, folder)), None, found.st_size, found.st_mtime_ns)
+    entry = Entry(checked_key(key), stored_path(path, folder), None, found.st_size, found.st_mtime_ns)
     return Arrival(index, item, entry, name, path)
 
 

@@ -5,26 +5,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
-from camp_sdk.arguments import Advance, is_several, silent
+from camp_sdk.arguments import Advance, silent
 from camp_sdk.index.adding import Adding
-from camp_sdk.index.arrivals import arrivals, checked_key
+from camp_sdk.index.arrivals import arrivals, checked_key, checked_keys
 from camp_sdk.index.changes import Changes
-from camp_sdk.index.database import Database
-from camp_sdk.index.description import describe
 from camp_sdk.index.inverted_file import ENDING, write_inverted
-from camp_sdk.index.items import Added, IndexInfo, IndexItem
+from camp_sdk.index.items import Added
 from camp_sdk.index.metadata import checked_metadata
+from camp_sdk.index.reading import IndexReader
 from camp_sdk.index.reencoding import Reencoding, Sources
 from camp_sdk.index.schema import read_state
-from camp_sdk.index.snapshot import Snapshots, check_bundle, item_of
-from camp_sdk.index.where import compile_where
+from camp_sdk.index.snapshot import check_bundle
 from camp_sdk.model import Model
 from camp_sdk.pictures import MAX_MEGAPIXELS
-from camp_sdk.ranking import Candidates
-from camp_sdk.runtime.errors import BundleError, InputError
+from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.messages import brief
 
 CHANGED_AT_ONCE = 1000  # items, in one transaction
@@ -36,7 +32,7 @@ class HasModel(Protocol):
     model: Model
 
 
-class Index:
+class Index(IndexReader):
     """Encoded pictures or texts in one file, each with a key and metadata.
 
     `Retriever.open_index` opens and makes indexes, and `Retriever.rank` ranks them. Any number of threads and processes
@@ -52,53 +48,6 @@ class Index:
         timeout_s: How long a change waits for another writer to finish, in seconds.
         ann: Whether shortlists are chosen with the approximate search that `build_ann` made.
     """
-
-    def __init__(self, path: Path, model: Model | None, timeout_s: float, ann: bool = False) -> None:
-        self.path = path
-        self._model = model
-        self._database = Database(path, timeout_s)
-        self._snapshots = Snapshots(self._database, ann)
-        try:
-            state = self._snapshots.state()
-            if model is not None:
-                check_bundle(state, model, path)
-            if ann:
-                self._check_ann()
-        except BaseException:
-            self._database.close()
-            raise
-
-    def __repr__(self) -> str:
-        return f"Index({str(self.path)!r})"
-
-    def __enter__(self) -> Index:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        return self._snapshots.state().items
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self.get(key) is not None
-
-    def __iter__(self) -> Iterator[IndexItem]:
-        return self.where({})
-
-    @property
-    def kind(self) -> str:
-        """What the index holds: "image" or "text"."""
-        return self._snapshots.state().kind
-
-    @property
-    def precision(self) -> str:
-        """How its tensors are stored: "float32", "float16" or "int8"."""
-        return self._snapshots.state().precision
-
-    def close(self) -> None:
-        """Close the file. Calls in other threads end first."""
-        self._database.close()
 
     def add(
         self,
@@ -160,9 +109,7 @@ class Index:
             InputError: ``keys`` is not a list of keys.
             BusyError: Another one has been writing all the time.
         """
-        if isinstance(keys, str) or not is_several(keys):
-            raise InputError(f"keys is {brief(keys)}: expected a list of keys")
-        listed, removed = [checked_key(key) for key in keys], 0
+        listed, removed = checked_keys(keys), 0
         for start in range(0, len(listed), CHANGED_AT_ONCE):
             with self._changing() as changes:
                 removed += sum([changes.remove(key) for key in listed[start : start + CHANGED_AT_ONCE]])
@@ -203,54 +150,6 @@ class Index:
             with self._changing() as changes:
                 unknown += [key for key, text in texts if not changes.set_metadata(key, text)]
         return unknown
-
-    def get(self, key: str) -> IndexItem | None:
-        """The item with a key; None if there is none.
-
-        Args:
-            key: The key.
-        """
-        key = checked_key(key)
-        with self._database.reading() as connection:
-            row = connection.execute("SELECT key, file, text, metadata FROM items WHERE key = ?", (key,)).fetchone()
-        return None if row is None else item_of(row, self.path.parent)
-
-    def keys(self) -> Iterator[str]:
-        """Every key, in the order in which items were added."""
-        with self._database.reading() as connection:
-            for row in connection.execute("SELECT key FROM items ORDER BY position"):
-                yield row[0]
-
-    def where(self, conditions: Mapping[str, Any]) -> Iterator[IndexItem]:
-        """Find items by their metadata.
-
-        A condition names a field and its value, ``{"album": "2024"}``, or operators: ``{"year": {"gte": 2020, "lt":
-        2024}}``. The operators are ``equal``, ``in`` (a list of values), ``gt``, ``gte``, ``lt`` and ``lte`` (numbers,
-        or text), ``contains`` (a list that holds the value, or a text that holds the text) and ``exists`` (True or
-        False). A field of an object is named with a dot, ``"camera.maker"``. All conditions of a dict must be met;
-        ``{"or": [{...}, {...}]}``, ``{"and": [...]}`` and ``{"not": {...}}`` combine dicts.
-
-        Args:
-            conditions: The conditions; {} for every item.
-
-        Yields:
-            The items, in the order in which they were added.
-
-        Raises:
-            InputError: A condition is not understood.
-        """
-        condition = compile_where(conditions)  # here, not when the first item is read
-
-        def found() -> Iterator[IndexItem]:
-            with self._snapshots.open(self._model) as snapshot:
-                yield from snapshot.items(snapshot.chosen(condition))
-
-        return found()
-
-    def info(self) -> IndexInfo:
-        """Describe the index: what it holds, and what it takes."""
-        with self._snapshots.open(self._model) as snapshot:
-            return describe(snapshot, self.path)
 
     def compact(self) -> None:
         """Write the file anew without what is free in it; this needs as much space again for as long as it takes.
@@ -313,30 +212,6 @@ class Index:
         with self._snapshots.open(self._model) as snapshot:
             columns = snapshot.store.columns  # these stay as they are when the transaction ends
         write_inverted(self._database.beside(ENDING), columns, on_progress)
-
-    def _check_ann(self) -> None:
-        with self._snapshots.open(self._model) as snapshot:
-            if snapshot.store.approximate is None:
-                raise BundleError(
-                    f"{self._database.beside(ENDING)} is missing, damaged, or of another bundle: make it with "
-                    "`camp index ann`, or open the index without `ann`"
-                )
-
-    @contextmanager
-    def candidates(self, model: Model, where: Mapping[str, Any] | None) -> Iterator[Candidates]:
-        """The items to rank, of one consistent state, for as long as the context is open.
-
-        Args:
-            model: The network that ranks them.
-            where: As `where` takes it; None for all items.
-
-        Raises:
-            InputError: A condition is not understood.
-            BundleError: Another bundle made the index.
-        """
-        condition = None if where is None else compile_where(where)
-        with self._snapshots.open(model) as snapshot:
-            yield snapshot.candidates(model, condition)
 
     @contextmanager
     def _changing(self) -> Iterator[Changes]:

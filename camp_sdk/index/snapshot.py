@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.gallery import Gallery
 from camp_sdk.index.approximate import ApproximateCache
 from camp_sdk.index.arrivals import file_of
 from camp_sdk.index.columns import ColumnCache
@@ -28,11 +29,12 @@ from camp_sdk.index.where import Condition
 from camp_sdk.model import Model
 from camp_sdk.ranking import Candidates, Described
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts
-from camp_sdk.runtime.errors import BundleError
+from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.messages import brief
 
 Places = NDArray[np.intp]
 
+NUMBER = "SELECT number FROM items WHERE key = ?"
 ITEM = "SELECT key, file, text, metadata FROM items WHERE number = ?"
 MAX_TRIES = 1000  # to begin with a state that no other thread has gone past
 
@@ -82,6 +84,31 @@ class Snapshot:
         else:
             encoded = StoredTexts(self.store, places)
         return Candidates(encoded, partial(self._described, places))
+
+    def gallery(self, model: Model, keys: Sequence[str]) -> Gallery:
+        """Items with their tensors, read into memory.
+
+        Args:
+            model: The network that has encoded them.
+            keys: The keys of the items; at least one.
+
+        Raises:
+            InputError: There is no item with one of the keys.
+        """
+        known, places = self.store.columns.by_number
+        places = places[np.searchsorted(known, [self._number(key) for key in keys])]
+        if self.state.kind == "text":
+            texts = [item.document for item in self.items(places)]
+            return Gallery(self.store.texts(places), texts, model.bundle)
+        encoded = EncodedImages(self.store.read(places))
+        return Gallery(encoded, list(keys), model.bundle, self.state.precision)
+
+    def _number(self, key: str) -> int:
+        with self.store.lock:
+            row = self.store.connection.execute(NUMBER, (key,)).fetchone()
+        if row is None:
+            raise InputError(f"the index has no item with the key {brief(key)}: expected one that it has")
+        return int(row[0])
 
     def _described(self, places: Places, numbers: NDArray[np.intp]) -> list[Described]:
         chosen = places[numbers]

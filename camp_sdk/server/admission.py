@@ -1,0 +1,70 @@
+"""Backpressure: how many pairs wait, how fast they are scored, and when another request may come."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+
+from camp_sdk.server.problems import Problem
+
+# Unless the settings say otherwise, these may wait: a second of work, but at least this, however slow it is.
+WAITING_S, LEAST_BATCHES, LEAST_REQUESTS = 1.0, 4, 8
+LEAST_SCORED = 64  # pairs, of a batch that is worth measuring
+REMEMBERED = 0.8  # of the rate so far, when another batch was measured
+MAX_RETRY_S = 60
+TOO_MANY_PAIRS = "too many pairs are waiting to be scored: try again later"
+
+
+class Admission:
+    """Counts the pairs that wait and run, and refuses more than a limit.
+
+    Args:
+        max_pairs: The limit; None for what takes about a second at the rate that was measured, and for at least eight
+            requests.
+        batch_pairs: The most pairs of a batch.
+        refused: Is called with the reason when a request is refused.
+    """
+
+    def __init__(self, max_pairs: int | None, batch_pairs: int, refused: Callable[[str], None]) -> None:
+        self._max_pairs, self._least, self._refused = max_pairs, LEAST_BATCHES * batch_pairs, refused
+        self._lock = threading.Lock()
+        self.pairs = self.requests = 0
+        self.rate = 0.0
+
+    @property
+    def limit(self) -> int:
+        """The most pairs that may wait and run."""
+        return max(self._least, int(WAITING_S * self.rate)) if self._max_pairs is None else self._max_pairs
+
+    def enter(self, pairs: int) -> None:
+        """Count the pairs of a request. One that comes alone is always taken, however many pairs it has.
+
+        Raises:
+            Problem: Too many are waiting: status 429.
+        """
+        with self._lock:
+            few = self.requests < (LEAST_REQUESTS if self._max_pairs is None else 1)
+            if few or self.pairs + pairs <= self.limit:
+                self.pairs += pairs
+                self.requests += 1
+                return
+            wait = self.pairs / self.rate if self.rate else 1.0
+        self._refused("pairs")
+        raise Problem(429, TOO_MANY_PAIRS, {"Retry-After": str(min(MAX_RETRY_S, max(1, math.ceil(wait))))})
+
+    def leave(self, pairs: int) -> None:
+        """Count the pairs of a request no more."""
+        with self._lock:
+            self.pairs -= pairs
+            self.requests -= 1
+
+    def measured(self, pairs: int, seconds: float) -> None:
+        """Note how long pairs took."""
+        if pairs >= LEAST_SCORED and seconds > 0:
+            with self._lock:
+                self.rate = pairs / seconds if not self.rate else _mixed(self.rate, pairs / seconds)
+
+
+def _mixed(old: float, new: float) -> float:
+    return REMEMBERED * old + (1 - REMEMBERED) * new

@@ -1,0 +1,201 @@
+"""What is served at a time: a retriever with its corpus, which another one replaces when the server reloads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, cast
+
+from camp_sdk.gallery import Gallery
+from camp_sdk.index.opening import open_index
+from camp_sdk.retriever import Retriever
+from camp_sdk.runtime.engines.base import Arrays, Engine
+from camp_sdk.runtime.open_engines import OpenEngines
+from camp_sdk.search import shortlist_of
+from camp_sdk.server.corpus import Corpus, GalleryCorpus, IndexCorpus
+from camp_sdk.server.problems import RETRY_S, Problem
+from camp_sdk.server.settings import Settings
+from camp_sdk.server.turns import Turns
+
+INDEX_TIMEOUT_S = 5.0  # for another process to finish writing
+USED_AT_ONCE = ("text", "scorer")  # graphs; the others are opened when they are first needed
+
+
+class Service:
+    """A retriever with its corpus, which are closed when nobody uses them any more.
+
+    Args:
+        retriever: The retriever.
+        corpus: What it searches.
+        root_path: Where links begin.
+    """
+
+    def __init__(self, retriever: Retriever, corpus: Corpus, root_path: str = "") -> None:
+        self.retriever, self.corpus, self.root_path = retriever, corpus, root_path
+        self.opened = int(time.time())
+        self.items = len(corpus)  # refreshed when something was done with it
+        self._users, self._lock = 1, threading.Lock()
+
+    @classmethod
+    def open(cls, settings: Settings, turns: Turns) -> Service:
+        """Open what the settings name; graphs that every search needs are opened too.
+
+        Args:
+            settings: The settings.
+            turns: The turns at the processor that encoding takes when items are added.
+
+        Raises:
+            CampError: The bundle or the corpus cannot be opened.
+            OSError: A file cannot be read.
+        """
+        options = settings.backend, settings.precision, settings.threads, settings.memory_budget
+        retriever = Retriever(settings.bundle, *options)
+        try:
+            for graph in USED_AT_ONCE:
+                retriever.model.engines[graph]
+            return cls(retriever, _corpus(settings, retriever, turns), settings.root_path)
+        except BaseException:
+            retriever.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The name of the model in answers."""
+        return f"camp-{self.retriever.bundle.fingerprint[:12]}"
+
+    @cached_property
+    def has_vectors(self) -> bool:
+        """Whether the bundle has global vectors."""
+        return self.retriever.bundle.manifest.has_vectors
+
+    @cached_property
+    def reads_pictures(self) -> bool:
+        """Whether the bundle takes pictures."""
+        return self.retriever.bundle.manifest.pixels is not None
+
+    def pairs(self, depth: int, shortlist: int | None) -> int:
+        """How many pairs a search scores at most."""
+        scored = shortlist_of(self.retriever.model, depth, shortlist)
+        return min(self.items, scored) if scored else self.items
+
+    def retain(self) -> None:
+        """Count another user."""
+        with self._lock:
+            self._users += 1
+
+    def release(self) -> None:
+        """Count a user less; the last one closes everything."""
+        with self._lock:
+            self._users -= 1
+            last = not self._users
+        if last:
+            self.corpus.close()
+            self.retriever.close()
+
+
+class Services:
+    """The service in use.
+
+    Args:
+        settings: The settings.
+        turns: The turns at the processor.
+        changed: Is called with each new service.
+    """
+
+    def __init__(self, settings: Settings, turns: Turns, changed: Callable[[Service], None]) -> None:
+        self._settings, self._turns, self._changed = settings, turns, changed
+        self._lock, self._loading = threading.Lock(), threading.Lock()
+        self._service: Service | None = None
+        self.draining = False
+
+    @property
+    def hidden(self) -> Mapping[str, str]:
+        """Paths that answers do not show, with what they show in their place."""
+        named = (("bundle", self._settings.bundle), ("index", self._settings.index or self._settings.gallery))
+        found = {str(path): f"the {name}" for name, path in named if path is not None}
+        return {str(path.resolve()): f"the {name}" for name, path in named if path is not None} | found
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered, and more of them should come."""
+        return self._service is not None and not self.draining
+
+    @property
+    def items(self) -> int:
+        """The number of items that are searched."""
+        service = self._service
+        return 0 if service is None else service.items
+
+    def load(self) -> Service:
+        """Open everything anew, and then take the place of the service in use, which ends with its last request.
+
+        Raises:
+            CampError: Something cannot be opened; the service in use stays.
+            OSError: A file cannot be read; likewise.
+        """
+        with self._loading:
+            fresh = Service.open(self._settings, self._turns)
+            with self._lock:
+                old, self._service = self._service, fresh
+            self._changed(fresh)
+        if old is not None:
+            old.release()
+        return fresh
+
+    @contextmanager
+    def use(self) -> Iterator[Service]:
+        """The service in use, which stays open at least for as long as the context.
+
+        Raises:
+            Problem: It is not loaded yet: status 503.
+        """
+        with self._lock:
+            service = self._service
+            if service is None:
+                raise Problem(503, "the server is loading: try again", {"Retry-After": str(RETRY_S)})
+            service.retain()
+        try:
+            yield service
+        finally:
+            service.release()
+
+    def close(self) -> None:
+        """Close the service in use when its last request has ended."""
+        with self._lock:
+            service, self._service = self._service, None
+        if service is not None:
+            service.release()
+
+
+def _corpus(settings: Settings, retriever: Retriever, turns: Turns) -> Corpus:
+    roots = [*settings.picture_root, *([settings.pictures] if settings.pictures else [])]
+    if settings.gallery is not None:
+        gallery: Gallery = retriever.open_gallery(settings.gallery)
+        return GalleryCorpus(gallery, settings.gallery.absolute(), roots)
+    # Only adding uses the index's own model; rankings use the retriever's.
+    engines = cast(OpenEngines, _EnginesInTurn(retriever.model.engines, turns))  # all that encoding uses of them
+    model = replace(retriever.model, engines=engines)
+    return IndexCorpus(open_index(model, settings.index, False, (None, None), INDEX_TIMEOUT_S), roots)
+
+
+class _EnginesInTurn:
+    """Engines whose runs take turns with those that score: adding many pictures does not stop searches."""
+
+    def __init__(self, engines: OpenEngines, turns: Turns) -> None:
+        self._engines, self._turns = engines, turns
+
+    def __getitem__(self, graph: str) -> _EngineInTurn:
+        return _EngineInTurn(self._engines[graph], self._turns)
+
+
+class _EngineInTurn:
+    def __init__(self, engine: Engine, turns: Turns) -> None:
+        self._engine, self._turns = engine, turns
+
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        with self._turns:
+            return self._engine.run(feeds)

@@ -1,0 +1,101 @@
+"""The settings of `camp serve`, and the checks that need more than one of them."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from camp_sdk.pictures import MAX_MEGAPIXELS
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.messages import brief
+
+BATCH_PAIRS = 2048
+MAX_BODY_BYTES = 20 << 20
+LOG_FORMATS = ("line", "json")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server serves, and how.
+
+    Args:
+        bundle: The bundle's folder.
+        index: The index that is searched, or
+        gallery: the gallery; exactly one of the two.
+        host: The address to listen at.
+        port: The port to listen at; 0 takes a free one.
+        root_path: The path under which a reverse proxy shows the server, such as "/search".
+        keys: A file of keys for reading; None for none.
+        write_keys: A file of keys for writing; None for none: nobody can write.
+        without_keys: Listen at an address that others reach, although there are no keys.
+        allow_origin: Origins of other sites whose pages may use the server.
+        allow_host: Names in the header ``Host`` that are taken besides those of this machine, without keys.
+        allow_fetch: Hosts from which pictures are fetched by URL.
+        pictures: The folder that keeps uploaded pictures; None keeps only what was encoded.
+        picture_root: Folders below which the pictures of items may lie, besides those of the index and of uploads.
+        max_body: The largest body of a request, in bytes.
+        max_megapixels: Pictures with more megapixels are not decoded.
+        batch_pairs: The most pairs that are scored in one batch of requests.
+        max_waiting_pairs: The most pairs that may wait and be scored; None for about a second of work, and
+            at least eight requests.
+        time_limit: How long a request may take, in seconds.
+        drain: How long the server goes on after SIGTERM, not ready, before it ends, in seconds.
+        log_format: "line" or "json".
+        backend: As `Retriever` takes it.
+        precision: As `Retriever` takes it.
+        threads: As `Retriever` takes it.
+        memory_budget: As `Retriever` takes it.
+
+    Raises:
+        InputError: They do not fit together.
+    """
+
+    bundle: Path
+    index: Path | None = None
+    gallery: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    root_path: str = ""
+    keys: Path | None = None
+    write_keys: Path | None = None
+    without_keys: bool = False
+    allow_origin: tuple[str, ...] = ()
+    allow_host: tuple[str, ...] = ()
+    allow_fetch: tuple[str, ...] = ()
+    pictures: Path | None = None
+    picture_root: tuple[Path, ...] = ()
+    max_body: int = MAX_BODY_BYTES
+    max_megapixels: float = MAX_MEGAPIXELS
+    batch_pairs: int = BATCH_PAIRS
+    max_waiting_pairs: int | None = None
+    time_limit: float = 30.0
+    drain: float = 0.0
+    log_format: str = "line"
+    backend: str = "auto"
+    precision: str = "float32"
+    threads: int | None = None
+    memory_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.index is None) == (self.gallery is None):
+            raise InputError("give either `index` or `gallery`")
+        if self.log_format not in LOG_FORMATS:
+            raise InputError(f"`log_format` is {brief(self.log_format)}: expected one of {', '.join(LOG_FORMATS)}")
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            raise InputError(f"`root_path` is {brief(self.root_path)}: expected a path such as /search")
+        if not (self.is_local or self.keys or self.without_keys):
+            raise InputError(
+                f"`host` is {brief(self.host)}, which others may reach: give a file of `keys`, or `without_keys` if "
+                "everybody who reaches it may search"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # a name
+            return False
