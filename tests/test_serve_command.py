@@ -122,7 +122,8 @@ def test_settings_that_do_not_fit_together(
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client", "python_multipart"])
 def test_without_its_extra_the_command_says_so_in_a_line(package: str) -> None:
-    code = f"sys.modules[{package!r}] = sys.modules['multipart'] = None\nsys.argv = ['camp', 'serve', 'bundle', '--index', 'i']\n"
+    missing = f"sys.modules[{package!r}] = sys.modules['multipart'] = None\n"
+    code = f"{missing}sys.argv = ['camp', 'serve', 'bundle', '--index', 'i']\n"
     done = run_blocked(code + "from camp_sdk.commands.app import main\nmain()")
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(rf"error: {package} is not installed; install it with: .*\[server\].*\n", done.stderr)
