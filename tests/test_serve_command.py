@@ -198,7 +198,7 @@ def test_an_address_in_use_is_named(feature_bundle: Path, index: Path) -> None:
 
 
 def test_what_was_accepted_is_answered_before_a_server_ends(feature_bundle: Path, index: Path, tmp_path: Path) -> None:
-    settings = Settings(feature_bundle, index, port=0, drain=0.3, backend="onnxruntime", **key_files(tmp_path))
+    settings = Settings(feature_bundle, index, port=0, backend="onnxruntime", **key_files(tmp_path))
     app = create_app(settings)
     server, socket = Server(app, settings), listener(settings)
     serving = app.state.serving
@@ -212,8 +212,9 @@ def test_what_was_accepted_is_answered_before_a_server_ends(feature_bundle: Path
         asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{address}/v1/search", json=QUERY)))
         asking.start()
         wait_for(lambda: serving.dispatcher.admission.pairs == 20)
-        server.drain()
-        assert httpx.get(f"{address}/ready").status_code == 503
+        server.drain(0.3)
+        refused = httpx.get(f"{address}/ready")
+        assert (refused.status_code, refused.headers["connection"]) == (503, "close")
         assert httpx.delete(f"{address}/v1/items/3", headers=WRITES).status_code == 204
         wait_for(lambda: server.should_exit)
         assert thread.is_alive()
