@@ -16,7 +16,9 @@ import pytest
 from camp_sdk import BundleError, Index, InputError, Ranking, Retriever
 from camp_sdk.index import approximate, inverted_file
 from camp_sdk.runtime.errors import MissingExtraError
+from camp_sdk.server.settings import Settings
 from tests.helpers.command import Camp
+from tests.helpers.serving import served
 from tests.helpers.tiny import CAPTIONS, FEATURE_WIDTH
 
 pytest.importorskip("faiss", reason="faiss-cpu, of the extra ann, is not installed")
@@ -263,3 +265,18 @@ def test_commands(camp: Camp, feature_bundle: Path, path: Path) -> None:
     exact, near = camp(*search), camp(*search, "--ann")
     assert near.code == 0, near.err
     assert json.loads(near.out) == json.loads(exact.out)
+
+
+def test_a_server_searches_with_it(
+    feature_retriever: Retriever, feature_bundle: Path, path: Path, searched: list[int]
+) -> None:
+    body = {"query": CAPTIONS[0], "top_k": 5, "shortlist": SHORTLIST}
+    with feature_retriever.open_index(path) as exact:
+        expected = found(feature_retriever.rank(CAPTIONS[0], exact, 5, SHORTLIST))
+    assert not searched
+    with served(bundle=feature_bundle, index=path, ann=True, backend="onnxruntime") as server:
+        answer = server.found("/v1/search", body)
+    assert [(match["key"], match["logit"]) for match in answer["matches"]] == expected
+    assert searched
+    with pytest.raises(InputError, match="`ann` is for an `index`"):
+        Settings(feature_bundle, gallery=path, ann=True)

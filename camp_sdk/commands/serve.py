@@ -61,6 +61,7 @@ def serve_command(
         typer.Option(help="TOML file of these options: time-limit = 10.", callback=_read_config, is_eager=True),
     ] = None,
     index: Annotated[Path | None, typer.Option(help="Index to search.")] = None,
+    ann: Annotated[bool, typer.Option("--ann", help="Choose shortlists as `camp index ann` allows.")] = False,
     gallery: Annotated[Path | None, typer.Option(help="Gallery to search, instead of --index.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8000,

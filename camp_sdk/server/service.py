@@ -179,7 +179,7 @@ def _corpus(settings: Settings, retriever: Retriever, turns: Turns) -> Corpus:
     # Only adding uses the index's own model; rankings use the retriever's.
     engines = cast(OpenEngines, _EnginesInTurn(retriever.model.engines, turns))  # all that encoding uses of them
     model = replace(retriever.model, engines=engines)
-    return IndexCorpus(open_index(model, settings.index, False, (None, None), INDEX_TIMEOUT_S), roots)
+    return IndexCorpus(open_index(model, settings.index, False, (None, None), INDEX_TIMEOUT_S, settings.ann), roots)
 
 
 class _EnginesInTurn:

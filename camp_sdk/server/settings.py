@@ -24,6 +24,7 @@ class Settings:
         bundle: The bundle's folder.
         index: The index that is searched, or
         gallery: the gallery; exactly one of the two.
+        ann: Whether shortlists are chosen with the approximate search of the index.
         host: The address to listen at.
         port: The port to listen at; 0 takes a free one.
         root_path: The path under which a reverse proxy shows the server, such as "/search".
@@ -55,6 +56,7 @@ class Settings:
     bundle: Path
     index: Path | None = None
     gallery: Path | None = None
+    ann: bool = False
     host: str = "127.0.0.1"
     port: int = 8000
     root_path: str = ""
@@ -81,6 +83,8 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.index is None) == (self.gallery is None):
             raise InputError("give either `index` or `gallery`")
+        if self.ann and self.index is None:
+            raise InputError("`ann` is for an `index`: a gallery is searched exactly")
         if self.log_format not in LOG_FORMATS:
             raise InputError(f"`log_format` is {brief(self.log_format)}: expected one of {', '.join(LOG_FORMATS)}")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
