@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 
 import jinja2
@@ -15,6 +16,49 @@ from camp_sdk import Direction, Metrics
 from examples._shared.pages import data_uri, small_picture, write_page
 
 ROOT = Path(__file__).parents[1]
+
+
+PAGES = ("camp_sdk/server/page.html", "examples/page.html", "docs/site.css")
+
+
+def look_of(name: str) -> list[dict[str, str]]:
+    """The colours and type of a page, when it is light and when it is dark."""
+    text = (ROOT / name).read_text()
+    block = text[text.index("/* Colours and type: the same") : text.index("/* End of what is the same. */")]
+    light, dark = (dict(re.findall(r"(--[\w-]+): ([^;]+);", rule)) for rule in re.findall(r"\{([^{}]*)\}", block))
+    return [light, light | dark]
+
+
+def luminance(colour: str) -> float:
+    """Of a colour such as #fff or #1c2028, as WCAG defines it."""
+    digits = colour.removeprefix("#")
+    wide = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
+    shares = [int(wide[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    red, green, blue = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(a: str, b: str) -> float:
+    dark, light = sorted((luminance(a), luminance(b)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_all_pages_have_one_look() -> None:
+    first, *others = map(look_of, PAGES)
+    assert len(first[0]) > 10
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_texts_and_borders_are_seen(scheme: int) -> None:
+    """WCAG AA: 4.5 for texts, 3 for the borders of controls."""
+    look = look_of(PAGES[0])[scheme]
+    for text in ("ink", "soft", "accent", "good", "warn"):
+        for behind in ("paper", "ground", "well"):
+            assert contrast(look[f"--{text}"], look[f"--{behind}"]) >= 4.5, (text, behind)
+    assert contrast(look["--on-accent"], look["--accent"]) >= 4.5
+    assert contrast(look["--paper"], look["--warn"]) >= 4.5
+    assert min(contrast(look["--edge"], look[f"--{behind}"]) for behind in ("paper", "ground")) >= 3
 
 
 def decoded(uri: str) -> Image.Image:

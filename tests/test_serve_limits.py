@@ -78,10 +78,10 @@ def test_searches_that_wait_are_answered_together_as_each_alone(settings: dict[s
             waiting(running, COUNT * (4 * len(CAPTIONS) + 2) + 2 * 6)
         together = [one.result(30).json() for one in started]
         assert bad.result(30).status_code == 422
-        # One by one at first; then in one batch for each of the sizes and conditions that cannot be mixed.
+        # One by one at first; then in one batch for each of the lengths, sizes and conditions that are not mixed.
         counted = samples(running)
         assert counted["camp_batch_requests_sum"] == 2 * len(wanted) + 1
-        assert len(wanted) < counted["camp_batch_requests_count"] < len(wanted) + 8
+        assert len(wanted) < counted["camp_batch_requests_count"] < len(wanted) + 10
     for one, other in zip(together, alone, strict=True):
         assert [match["key"] for match in one["matches"]] == [match["key"] for match in other["matches"]]
         # Texts of several lengths are encoded and scored together, padded: sums have other last bits.
@@ -398,10 +398,11 @@ def test_before_it_has_loaded_a_server_is_not_ready(settings: dict[str, Any]) ->
 
 
 VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 1.5, 1e308, "", " ", "a", "\x00", "\ud800", "\u202e", "../../etc/passwd",
-    "'; DROP TABLE items; --", "data:", "data:image/png;base64,AAAA", "http://127.0.0.1/", "x" * 20_000, [], [[]], {},
-    {"": ""}, {"or": []}, {"a": {"gt": None}}, {"a": {"in": [1, "2"]}}, ["a"] * 50, "a red circle", "0", "🦊" * 50,
-]  # fmt: skip
+    *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 1.5, 1e308, [], [[]], {}, {"": ""}, ["a"] * 50),
+    *("", " ", "a", "0", "\x00", "\ud800", "\u202e", "x" * 20_000, "🦊" * 50, "a red circle", "../../etc/passwd"),
+    *("'; DROP TABLE items; --", "data:", "data:image/png;base64,AAAA", "http://127.0.0.1/"),
+    *({"or": []}, {"a": {"gt": None}}, {"a": {"in": [1, "2"]}}),
+]
 VALID: dict[str, Any] = {
     "/v1/search": {"query": QUERY, "top_k": 3, "offset": 1, "where": {"a": 1}, "shortlist": 0, "explain": False},
     "/v1/explain": {"query": QUERY, "key": "1"},

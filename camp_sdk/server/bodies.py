@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import python_multipart  # noqa: F401 - forms need it; Starlette finds out when the first one is read
 from pydantic import BaseModel
 from starlette.datastructures import FormData
 from starlette.requests import ClientDisconnect, Request

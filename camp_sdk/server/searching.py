@@ -67,7 +67,9 @@ def text_search(service: Service, query: Query) -> Work:
     scored = shortlist_of(service.retriever.model, query.depth, query.shortlist)
     where = None if query.where is None else json.dumps(query.where, sort_keys=True)
     depth = SAME_DEPTH if query.depth <= SAME_DEPTH else query.depth
-    group = None if query.explain else (id(service), scored, where, depth)
+    # Texts that are scored with all items are padded to the longest of them. With a shortlist, each is scored alone.
+    length = len(query.text.split()).bit_length() if scored is None else 0
+    group = None if query.explain else (id(service), scored, where, depth, length)
     return Work(partial(_rank, service), service.pairs(query.depth, query.shortlist), query, group)
 
 
