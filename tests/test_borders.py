@@ -21,8 +21,9 @@ from tests.helpers.processes import run_blocked
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"camp_sdk": "camp_sdk", "runtime": "camp_sdk.runtime", "export": "camp_sdk.export"}
 ENGINES = {"cuda", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tokenizers"}
+SERVER = {"fastapi", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"}
 TRAINING = {"torch", "lightning", "onnx", "onnxscript", "safetensors", "transformers", "huggingface_hub"}
-LIBRARIES = TRAINING | ENGINES | {"numpy", "PIL", "rich", "typer", "tensorboard", "jinja2"}
+LIBRARIES = TRAINING | ENGINES | SERVER | {"numpy", "PIL", "rich", "typer", "tensorboard", "jinja2"}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -91,6 +92,16 @@ def test_runtime_imports_the_standard_library_numpy_and_itself(path: Path) -> No
 
 def test_camp_sdk_imports_neither_training_libraries_nor_export() -> None:
     assert offences("camp_sdk", *TRAINING, "camp_sdk.export") == []
+
+
+def test_only_the_server_imports_its_packages_and_only_its_command_imports_the_server() -> None:
+    found = offences("camp_sdk", *SERVER, "camp_sdk.server")
+    assert {line.split(":")[0] for line in found if not line.startswith("camp_sdk/server/")} == {
+        "camp_sdk/commands/serve.py"
+    }
+    late = [module for module, late in imports(ROOT / "camp_sdk/commands/serve.py") if late]
+    assert "camp_sdk.server.run" in late
+    assert offences("runtime", *SERVER) + offences("export", *SERVER, "camp_sdk.server") == []
 
 
 def test_runtime_imports_neither_camp_sdk_nor_export() -> None:
@@ -290,4 +301,4 @@ def test_the_wheel_holds_every_module_and_the_typing_marker(wheel: zipfile.ZipFi
     folders = {folder: package.replace(".", "/") for folder, package in FOLDERS.items()}
     expected = {f"{folders[path.parts[0]]}/{Path(*path.parts[1:]).as_posix()}" for path in tracked_sources()}
     held = {name for name in wheel.namelist() if name.startswith("camp_sdk/")}
-    assert held == expected | {"camp_sdk/py.typed"}
+    assert held == expected | {"camp_sdk/py.typed", "camp_sdk/server/page.html"}

@@ -201,3 +201,41 @@ def test_galleries_have_no_metadata_to_filter(feature_retriever: Retriever, both
         feature_retriever.rank(np.zeros((5, 12), np.float32), both[1], by="image")
     with pytest.raises(InputError, match="expected a string"):
         feature_retriever.rank(Path("a.jpg"), both[0])
+
+
+# Parts of an index
+
+
+def test_a_gallery_of_some_items_ranks_as_the_index(feature_retriever: Retriever, both: tuple[Index, Gallery]) -> None:
+    index, gallery = both
+    chosen = [7, 3, 60, 11, 3]
+    part = index.gallery(key_of(number) for number in chosen)
+    assert (part.documents, part.precision) == (tuple(map(key_of, chosen)), gallery.precision)
+    expected = feature_retriever.score_matrix(gallery.select(chosen), [QUERY], logits=True)
+    assert feature_retriever.score_matrix(part, [QUERY], logits=True).tolist() == expected.tolist()
+    index.remove([key_of(0), key_of(3)])
+    part = index.gallery([key_of(11)])
+    assert feature_retriever.explain(QUERY, part).score == feature_retriever.explain(QUERY, gallery.select([11])).score
+    for keys in ([key_of(3)], [], "image 7", [7]):
+        with pytest.raises(InputError, match="key"):
+            index.gallery(keys)  # type: ignore[arg-type] # what is refused
+
+
+def test_a_gallery_of_texts(feature_retriever: Retriever, tmp_path: Path, features: Features) -> None:
+    with feature_retriever.open_index(tmp_path / "texts.index", create=True, kind="text") as index:
+        index.add(CAPTIONS, keys=map(str, range(len(CAPTIONS))))
+        part = index.gallery(["4", "1"])
+        assert part.documents == (CAPTIONS[4], CAPTIONS[1])
+        expected = feature_retriever.score_matrix(features, feature_retriever.encode_texts(CAPTIONS).select([4, 1]))
+        assert feature_retriever.score_matrix(features, part).tolist() == expected.tolist()
+
+
+def test_pages_of_items(both: tuple[Index, Gallery]) -> None:
+    index, _ = both
+    keys = [item.key for item in index.where({"album": "2021"})]
+    pages = [[item.key for item in index.where({"album": "2021"}, offset, 7)] for offset in range(0, 40, 7)]
+    assert [key for page in pages for key in page] == keys
+    assert [item.key for item in index.where({}, 85)] == list(map(key_of, range(85, 90)))
+    for offset, limit in ((-1, None), (0, 0), (0, -1), (0.5, 1)):
+        with pytest.raises(InputError):
+            index.where({}, offset, limit)  # type: ignore[arg-type] # what is refused

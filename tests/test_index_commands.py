@@ -221,3 +221,16 @@ def test_a_busy_index(
         done = camp("index", "remove", index, "a")
     assert done.code == 1
     assert f"is being written by process {os.getpid()}" in done.err
+
+
+def test_an_index_knows_the_pictures_that_it_holds(
+    picture_retriever: Retriever, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = draw(tmp_path.parent / f"{tmp_path.name}-other.png", 1)
+    with picture_retriever.open_index(tmp_path / "photos.index", create=True) as index:
+        index.add([photos / "a.png", other])
+        monkeypatch.chdir(photos)
+        assert [index.holds(path) for path in (photos / "a.png", "a.png", other)] == [True, True, True]
+        assert not index.holds(photos / "b.png")
+        index.remove([str(other)])
+        assert not index.holds(other)

@@ -16,7 +16,7 @@ from PIL import Image, JpegImagePlugin, features
 
 from camp_sdk import InputError, pictures
 from camp_sdk.picture_files import find_pictures
-from camp_sdk.pictures import normalise, read_picture
+from camp_sdk.pictures import PictureError, normalise, read_picture, read_shrunk, upright_size
 from camp_sdk.runtime.manifest import FITS, PixelSpec
 
 ORIENTATION = 0x0112
@@ -494,3 +494,39 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
     for picture in (tmp_path / "picture.eps", (tmp_path / "picture.eps").read_bytes()):
         with pytest.raises(InputError, match="it is in no format that Pillow knows"):
             read_picture(picture, 4, 4, "it")
+
+
+# In their own proportions
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("form", "size"), [("PNG", (90, 40)), ("JPEG", (900, 400))])
+def test_a_shrunk_picture_is_upright_in_its_own_proportions(form: str, size: tuple[int, int], orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    ramp = np.linspace(0, 255, size[0])[None, :, None] * np.linspace(0.5, 1, size[1])[:, None, None]
+    image = Image.fromarray(ramp.repeat(3, axis=2).astype(np.uint8))
+    stream = io.BytesIO()
+    image.save(stream, form, exif=exif, quality=95)
+    turned = orientation > 4
+    upright = size[::-1] if turned else size
+    assert upright_size(stream.getvalue(), "it") == upright
+    small = read_shrunk(stream.getvalue(), 30, "it")
+    assert small.shape == ((30, 13, 3) if turned else (13, 30, 3))
+    whole = read_picture(stream.getvalue(), *small.shape[:2], "it")
+    assert np.abs(small.astype(int) - whole).max() <= 3  # of a JPEG that was decoded at another scale
+    assert read_shrunk(stream.getvalue(), 1000, "it").shape == (*upright[::-1], 3)  # never enlarged
+
+
+def test_a_picture_of_one_row_is_shrunk_to_one_row() -> None:
+    assert read_shrunk(np.zeros((1, 500, 3), np.uint8), 50, "it").shape == (1, 50, 3)
+
+
+def test_the_size_of_a_picture_is_limited_and_a_broken_one_has_none() -> None:
+    picture = np.zeros((100, 100, 3), np.uint8)
+    assert upright_size(picture, "it", 0.01) == (100, 100)
+    for function in (upright_size, lambda *arguments: read_shrunk(arguments[0], 8, *arguments[1:])):
+        with pytest.raises(PictureError, match="it has 100 x 100 pixels"):
+            function(picture, "it", 0.009)
+        with pytest.raises(PictureError, match="it cannot be read"):
+            function(b"no picture", "it")

@@ -122,7 +122,8 @@ def test_settings_that_do_not_fit_together(
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client", "python_multipart"])
 def test_without_its_extra_the_command_says_so_in_a_line(package: str) -> None:
-    code = f"sys.modules[{package!r}] = sys.modules['multipart'] = None\nsys.argv = ['camp', 'serve', 'bundle', '--index', 'i']\n"
+    missing = f"sys.modules[{package!r}] = sys.modules['multipart'] = None\n"
+    code = f"{missing}sys.argv = ['camp', 'serve', 'bundle', '--index', 'i']\n"
     done = run_blocked(code + "from camp_sdk.commands.app import main\nmain()")
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(rf"error: {package} is not installed; install it with: .*\[server\].*\n", done.stderr)
@@ -197,7 +198,7 @@ def test_an_address_in_use_is_named(feature_bundle: Path, index: Path) -> None:
 
 
 def test_what_was_accepted_is_answered_before_a_server_ends(feature_bundle: Path, index: Path, tmp_path: Path) -> None:
-    settings = Settings(feature_bundle, index, port=0, drain=0.3, backend="onnxruntime", **key_files(tmp_path))
+    settings = Settings(feature_bundle, index, port=0, backend="onnxruntime", **key_files(tmp_path))
     app = create_app(settings)
     server, socket = Server(app, settings), listener(settings)
     serving = app.state.serving
@@ -211,8 +212,9 @@ def test_what_was_accepted_is_answered_before_a_server_ends(feature_bundle: Path
         asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{address}/v1/search", json=QUERY)))
         asking.start()
         wait_for(lambda: serving.dispatcher.admission.pairs == 20)
-        server.drain()
-        assert httpx.get(f"{address}/ready").status_code == 503
+        server.drain(0.3)
+        refused = httpx.get(f"{address}/ready")
+        assert (refused.status_code, refused.headers["connection"]) == (503, "close")
         assert httpx.delete(f"{address}/v1/items/3", headers=WRITES).status_code == 204
         wait_for(lambda: server.should_exit)
         assert thread.is_alive()

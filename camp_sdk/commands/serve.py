@@ -19,7 +19,7 @@ from camp_sdk.commands.options import (
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.messages import brief
-from camp_sdk.server.settings import BATCH_PAIRS, LOG_FORMATS, MAX_BODY_BYTES, Settings
+from camp_sdk.server.settings import BATCH_PAIRS, DRAIN_S, LOG_FORMATS, MAX_BODY_BYTES, TIME_LIMIT_S, Settings
 
 CONTEXT = {"auto_envvar_prefix": "CAMP"}  # --time-limit is CAMP_TIME_LIMIT
 
@@ -92,8 +92,8 @@ def serve_command(
     max_waiting_pairs: Annotated[
         int | None, typer.Option(help="Most pairs that may wait. Default: a second of work, or eight requests.", min=1)
     ] = None,
-    time_limit: Annotated[float, typer.Option(help="Most seconds of a request.", min=0.1)] = 30.0,
-    drain: Annotated[float, typer.Option(help="Seconds to go on after SIGTERM, not ready.", min=0)] = 0.0,
+    time_limit: Annotated[float, typer.Option(help="Most seconds of a request.", min=0.1)] = TIME_LIMIT_S,
+    drain: Annotated[float, typer.Option(help="Seconds to go on after SIGTERM, not ready.", min=0)] = DRAIN_S,
     log_format: Annotated[str, typer.Option(help=f"{' or '.join(LOG_FORMATS)}.")] = "line",
     backend: BackendOption = "auto",
     precision: PrecisionOption = "float32",

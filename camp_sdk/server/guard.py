@@ -75,14 +75,14 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = answer.request_id
         token = REQUEST_ID.set(answer.request_id)
         try:
-            await self._answer(scope, receive, self._sender(send, answer), answer)
+            await self._answer(scope, receive, self._sender(scope, send, answer), answer)
         finally:
             self._bodies -= answer.body
             self._note(scope, answer)
             REQUEST_ID.reset(token)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, answer: _Answer) -> None:
-        hidden = scope["app"].state.hidden if "app" in scope else {}
+        hidden = scope["app"].state.hidden
         try:
             self._check(scope)
             _keep_slashes(scope)
@@ -140,12 +140,14 @@ class Guard:
 
         return counted
 
-    def _sender(self, send: Send, answer: _Answer) -> Send:
+    def _sender(self, scope: Scope, send: Send, answer: _Answer) -> Send:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answer.begun, answer.status = True, message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = answer.request_id
+                if scope["app"].state.serving.services.draining:  # the client's next request goes elsewhere
+                    headers["Connection"] = "close"
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)

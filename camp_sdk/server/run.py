@@ -48,7 +48,8 @@ def listener(settings: Settings) -> socket.socket:
         OSError: The address is in use, or not one of this machine.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    found = socket.socket(family)
+    # With the protocol named, asyncio sends small answers at once (TCP_NODELAY), not 40 ms later.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((settings.host, settings.port))
@@ -103,12 +104,16 @@ class Server(uvicorn.Server):
         if self._end_at is not None and sig == signal.SIGINT:
             self.force_exit = self.should_exit = True
             return
-        self.drain()
+        self.drain(0.0 if sig == signal.SIGINT else self._drain_s)
 
-    def drain(self) -> None:
-        """Be not ready any more, and end when what was accepted is answered."""
+    def drain(self, seconds: float) -> None:
+        """Be not ready any more, and end when what was accepted is answered.
+
+        Args:
+            seconds: How long more requests are taken.
+        """
         self._serving.services.draining = True
-        self._end_at = time.monotonic() + self._drain_s
+        self._end_at = time.monotonic() + seconds
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end; uvicorn asks ten times a second."""

@@ -12,6 +12,7 @@ from camp_sdk.runtime.messages import brief
 
 BATCH_PAIRS = 2048
 MAX_BODY_BYTES = 20 << 20
+TIME_LIMIT_S, DRAIN_S = 30.0, 1.0
 LOG_FORMATS = ("line", "json")
 
 
@@ -69,8 +70,8 @@ class Settings:
     max_megapixels: float = MAX_MEGAPIXELS
     batch_pairs: int = BATCH_PAIRS
     max_waiting_pairs: int | None = None
-    time_limit: float = 30.0
-    drain: float = 0.0
+    time_limit: float = TIME_LIMIT_S
+    drain: float = DRAIN_S
     log_format: str = "line"
     backend: str = "auto"
     precision: str = "float32"
