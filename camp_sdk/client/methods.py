@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+import camp_sdk.client.answers as answers
 from camp_sdk.arguments import Advance, silent
-from camp_sdk.client import answers
 from camp_sdk.client.adding import Adding
 from camp_sdk.client.answers import ModelInfo, Page, Reloaded
 from camp_sdk.client.asking import ask
