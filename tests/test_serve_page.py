@@ -304,6 +304,21 @@ def test_a_file_that_is_no_picture_and_one_that_is_gone(page: Page) -> None:
     expect(page.get_by_role("alert")).to_contain_text("the picture mine.png is not here any more. Choose it again.")
 
 
+def test_what_comes_before_the_page_knows_the_server_is_not_lost(browser: Browser, address: str) -> None:
+    with opened(browser, f"{address}health") as page:
+        held = list[Route]()
+        page.route("**/v1/models", lambda route: held.append(route), times=2)
+        page.goto(address, wait_until="domcontentloaded")
+        drop(page, picture_bytes(5))
+        held.pop(0).continue_()
+        expect(page.locator("#results a").first).to_have_attribute("data-key", KEYS[5])
+        page.goto(address, wait_until="domcontentloaded")
+        page.get_by_role("searchbox").fill("a st")
+        held.pop(0).continue_()
+        expect(page.locator("#results li")).to_have_count(FIRST)
+        expect(page.get_by_role("searchbox")).to_have_value("a st")
+
+
 def test_texts_that_fit_a_picture(
     browser: Browser, picture_bundle: Path, picture_retriever: Retriever, tmp_path: Path
 ) -> None:
