@@ -1,4 +1,5 @@
 # make demo   the whole product in one run, about eight minutes on two cores: build/demo/index.html
+# make serve  search the demo's pictures in a browser, at the address that is printed
 # make emoji  search and binding on emoji artwork, fetched with npm: build/emoji/index.html and
 #             build/emoji_scenes/index.html
 # make test   the test suite; CI runs `make lint types docs test`
@@ -10,12 +11,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo released networks emoji fuzz full-size test lint types docs format accuracy bench bench-gpu bench-index
+.PHONY: demo serve released networks emoji fuzz full-size test lint types docs format accuracy bench bench-gpu bench-index
 .PHONY: install clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,openvino,tensorrt-rtx,pictures,ann,train,docs,dev]'
+	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,openvino,tensorrt-rtx,pictures,ann,train,server,client,docs,dev]'
 	touch $@
 
 install: $(INSTALLED)
@@ -23,6 +24,10 @@ install: $(INSTALLED)
 demo: $(INSTALLED)
 	rm -rf build/demo
 	$(BIN)/python -m examples.demo --output build/demo
+
+# Needs what `make demo` leaves. Serves until Ctrl-C, on this machine alone.
+serve: $(INSTALLED)
+	$(BIN)/python -m examples.serve.run --demo build/demo
 
 # From a checkpoint of the released research code to a ranking, with synthetic files; takes about a minute.
 released: $(INSTALLED)

@@ -3,7 +3,7 @@
     CampError
     +-- InputError            what the caller passed cannot be used (also a ValueError)
     +-- BundleError           a bundle, gallery, checkpoint or data set on disk is broken or does not fit
-    +-- BusyError             an index is being written by somebody else, for longer than the caller would wait
+    +-- BusyError             an index has another writer, or a server is busy, for longer than the caller waits
     +-- BackendError          an inference engine is not there or does not work on this machine
         +-- MissingExtraError an optional package is not installed (also an ImportError)
 
@@ -31,7 +31,10 @@ class BundleError(CampError):
 
 
 class BusyError(CampError):
-    """Another process or thread is writing an index: the message says which, and since when. Try again later."""
+    """An index is written by somebody else (the message says by whom, and since when), or a server is busy.
+
+    Try again later.
+    """
 
 
 class BackendError(CampError):
