@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from camp_sdk import Retriever
+from camp_sdk.server import fetching
 from camp_sdk.server.fetching import Fetcher, is_public
 from camp_sdk.server.page import Page
 from camp_sdk.server.problems import Problem
@@ -162,6 +166,44 @@ def test_an_allowed_host_must_have_a_public_address(host: str) -> None:
     with pytest.raises(Problem) as refused:
         Fetcher((host.strip("[]"), host), 1000).fetch(f"http://{host}/a.png")
     assert refused.value.status == 422
+
+
+class Pictures(BaseHTTPRequestHandler):
+    """A site with a picture of 900 bytes, one that is too large, and a redirect to the first."""
+
+    def do_GET(self) -> None:
+        host, length = self.headers["Host"].split(":")[0], {"/a": 900, "/large": 2000}.get(self.path)
+        self.send_response(200 if length else 302 if self.path == "/moved" else 404)
+        self.send_header("Location", "/a")
+        self.end_headers()
+        self.wfile.write((host.encode() * 1000)[: length or 0])
+
+    def log_message(self, form: str, *arguments: Any) -> None:
+        pass
+
+
+def test_a_picture_is_fetched_from_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's name stands for this machine here, which counts as public for once."""
+    with HTTPServer(("127.0.0.1", 0), Pictures) as site:
+        thread = threading.Thread(target=site.serve_forever)
+        thread.start()
+        port = site.server_address[1]
+        entry = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: [entry])
+        monkeypatch.setattr(fetching, "is_public", lambda address: True)
+        fetcher = Fetcher((f"pictures.example:{port}", "pictures.example:1"), 1000)
+        try:
+            assert fetcher.fetch(f"http://pictures.example:{port}/a") == (b"pictures.example" * 60)[:900]
+            for path, status in (("large", 413), ("moved", 502), ("none", 502)):
+                with pytest.raises(Problem) as refused:
+                    fetcher.fetch(f"http://pictures.example:{port}/{path}")
+                assert refused.value.status == status
+        finally:
+            site.shutdown()
+            thread.join()
+    with pytest.raises(Problem) as refused:  # nothing listens there any more
+        fetcher.fetch(f"http://pictures.example:{port}/a")
+    assert refused.value.status == 502
 
 
 def test_public_addresses() -> None:
