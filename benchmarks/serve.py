@@ -200,7 +200,7 @@ def measure(case: Case, folder: Path, seconds: float, overload_s: float) -> dict
 
 def loop(case: Case, seconds: float) -> list[float]:
     """The seconds of each call of `Retriever.rank`, one after another, without a server."""
-    taken = []
+    taken: list[float] = []
     with Retriever(case.bundle, BACKEND) as retriever, retriever.open_index(case.index) as index:
         for text in case.texts[:3]:
             retriever.rank(text, index, TOP_K, SHORTLIST)
