@@ -55,7 +55,7 @@ def listening(**settings: Any) -> Iterator[str]:
         assert server.failure is None, server.failure
         yield f"http://127.0.0.1:{socket.getsockname()[1]}/"
     finally:
-        server.drain()
+        server.should_exit = True
         thread.join()
         socket.close()
 
