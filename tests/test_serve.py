@@ -19,8 +19,7 @@ from camp_sdk.server import answers
 from tests.helpers.serving import Served, picture_bytes, served
 from tests.helpers.tiny import CAPTIONS
 
-QUERY = "a small red circle"
-COUNT = 12
+QUERY, COUNT = "a small red circle", 12
 KEYS = [f"photos/{number} ü.png" for number in range(COUNT)]
 
 

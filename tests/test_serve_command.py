@@ -198,7 +198,7 @@ def test_an_address_in_use_is_named(feature_bundle: Path, index: Path) -> None:
 
 
 def test_what_was_accepted_is_answered_before_a_server_ends(feature_bundle: Path, index: Path, tmp_path: Path) -> None:
-    settings = Settings(feature_bundle, index, port=0, backend="onnxruntime", **key_files(tmp_path))
+    settings = Settings(feature_bundle, index, port=0, root_path="/app", backend="onnxruntime", **key_files(tmp_path))
     app = create_app(settings)
     server, socket = Server(app, settings), listener(settings)
     serving = app.state.serving

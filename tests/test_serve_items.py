@@ -17,6 +17,7 @@ from camp_sdk.server.uploads import merged
 from tests.helpers.serving import WRITES, Served, key_files, picture_bytes, served
 
 QUERY = "a small red circle"
+KEPT = pytest.mark.parametrize("server", [True], indirect=True, ids=["kept"])
 PNG = {"Content-Type": "image/png", **WRITES}
 
 
@@ -113,6 +114,7 @@ FILES = {
 }
 
 
+@KEPT
 @pytest.mark.parametrize(
     "key",
     [
@@ -156,6 +158,7 @@ def test_slashes_may_stay_as_they_are(server: Served) -> None:
     assert server("GET", item_path("2024/a.png")).json()["key"] == "2024/a.png"
 
 
+@KEPT
 @pytest.mark.parametrize("key", [".", "..", ""])
 def test_keys_that_no_path_can_hold_are_refused(server: Served, key: str) -> None:
     done = server("POST", "/v1/items", json={"items": [{"key": key, "picture": data_url(1)}]}, headers=WRITES)
@@ -163,6 +166,7 @@ def test_keys_that_no_path_can_hold_are_refused(server: Served, key: str) -> Non
     assert uploads(server) in (None, [])
 
 
+@KEPT
 @pytest.mark.parametrize(
     ("options", "status"),
     [

@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import NoReturn
 from urllib.parse import SplitResult, urlsplit
 
@@ -38,16 +39,14 @@ class Fetcher:
         """
         parts, port = self._allowed(url)
         address = _public_address(parts.hostname or "", port)
-        deadline = time.monotonic() + FETCH_S
-        connection = _connection(parts, port, address)
         path = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
         try:
-            connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "camp-sdk"})
-            return self._body(connection.getresponse(), deadline)
+            with closing(_connection(parts, port, address)) as connection:
+                deadline = time.monotonic() + FETCH_S
+                connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "camp-sdk"})
+                return self._body(connection.getresponse(), deadline)
         except (OSError, http.client.HTTPException, ValueError):
             _fail("the picture cannot be fetched")
-        finally:
-            connection.close()
 
     def _allowed(self, url: str) -> tuple[SplitResult, int]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -45,6 +46,7 @@ class _Answer:
     status: int = 0
     begun: bool = False
     body: int = 0  # bytes of the request that were read
+    whole: bool = False  # whether all of them were
     since: float = field(default_factory=time.monotonic)
 
 
@@ -127,7 +129,8 @@ class Guard:
         most = self._settings.max_body
 
         async def counted() -> Message:
-            message = await receive()
+            message = await (receive() if answer.whole else self._in_time(receive, answer))
+            answer.whole = not message.get("more_body", False)
             size = len(message.get("body", b""))
             answer.body += size
             self._bodies += size
@@ -139,6 +142,15 @@ class Guard:
             return message
 
         return counted
+
+    async def _in_time(self, receive: Receive, answer: _Answer) -> Message:
+        """A part of the body, which a client must not send for longer than a request may take."""
+        limit = self._settings.time_limit
+        try:
+            return await asyncio.wait_for(receive(), answer.since + limit - time.monotonic())
+        except asyncio.TimeoutError:  # which is TimeoutError since Python 3.11
+            self._metrics.refused("time")
+            raise Problem(408, f"the body did not arrive within {limit:g} s", {"Connection": "close"}) from None
 
     def _sender(self, scope: Scope, send: Send, answer: _Answer) -> Send:
         async def with_headers(message: Message) -> None:

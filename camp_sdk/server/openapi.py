@@ -15,7 +15,7 @@ from camp_sdk.server import requests as request_models
 from camp_sdk.server.problems import MEDIA_TYPE
 
 COMPONENTS = "#/components/schemas/"
-ERRORS = (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)
+ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 501, 502, 503, 504)
 
 
 def answers(*kinds: str) -> dict[str, Any]:

@@ -116,8 +116,13 @@ class Services:
     def hidden(self) -> Mapping[str, str]:
         """Paths that answers do not show, with what they show in their place."""
         named = (("bundle", self._settings.bundle), ("index", self._settings.index or self._settings.gallery))
-        found = {str(path): f"the {name}" for name, path in named if path is not None}
-        return {str(path.resolve()): f"the {name}" for name, path in named if path is not None} | found
+        # The longest forms first, so that no part of one is left.
+        return {
+            str(form): f"the {name}"
+            for name, path in named
+            if path is not None
+            for form in (path.resolve(), path.absolute(), path)
+        }
 
     @property
     def ready(self) -> bool:

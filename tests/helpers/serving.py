@@ -15,10 +15,14 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from camp_sdk import Retriever
+from camp_sdk.server.answers import ProblemAnswer
 from camp_sdk.server.app import create_app
 from camp_sdk.server.serving import Serving
 from camp_sdk.server.settings import Settings
+from tests.helpers.tiny import FEATURE_WIDTH
 
+ITEMS = 40
 KEY, WRITE_KEY = "reading-key-0123456789", "writing-key-0123456789"
 WRITES = {"Authorization": f"Bearer {WRITE_KEY}"}
 
@@ -103,3 +107,23 @@ def picture_bytes(number: int, size: tuple[int, int] = (60, 40), form: str = "PN
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, form)
     return stream.getvalue()
+
+
+def fill(retriever: Retriever, path: Path, seed: int = 0, count: int = ITEMS) -> Path:
+    """An index of features."""
+    features = np.random.default_rng(seed).standard_normal((count, 5, FEATURE_WIDTH), dtype=np.float32)
+    with retriever.open_index(path, create=True, precision="float32") as index:
+        index.add(features, keys=map(str, range(count)))
+    return path
+
+
+def problem(done: Any) -> dict[str, Any]:
+    """A problem, whose content says nothing of the machine."""
+    assert done.headers["content-type"] == "application/problem+json", done.text
+    found = done.json()
+    ProblemAnswer.model_validate(found)
+    assert found["status"] == done.status_code
+    assert found["request_id"] == done.headers["x-request-id"]
+    assert "Traceback" not in done.text
+    assert "/" not in found["detail"].replace("application/json", ""), found["detail"]
+    return dict(found)

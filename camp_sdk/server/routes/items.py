@@ -46,7 +46,7 @@ Given = Annotated[Serving, Depends(serving_of)]
 @router.get(ITEM + "/picture", **answers(JPEG))
 async def picture(request: Request, key: str, serving: Given) -> Response:
     """The picture of an item, scaled down."""
-    form = request.url.path.rpartition("/")[2]
+    form = request.scope["path"].rpartition("/")[2]
     with serving.services.use() as service:
 
         def find() -> tuple[str, Any]:
