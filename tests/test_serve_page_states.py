@@ -169,6 +169,7 @@ def test_a_key_is_asked_for_kept_and_used_for_pictures_too(
     with listening(**settings) as address, opened(browser, f"{address}?q=a+star", expect_errors=True) as page:
         for given, why in (("wrong", "Ask whoever runs it."), (KEY, "The server does not know the key that you gave.")):
             expect(page.get_by_text(why)).to_be_visible()
+            expect(page.locator("#progress")).to_be_hidden()  # it waits for the key, not for the server
             expect(page.get_by_label("Key", exact=True)).to_be_focused()
             page.keyboard.type(given)
             page.keyboard.press("Enter")

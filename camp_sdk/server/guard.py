@@ -72,6 +72,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = dict(scope)  # `_keep_slashes` changes its path, which a server's own log could not write
         headers = Headers(scope=scope)
         answer = _Answer(_request_id(headers))
         scope.setdefault("state", {})["request_id"] = answer.request_id

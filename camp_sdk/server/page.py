@@ -31,7 +31,7 @@ class Page:
             "img-src": "'self' blob: data:",
             "connect-src": "'self'",
             "base-uri": "'none'",
-            "form-action": "'self'",
+            "form-action": "'none'",
             "frame-ancestors": "'none'",
         }
         policy = "; ".join(f"{name} {value}" for name, value in rules.items())

@@ -20,6 +20,7 @@ from camp_sdk.server.settings import Settings
 
 LOG = logging.getLogger("camp_sdk.server")
 MAX_HEAD_BYTES = 1 << 18  # of a request's line and headers: a key has up to 10,000 characters, each of up to 12 bytes
+KEEP_ALIVE_S = 75  # longer than reverse proxies keep idle connections: they would send a request into a closed one
 GRACE_S = 5  # beyond the time limit of a request
 
 
@@ -78,6 +79,7 @@ class Server(uvicorn.Server):
             server_header=False,
             root_path=settings.root_path,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(settings.time_limit) + GRACE_S,
         )
         super().__init__(config)

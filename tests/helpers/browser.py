@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
-from starlette.types import Receive, Scope, Send
 
 from camp_sdk.server.app import create_app
 from camp_sdk.server.run import Server, listener
@@ -42,11 +41,6 @@ def listening(**settings: Any) -> Iterator[str]:
     app = create_app(chosen)
     server, socket = Server(app, chosen), listener(chosen)
 
-    async def with_own_scope(scope: Scope, receive: Receive, send: Send) -> None:
-        # pytest turns uvicorn's own log of requests on, which cannot write the path as the guard changes it.
-        await app(dict(scope), receive, send)
-
-    server.config.app = with_own_scope
     thread = threading.Thread(target=server.run, args=([socket],))
     thread.start()
     try:
