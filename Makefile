@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo serve released networks emoji fuzz full-size test lint types docs format accuracy bench bench-gpu bench-index
+.PHONY: demo serve released networks emoji fuzz full-size test lint types docs format accuracy bench bench-gpu bench-index bench-serve
 .PHONY: install clean
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -102,9 +102,14 @@ bench-gpu:
 	$(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --output build/bench-gpu
 
 # The living index at 20,000, 100,000 and 1,000,000 items; takes minutes, and gigabytes of disk. The results are written
-# to benchmarks/results/index.json.
+# to benchmarks/results/index.json. The demo's pictures are measured if `make demo` has made them.
 bench-index: $(INSTALLED)
-	$(BIN)/python benchmarks/index.py --output build/bench-index
+	$(BIN)/python benchmarks/index.py --output build/bench-index $(if $(wildcard build/demo/bundle),--demo build/demo)
+
+# `camp serve` with the demo's pictures, which `make demo` made, and with the paper's network: load on loopback for about
+# seven minutes. The results are written to benchmarks/results/serve.json.
+bench-serve: $(INSTALLED)
+	$(BIN)/python benchmarks/serve.py --output build/bench-serve --demo build/demo
 
 clean:
 	rm -rf build $(VENV)
