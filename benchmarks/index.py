@@ -284,7 +284,7 @@ def measure_growth(retriever: Retriever, index: Index, made: Made) -> dict[str, 
     begun = time.perf_counter()
     index.remove(f"{number:09}" for number in range(0, made.count, 2))
     removed = half / (time.perf_counter() - begun)
-    fill(index, retriever, Made(half, made.regions), made.count)
+    fill(index, retriever, Made(half, made.regions, made.width), made.count)
     return {"remove_per_s": removed, "growth": index.info().file_bytes / before - 1}
 
 
