@@ -190,7 +190,8 @@ def measure_queries(
     with index._snapshots.open(model) as snapshot:
         everything = snapshot.candidates(model, None).encoded
         first = median_s(lambda: nearest_items(query, everything, SHORTLIST))
-        filtered = median_s(lambda: nearest_items(query, snapshot.candidates(model, condition).encoded, SHORTLIST))
+        some = min(SHORTLIST, len(snapshot.candidates(model, condition).encoded))
+        filtered = median_s(lambda: nearest_items(query, snapshot.candidates(model, condition).encoded, some))
         places = np.sort(np.random.default_rng(0).choice(len(everything), SHORTLIST, replace=False))
         fetch = median_s(lambda: snapshot.store.read(places))
     gallery = _gallery_of(retriever, index, places)
