@@ -179,12 +179,11 @@ class Retriever:
         """Open an index: pictures, or texts, that are added, changed and removed while they are searched.
 
         Args:
-            path: The file of the index. Others lie beside it, with its name and an ending.
+            path: The file; others lie beside it, with its name and an ending.
             create: Make a new index if there is none.
             precision: How a new index stores its tensors: "float32", "float16" (the default) or "int8"; an index of
-                texts always takes "float32". An index that exists must have this precision, unless it is None.
-            kind: What a new index holds: "image" (the default) or "text". An index that exists must be of this kind,
-                unless it is None.
+                texts always takes "float32". None, for an index that exists: whatever it has.
+            kind: What a new index holds: "image" (the default) or "text". None likewise.
             timeout_s: How long a change waits for another writer to finish, in seconds.
             ann: Choose shortlists with the approximate search that `Index.build_ann` made, for where memory is short.
 

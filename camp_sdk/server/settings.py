@@ -40,7 +40,7 @@ class Settings:
         max_megapixels: Pictures with more megapixels are not decoded.
         batch_pairs: The most pairs that are scored in one batch of requests.
         max_waiting_pairs: The most pairs that may wait and be scored; None for about a second of work, and
-            at least eight requests.
+            at least four batches and eight requests.
         time_limit: How long a request may take, in seconds.
         drain: How long the server goes on after SIGTERM, not ready, before it ends, in seconds.
         log_format: "line" or "json".
