@@ -9,7 +9,6 @@ are written to benchmarks/results/serve.json.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import re
@@ -17,13 +16,17 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -44,6 +47,7 @@ BACKEND, TOP_K, SHORTLIST, TEXTS = "onnxruntime", 10, 200, 64
 CLIENTS = (1, 8, 32)
 ROUNDS = 3  # of the loop without a server and of each number of clients, in turns
 RELOADS = 8
+MOST_AT_ONCE = 512  # requests that the clients wait for
 WRITE_KEY = "a key of the benchmark, for reloading".replace(" ", "-")
 TOLERANCE = 1e-4  # of a score: texts that are scored together are padded to the longest, which moves its last bits
 
@@ -73,6 +77,7 @@ class Load:
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: int = 0
     took: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def rate(self) -> float:
@@ -85,7 +90,7 @@ class Load:
 
 
 class Clients:
-    """Clients of one server, which know the right answers.
+    """Clients of one server, which know the right answers; each is a thread with a plain connection.
 
     Args:
         address: The server.
@@ -94,47 +99,62 @@ class Clients:
     """
 
     def __init__(self, address: str, case: Case, expected: list[dict[str, float]]) -> None:
-        self._address, self._texts, self._expected = address, case.texts, expected
+        self._host, self._texts, self._expected = urlsplit(address).netloc, case.texts, expected
 
     def closed(self, clients: int, seconds: float) -> Load:
-        """Clients that each ask again when they are answered."""
-        return asyncio.run(self._closed(clients, seconds))
-
-    def open(self, rate: float, seconds: float) -> Load:
-        """Requests at a fixed rate, whatever becomes of those before."""
-        return asyncio.run(self._open(rate, seconds))
-
-    async def _closed(self, clients: int, seconds: float) -> Load:
+        """Clients that each ask again when they are answered, or when a refusal says."""
         load, numbers, begun = Load(), itertools.count(), time.perf_counter()
 
-        async def ask(client: httpx.AsyncClient) -> None:
+        def ask_again_and_again() -> None:
+            connection = HTTPConnection(self._host)
             while time.perf_counter() - begun < seconds:
-                await self._ask(client, next(numbers) % len(self._texts), load)
+                wait = self._ask(connection, next(numbers), load, time.perf_counter())
+                if wait:
+                    connection.close()
+                    time.sleep(min(wait, max(0.0, begun + seconds - time.perf_counter())))
+            connection.close()
 
-        async with _client(self._address) as client:
-            await asyncio.gather(*(ask(client) for _ in range(clients)))
+        with ThreadPoolExecutor(clients) as threads:
+            for asking in [threads.submit(ask_again_and_again) for _ in range(clients)]:
+                asking.result()
         load.took = time.perf_counter() - begun
         return load
 
-    async def _open(self, rate: float, seconds: float) -> Load:
-        load, begun, tasks = Load(), time.perf_counter(), []
-        async with _client(self._address) as client:
+    def open(self, rate: float, seconds: float) -> Load:
+        """Requests at a fixed rate, whatever becomes of those before; each has a connection of its own."""
+        load, begun, asked = Load(), time.perf_counter(), []
+
+        def ask(number: int, due: float) -> None:
+            connection = HTTPConnection(self._host)
+            self._ask(connection, number, load, due)
+            connection.close()
+
+        with ThreadPoolExecutor(MOST_AT_ONCE) as threads:
             for number in range(int(rate * seconds)):
-                await asyncio.sleep(max(0.0, begun + number / rate - time.perf_counter()))
-                tasks.append(asyncio.ensure_future(self._ask(client, number % len(self._texts), load)))
-            await asyncio.gather(*tasks)
+                due = begun + number / rate
+                time.sleep(max(0.0, due - time.perf_counter()))
+                asked.append(threads.submit(ask, number, due))
+            for asking in asked:
+                asking.result()
         load.took = time.perf_counter() - begun
         return load
 
-    async def _ask(self, client: httpx.AsyncClient, number: int, load: Load) -> None:
-        body = {"query": self._texts[number], "top_k": TOP_K, "shortlist": SHORTLIST}
-        begun = time.perf_counter()
-        done = await client.post("/v1/search", json=body)
-        load.statuses[done.status_code] += 1
-        if done.status_code == 200:
-            load.seconds.append(time.perf_counter() - begun)
-            found = {match["key"]: match["score"] for match in done.json()["matches"]}
+    def _ask(self, connection: HTTPConnection, number: int, load: Load, begun: float) -> float:
+        """Ask once; how many seconds a refusal asks to wait, 0 for an answer."""
+        number %= len(self._texts)
+        body = json.dumps({"query": self._texts[number], "top_k": TOP_K, "shortlist": SHORTLIST})
+        connection.request("POST", "/v1/search", body, {"Content-Type": "application/json"})
+        done = connection.getresponse()
+        answer = json.loads(done.read())
+        seconds = time.perf_counter() - begun
+        with load.lock:
+            load.statuses[done.status] += 1
+            if done.status != 200:
+                return float(done.headers["Retry-After"])
+            load.seconds.append(seconds)
+            found = {match["key"]: match["score"] for match in answer["matches"]}
             load.wrong += not _is_right(found, self._expected[number])
+            return 0.0
 
 
 def _is_right(found: dict[str, float], expected: dict[str, float]) -> bool:
@@ -143,11 +163,6 @@ def _is_right(found: dict[str, float], expected: dict[str, float]) -> bool:
     pairs = zip(found.values(), expected.values(), strict=True)
     sure = {key for key, score in expected.items() if score > last}
     return sure <= found.keys() and all(abs(one - other) < TOLERANCE for one, other in pairs)
-
-
-def _client(address: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-    return httpx.AsyncClient(base_url=address, timeout=60, limits=limits, trust_env=False)
 
 
 @contextmanager
@@ -248,17 +263,13 @@ def overloaded(clients: Clients, capacity: float, seconds: float, process: int) 
 
 def reloaded(clients: Clients, address: str, seconds: float) -> dict[str, float]:
     """Requests that failed while the server opened everything again and again."""
-
-    async def run() -> Load:
-        running = asyncio.ensure_future(clients._closed(8, seconds))
-        async with _client(address) as client:
-            for _ in range(RELOADS):
-                await asyncio.sleep(seconds / (RELOADS + 1))
-                done = await client.post("/v1/reload", headers={"Authorization": f"Bearer {WRITE_KEY}"})
-                done.raise_for_status()
-        return await running
-
-    load = asyncio.run(run())
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(clients.closed, 8, seconds)
+        for _ in range(RELOADS):
+            time.sleep(seconds / (RELOADS + 1))
+            key = {"Authorization": f"Bearer {WRITE_KEY}"}
+            httpx.post(f"{address}/v1/reload", headers=key, timeout=60, trust_env=False).raise_for_status()
+        load = running.result()
     failed = sum(count for status, count in load.statuses.items() if status != 200)
     return {"reloads": RELOADS, "during_reloads": sum(load.statuses.values()), "failed": failed + load.wrong}
 

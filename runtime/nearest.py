@@ -18,6 +18,7 @@ Indices = NDArray[np.intp]
 
 NEAREST_BYTES = 64 << 20
 CHUNK_ROWS = 1 << 15  # rows multiplied, or copied from a file, at a time
+LARGE_PRODUCT = 1 << 26  # multiplications, from which on BLAS is faster, although its threads wait for more
 FEW = 4  # less than a quarter of the items: these are copied before they are multiplied
 
 
@@ -100,20 +101,22 @@ def _products(queries: Vectors, parts: Sequence[Vectors], among: Indices | None)
 
 
 def _multiply(queries: Vectors, items: Vectors, out: Vectors) -> None:
-    if len(queries) > 1:
+    if len(queries) > 1 and queries.size * len(items) >= LARGE_PRODUCT:
         np.matmul(queries, items.T, out=out)
         return
-
     # Not with BLAS: its threads would keep their cores busy for about 20 ms after the product, waiting for another,
-    # while the shortlist is scored on these cores.
-    def multiply_chunk(start: int) -> None:
-        rows = slice(start, start + CHUNK_ROWS)
-        np.einsum("nd,d->n", items[rows], queries[0], out=out[0, rows])
+    # while the shortlists are scored on these cores.
+    step = CHUNK_ROWS // len(queries)
 
-    if len(items) <= CHUNK_ROWS:
+    def multiply_chunk(start: int) -> None:
+        rows = slice(start, start + step)
+        for query, found in zip(queries, out, strict=True):
+            np.einsum("nd,d->n", items[rows], query, out=found[rows])
+
+    if len(items) <= step:
         multiply_chunk(0)
         return
-    chunks = range(0, len(items), CHUNK_ROWS)
+    chunks = range(0, len(items), step)
     with closing(map_ahead(multiply_chunk, chunks, available_cores(), len(chunks))) as multiplied:
         deque(multiplied, maxlen=0)
 

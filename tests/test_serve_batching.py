@@ -157,7 +157,7 @@ def test_turns_are_taken_in_order() -> None:
 
 def test_pairs_are_admitted_up_to_the_limit() -> None:
     reasons: list[str] = []
-    admission = Admission(100, 10, reasons.append)
+    admission = Admission(100, reasons.append)
     admission.enter(1000)  # one that comes alone is taken, whatever its size
     with pytest.raises(Problem) as refused:
         admission.enter(1)
@@ -174,8 +174,8 @@ def test_pairs_are_admitted_up_to_the_limit() -> None:
 
 
 def test_without_a_limit_a_second_of_work_or_eight_requests_may_wait() -> None:
-    admission = Admission(None, 10, lambda reason: None)
-    assert admission.limit == 40
+    admission = Admission(None, lambda reason: None)
+    assert admission.limit == 0
     admission.measured(5000, 1.0)
     assert admission.limit == 5000
     admission.measured(1, 1.0)  # too few to say anything

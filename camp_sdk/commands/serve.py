@@ -92,7 +92,7 @@ def serve_command(
     batch_pairs: Annotated[int, typer.Option(help="Most pairs of a batch of requests.", min=1)] = BATCH_PAIRS,
     max_waiting_pairs: Annotated[
         int | None,
-        typer.Option(help="Most pairs that may wait. Default: a second of work, at least four batches.", min=1),
+        typer.Option(help="Most pairs that may wait. Default: a second of work, at least eight requests.", min=1),
     ] = None,
     time_limit: Annotated[float, typer.Option(help="Most seconds of a request.", min=0.1)] = TIME_LIMIT_S,
     drain: Annotated[float, typer.Option(help="Seconds to go on after SIGTERM, not ready.", min=0)] = DRAIN_S,

@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 from camp_sdk.server.problems import Problem
 
-# Unless the settings say otherwise, these may wait: a second of work, but at least this, however slow it is.
-WAITING_S, LEAST_BATCHES, LEAST_REQUESTS = 1.0, 4, 8
+WAITING_S, LEAST_REQUESTS = 1.0, 8  # what may wait unless the settings say otherwise; the larger of the two
 LEAST_SCORED = 64  # pairs, of a batch that is worth measuring
 REMEMBERED = 0.8  # of the rate so far, when another batch was measured
 MAX_RETRY_S = 60
@@ -21,13 +20,12 @@ class Admission:
 
     Args:
         max_pairs: The limit; None for what takes about a second at the rate that was measured, and for at least eight
-            requests.
-        batch_pairs: The most pairs of a batch.
+            requests, however slow they are.
         refused: Is called with the reason when a request is refused.
     """
 
-    def __init__(self, max_pairs: int | None, batch_pairs: int, refused: Callable[[str], None]) -> None:
-        self._max_pairs, self._least, self._refused = max_pairs, LEAST_BATCHES * batch_pairs, refused
+    def __init__(self, max_pairs: int | None, refused: Callable[[str], None]) -> None:
+        self._max_pairs, self._refused = max_pairs, refused
         self._lock = threading.Lock()
         self.pairs = self.requests = 0
         self.rate = 0.0
@@ -35,7 +33,7 @@ class Admission:
     @property
     def limit(self) -> int:
         """The most pairs that may wait and run."""
-        return max(self._least, int(WAITING_S * self.rate)) if self._max_pairs is None else self._max_pairs
+        return int(WAITING_S * self.rate) if self._max_pairs is None else self._max_pairs
 
     def enter(self, pairs: int) -> None:
         """Count the pairs of a request. One that comes alone is always taken, however many pairs it has.

@@ -49,7 +49,7 @@ class Dispatcher:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._time_limit, self._metrics = settings.time_limit, metrics
-        self.admission = Admission(settings.max_waiting_pairs, settings.batch_pairs, metrics.refused)
+        self.admission = Admission(settings.max_waiting_pairs, metrics.refused)
         self.lanes = Lanes(settings.batch_pairs, self._done)
         self.services = Services(settings, self.lanes.turns, metrics.changed)
         self._writer = ThreadPoolExecutor(1, "writer")

@@ -39,8 +39,8 @@ class Settings:
         max_body: The largest body of a request, in bytes.
         max_megapixels: Pictures with more megapixels are not decoded.
         batch_pairs: The most pairs that are scored in one batch of requests.
-        max_waiting_pairs: The most pairs that may wait and be scored; None for about a second of work, and
-            at least four batches and eight requests.
+        max_waiting_pairs: The most pairs that may wait and be scored; None for about a second of work, but at
+            least eight requests.
         time_limit: How long a request may take, in seconds.
         drain: How long the server goes on after SIGTERM, not ready, before it ends, in seconds.
         log_format: "line" or "json".
