@@ -120,6 +120,15 @@ class Clients:
         load.took = time.perf_counter() - begun
         return load
 
+    def one_by_one(self, seconds: float) -> Iterator[float]:
+        """Yields the seconds of each answer to one client."""
+        load, numbers, begun = Load(), itertools.count(), time.perf_counter()
+        connection = HTTPConnection(self._host)
+        while time.perf_counter() - begun < seconds:
+            self._ask(connection, next(numbers), load, time.perf_counter())
+            yield load.seconds[-1]
+        connection.close()
+
     def open(self, rate: float, seconds: float) -> Load:
         """Requests at a fixed rate, whatever becomes of those before; each has a connection of its own."""
         load, begun, asked = Load(), time.perf_counter(), []
@@ -207,6 +216,7 @@ def measure(case: Case, folder: Path, seconds: float, overload_s: float) -> dict
             for count, found in loads.items():
                 found.append(clients.closed(count, seconds))
         result = _throughput(bare, loads) | {"items": items}
+        result["added_ms_1_client"] = 1e3 * added(case, clients, 2 * seconds)
         capacity = statistics.median(load.rate for load in loads[CLIENTS[-1]])
         result |= overloaded(clients, capacity, overload_s, process)
         result |= reloaded(clients, address, seconds)
@@ -215,18 +225,28 @@ def measure(case: Case, folder: Path, seconds: float, overload_s: float) -> dict
 
 def loop(case: Case, seconds: float) -> list[float]:
     """The seconds of each call of `Retriever.rank`, one after another, without a server."""
-    taken: list[float] = []
     with Retriever(case.bundle, BACKEND) as retriever, retriever.open_index(case.index) as index:
         for text in case.texts[:3]:
             retriever.rank(text, index, TOP_K, SHORTLIST)
-        begun = time.perf_counter()
+        begun, taken = time.perf_counter(), []
         for text in itertools.cycle(case.texts):
             start = time.perf_counter()
             if start - begun > seconds:
-                return taken
+                break
             retriever.rank(text, index, TOP_K, SHORTLIST)
             taken.append(time.perf_counter() - start)
-    raise AssertionError("the texts never end")
+    return taken
+
+
+def added(case: Case, clients: Clients, seconds: float) -> float:
+    """The median of the seconds that a request takes longer than the same call of `Retriever.rank`, in turns."""
+    differences: list[float] = []
+    with Retriever(case.bundle, BACKEND) as retriever, retriever.open_index(case.index) as index:
+        for number, served in enumerate(clients.one_by_one(seconds)):
+            begun = time.perf_counter()
+            retriever.rank(case.texts[number % len(case.texts)], index, TOP_K, SHORTLIST)
+            differences.append(served - (time.perf_counter() - begun))
+    return statistics.median(differences[3:])  # the first ones prepare
 
 
 def _throughput(bare: list[list[float]], loads: dict[int, list[Load]]) -> dict[str, float]:
@@ -237,7 +257,6 @@ def _throughput(bare: list[list[float]], loads: dict[int, list[Load]]) -> dict[s
         served = statistics.median(load.rate for load in all_loads)
         found[f"pairs_per_s_{count}_clients"] = served * SHORTLIST
         found[f"of_loop_{count}_clients"] = served / rate
-    found["added_ms_1_client"] = statistics.median(load.percentile(0.5) for load in loads[1]) - 1e3 * latency
     found["wrong"] = sum(load.wrong for all_loads in loads.values() for load in all_loads)
     return found
 
