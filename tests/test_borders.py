@@ -22,8 +22,9 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = {"camp_sdk": "camp_sdk", "runtime": "camp_sdk.runtime", "export": "camp_sdk.export"}
 ENGINES = {"cuda", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tokenizers"}
 SERVER = {"fastapi", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"}
+CLUSTER = {"fsspec", "ray"}
 TRAINING = {"torch", "lightning", "onnx", "onnxscript", "safetensors", "transformers", "huggingface_hub"}
-LIBRARIES = TRAINING | ENGINES | SERVER | {"numpy", "PIL", "rich", "typer", "tensorboard", "jinja2"}
+LIBRARIES = TRAINING | ENGINES | SERVER | CLUSTER | {"numpy", "PIL", "rich", "typer", "tensorboard", "jinja2"}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -102,6 +103,12 @@ def test_only_the_server_imports_its_packages_and_only_its_command_imports_the_s
     late = [module for module, late in imports(ROOT / "camp_sdk/commands/serve.py") if late]
     assert "camp_sdk.server.run" in late
     assert offences("runtime", *SERVER) + offences("export", *SERVER, "camp_sdk.server") == []
+
+
+def test_only_the_cluster_imports_its_packages_and_only_when_it_needs_them() -> None:
+    found = offences("camp_sdk", *CLUSTER) + offences("runtime", *CLUSTER) + offences("export", *CLUSTER)
+    assert {line.split(":")[0] for line in found} == {"camp_sdk/cluster/building.py", "camp_sdk/cluster/sources.py"}
+    assert all(late for path in sources("camp_sdk") for module, late in imports(path) if module in CLUSTER)
 
 
 def test_runtime_imports_neither_camp_sdk_nor_export() -> None:

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import scale
 from images.make_architecture import FILE, architecture
 from images.make_ranking import QUERY
 
@@ -96,6 +97,10 @@ def test_the_training_page_has_every_option() -> None:
 
 def test_the_architecture_is_as_its_script_draws_it() -> None:
     assert FILE.read_text(encoding="utf-8") == architecture()
+
+
+def test_the_plans_are_as_their_script_computes_them() -> None:
+    assert scale.PAGE.read_text(encoding="utf-8") == scale.page()
 
 
 def test_python_blocks_parse_and_use_real_methods() -> None:

@@ -1,0 +1,1 @@
+"""Past one machine: an index in parts, encoded by many processes."""
