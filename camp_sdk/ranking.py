@@ -102,6 +102,26 @@ def nearest_items(queries: Logits, items: Encoded, count: int, budget: int | Non
     return found if among is None else np.searchsorted(among, found)
 
 
+def near_items(
+    queries: Logits, items: Encoded, count: int, budget: int | None = None
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The items nearest to each query, as `nearest_items` finds them, with their dot products.
+
+    Args:
+        queries: As `nearest_items` takes them.
+        items: As `nearest_items` takes them.
+        count: As `nearest_items` takes it.
+        budget: As `nearest_items` takes it.
+
+    Returns:
+        Indices and products, each [Q, count], in the order of the items.
+    """
+    found = nearest_items(queries, items, count, budget)
+    parts, among = items.global_parts()
+    rows = found if among is None else among[found]
+    return found, np.stack([products(query, parts, row) for query, row in zip(queries, rows, strict=True)])
+
+
 def most_similar(query: Logits, items: Encoded, top_k: int) -> Ranked:
     """The items with the largest dot products of global vectors, best first; equal ones keep the items' order.
 
@@ -110,9 +130,7 @@ def most_similar(query: Logits, items: Encoded, top_k: int) -> Ranked:
         items: The items, at least one.
         top_k: The most items to return.
     """
-    numbers = nearest_items(query, items, min(top_k, len(items)))[0]
-    parts, among = items.global_parts()
-    found = products(query[0], parts, numbers if among is None else among[numbers])
+    numbers, found = (both[0] for both in near_items(query, items, min(top_k, len(items))))
     order = np.argsort(-found, kind="stable")
     return numbers[order], found[order].astype(np.float32)
 

@@ -46,6 +46,15 @@ class Parts:
         return int.from_bytes(digest, "big") % self.count
 
 
+def is_parts(path: Path) -> bool:
+    """Whether a path is a folder of parts.
+
+    Args:
+        path: The path.
+    """
+    return (path / DESCRIPTION).is_file()
+
+
 def make_parts(folder: Path, count: int | None, bundle: str) -> Parts:
     """Open a folder of parts, or make one.
 

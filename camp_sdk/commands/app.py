@@ -18,6 +18,7 @@ from camp_sdk.commands.encode import encode_command
 from camp_sdk.commands.eval import eval_command
 from camp_sdk.commands.index import index_app
 from camp_sdk.commands.index_build import build_parts_command
+from camp_sdk.commands.index_search import search_command
 from camp_sdk.commands.info import info_command
 from camp_sdk.commands.rank import rank_command
 from camp_sdk.commands.serve import CONTEXT, serve_command
@@ -73,6 +74,7 @@ for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 app.command("serve", context_settings=CONTEXT)(serve_command)
 app.add_typer(data_app, name="data")
+index_app.command("search")(search_command)
 index_app.command("build")(build_parts_command)
 app.add_typer(index_app, name="index")
 

@@ -17,15 +17,17 @@ from rich.text import Text
 
 from camp_sdk.commands.options import (
     BackendOption,
+    BundleOption,
+    IndexArgument,
     JsonOption,
     MegapixelsOption,
     MemoryOption,
     PrecisionOption,
-    ShortlistOption,
     SkipBrokenOption,
     ThreadsOption,
+    WhereOption,
+    conditions_of,
 )
-from camp_sdk.commands.rank import report_shortlist
 from camp_sdk.index.living import Index
 from camp_sdk.index.metadata_files import read_metadata_file
 from camp_sdk.index.opening import open_index
@@ -33,13 +35,11 @@ from camp_sdk.index.syncing import Synced, SyncOptions, sync
 from camp_sdk.picture_files import describe
 from camp_sdk.pictures import MAX_MEGAPIXELS, PictureError
 from camp_sdk.progress import progress_bar
-from camp_sdk.results import Match
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.encoded import GALLERY_PRECISIONS
 from camp_sdk.runtime.errors import BusyError, InputError
 from camp_sdk.runtime.files import absolute
 from camp_sdk.runtime.messages import brief, visible
-from camp_sdk.search import shortlist_of
 from camp_sdk.terminal import stderr
 
 index_app = typer.Typer(
@@ -48,13 +48,10 @@ index_app = typer.Typer(
     help="Fill an index of pictures, keep it up to date, and search it.",
 )
 
-IndexArgument = Annotated[Path, typer.Argument(help="File of the index, such as photos.index.")]
-BundleOption = Annotated[Path, typer.Option(help="Bundle folder written by camp export.")]
 MetadataOption = Annotated[
     Path | None,
     typer.Option(help="File of metadata, .csv or .jsonl, with a column key, or file_name relative to this file."),
 ]
-WhereOption = Annotated[str | None, typer.Option(help='Conditions on metadata, in JSON: \'{"year": {"gte": 2020}}\'.')]
 STORED_HELP = f"Storage of a new index: {', '.join(GALLERY_PRECISIONS)}. Default: float16."
 TIMEOUT_S = 30.0  # for another writer to finish
 
@@ -147,55 +144,11 @@ def list_command(
 ) -> None:
     """List items and their metadata; with --json, one object per line."""
     with _opened(index) as opened:
-        for item in opened.where(_conditions(where) or {}, offset, limit):
+        for item in opened.where(conditions_of(where) or {}, offset, limit):
             if as_json:
                 typer.echo(json.dumps({"key": item.key, "document": item.document, "metadata": item.metadata}))
             else:
                 typer.echo(visible(f"{item.key}  {json.dumps(item.metadata, ensure_ascii=False)}"))
-
-
-@index_app.command("search")
-def search_command(
-    index: IndexArgument,
-    bundle: BundleOption,
-    query: Annotated[str | None, typer.Option(help="Text to search for.")] = None,
-    like: Annotated[Path | None, typer.Option(help="Picture to find similar ones of, by global vectors.")] = None,
-    top_k: Annotated[int, typer.Option(help="Number of results.", min=1)] = 5,
-    offset: Annotated[int, typer.Option(help="Results to leave out, for the next page.", min=0)] = 0,
-    shortlist: ShortlistOption = None,
-    where: WhereOption = None,
-    ann: Annotated[bool, typer.Option("--ann", help="Choose the shortlist as `camp index ann` allows.")] = False,
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "float32",
-    threads: ThreadsOption = None,
-    memory_budget: MemoryOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Rank the pictures of an index by a text, or by their likeness to a picture."""
-    if (query is None) == (like is None):
-        raise InputError("give either `query` or `like`")
-    conditions = _conditions(where)
-    with (
-        Retriever(bundle, backend, precision, threads, memory_budget) as retriever,
-        retriever.open_index(index, ann=ann) as opened,
-    ):
-        page, items = {"offset": offset, "where": conditions}, len(opened)
-        if like is not None:
-            found = retriever.rank(like, opened, top_k, by="image", **page)
-        else:
-            pairs = min(items, shortlist_of(retriever.model, offset + top_k, shortlist) or items)
-            with progress_bar("scoring pairs", pairs) as scored:
-                found = retriever.rank(query, opened, top_k, shortlist, scored, **page)
-    if as_json:
-        matches = [dict(match) for match in found]
-        about = {"query": query or str(like), "unknown_words": found.unknown_words, "shortlist": found.shortlist}
-        typer.echo(json.dumps(about | {"matches": matches}))
-        return
-    Console().print(_matches_table(visible(query or str(like)), found))
-    if found.unknown_words:
-        words = ", ".join(map(visible, found.unknown_words))
-        stderr.print(f"not in the model's vocabulary: {words}", markup=False, highlight=False, soft_wrap=True)
-    report_shortlist(shortlist, found, items)
 
 
 @index_app.command("info")
@@ -317,15 +270,6 @@ def _print(as_json: bool, result: dict[str, Any], line: str) -> None:
     typer.echo(json.dumps(result) if as_json else visible(line))
 
 
-def _conditions(where: str | None) -> Any:
-    if where is None:
-        return None
-    try:
-        return json.loads(where)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"`where` is {brief(where)}: expected JSON ({error})") from None
-
-
 def _field(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -334,13 +278,3 @@ def _field(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except (ValueError, RecursionError):
         return name, value
-
-
-def _matches_table(title: str, matches: list[Match]) -> Table:
-    table = Table(
-        "rank", "score", Column("key", overflow="fold"), Column("metadata", overflow="fold"), title=Text(title)
-    )
-    for match in matches:
-        metadata = json.dumps(match.metadata, ensure_ascii=False) if match.metadata else ""
-        table.add_row(str(match.rank), f"{match.score:.4f}", Text(visible(match.key or "")), Text(visible(metadata)))
-    return table

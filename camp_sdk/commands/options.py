@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from camp_sdk.runtime.backends import BACKENDS
+from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.messages import brief
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -31,6 +34,8 @@ IMAGES_HELP = (
 )
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder written by camp export.")]
+IndexArgument = Annotated[Path, typer.Argument(help="File of the index, such as photos.index.")]
+BundleOption = Annotated[Path, typer.Option(help="Bundle folder written by camp export.")]
 BackendOption = Annotated[str, typer.Option(help=f"Inference engine: auto, {', '.join(BACKENDS)}.")]
 PrecisionOption = Annotated[
     str, typer.Option(help="float32; faster, with slightly different scores: float16 (GPUs), bfloat16 (openvino).")
@@ -59,3 +64,18 @@ SkipBrokenOption = Annotated[
     typer.Option("--skip-broken", help="Skip pictures that cannot be read, with a warning on standard error."),
 ]
 MegapixelsOption = Annotated[float, typer.Option(help="Largest picture to decode, in megapixels.")]
+WhereOption = Annotated[str | None, typer.Option(help='Conditions on metadata, in JSON: \'{"year": {"gte": 2020}}\'.')]
+
+
+def conditions_of(where: str | None) -> Any:
+    """The conditions that an option holds, in JSON.
+
+    Args:
+        where: The option; None for no conditions.
+    """
+    if where is None:
+        return None
+    try:
+        return json.loads(where)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"`where` is {brief(where)}: expected JSON ({error})") from None

@@ -14,7 +14,7 @@ from camp_sdk.index.database import Database
 from camp_sdk.index.description import describe
 from camp_sdk.index.inverted_file import ENDING
 from camp_sdk.index.items import IndexInfo, IndexItem
-from camp_sdk.index.snapshot import Snapshots, check_bundle, item_of
+from camp_sdk.index.snapshot import Snapshot, Snapshots, check_bundle, item_of
 from camp_sdk.index.where import compile_where
 from camp_sdk.model import Model
 from camp_sdk.ranking import Candidates
@@ -176,8 +176,21 @@ class IndexReader:
             BundleError: Another bundle made the index.
         """
         condition = None if where is None else compile_where(where)
-        with self._snapshots.open(model) as snapshot:
+        with self.snapshot(model) as snapshot:
             yield snapshot.candidates(model, condition)
+
+    @contextmanager
+    def snapshot(self, model: Model) -> Iterator[Snapshot]:
+        """One consistent state, for as long as the context is open.
+
+        Args:
+            model: The network that encoded the items.
+
+        Raises:
+            BundleError: Another bundle made the index.
+        """
+        with self._snapshots.open(model) as snapshot:
+            yield snapshot
 
     def _check_ann(self) -> None:
         with self._snapshots.open(self._model) as snapshot:

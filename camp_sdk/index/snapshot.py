@@ -78,12 +78,18 @@ class Snapshot:
             condition: The condition; None for all items.
         """
         places = self.chosen(condition)
-        encoded: EncodedImages | EncodedTexts
+        return Candidates(self.encoded(model, places), partial(self._described, places))
+
+    def encoded(self, model: Model, places: Places) -> EncodedImages | EncodedTexts:
+        """The items at some places, which are read when they are scored.
+
+        Args:
+            model: The network that reads them.
+            places: Where they stand in the columns, ascending.
+        """
         if self.state.kind == "image":
-            encoded = model.readable(StoredImages(self.store, places), self.state.precision)
-        else:
-            encoded = StoredTexts(self.store, places)
-        return Candidates(encoded, partial(self._described, places))
+            return model.readable(StoredImages(self.store, places), self.state.precision)
+        return StoredTexts(self.store, places)
 
     def gallery(self, model: Model, keys: Sequence[str]) -> Gallery:
         """Items with their tensors, read into memory.
