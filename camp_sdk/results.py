@@ -81,13 +81,18 @@ class Ranking(list[Match]):
             in the scores: for the query "a red zebra", a score is no evidence of a zebra. Empty if the query is an
             image.
         shortlist: The number of items that were scored, those nearest by global vector; None if all were.
+        missing: The parts of an index on several machines that did not answer, whose items are missing.
     """
 
     def __init__(
-        self, matches: Iterable[Match] = (), unknown_words: Iterable[str] = (), shortlist: int | None = None
+        self,
+        matches: Iterable[Match] = (),
+        unknown_words: Iterable[str] = (),
+        shortlist: int | None = None,
+        missing: Iterable[str] = (),
     ) -> None:
         super().__init__(matches)
-        self.unknown_words, self.shortlist = tuple(unknown_words), shortlist
+        self.unknown_words, self.shortlist, self.missing = tuple(unknown_words), shortlist, tuple(missing)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def _here(jobs: Sequence[PartJob]) -> Iterator[Progress]:
 def _on_ray(jobs: Sequence[PartJob], cluster: Cluster) -> Iterator[Progress | None]:
     """What was done, in the order in which it is reported; None whenever a process was lost."""
     ray = import_ray()
-    own = _connect(ray, cluster)
+    own = connect(ray, cluster)
     try:
         yield from _run_all(ray, jobs, cluster)
     finally:
@@ -164,8 +164,20 @@ def import_ray() -> ModuleType:
     return ray
 
 
-def _connect(ray: ModuleType, cluster: Cluster) -> bool:
-    """Connect to the cluster, unless this process is connected already; whether it was not."""
+def connect(ray: ModuleType, cluster: Cluster) -> bool:
+    """Connect to a cluster, unless this process is connected already.
+
+    Args:
+        ray: The package.
+        cluster: The cluster.
+
+    Returns:
+        Whether it was not connected.
+
+    Raises:
+        InputError: The cluster has too few cores.
+        BackendError: It cannot be reached.
+    """
     own = not ray.is_initialized()
     if own:
         options: dict[str, Any] = {"include_dashboard": False} if cluster.address == LOCAL else {}

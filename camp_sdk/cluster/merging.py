@@ -31,6 +31,9 @@ class Shards(Protocol):
     def numbers(self) -> range:
         """The numbers of all shards."""
 
+    def close(self) -> None:
+        """Close what this process holds of them."""
+
 
 @dataclass(frozen=True)
 class Search:

@@ -34,7 +34,24 @@ class Parts:
     @property
     def paths(self) -> list[Path]:
         """The index of each part; one without items may not be there."""
-        return [self.folder / f"part-{part:05d}.index" for part in range(self.count)]
+        return [self.folder / f"{name}.index" for name in self.names]
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each part."""
+        return [f"part-{part:05d}" for part in range(self.count)]
+
+    def divided(self, shards: int) -> list[list[int]]:
+        """Divide the parts among shards, evenly.
+
+        Args:
+            shards: The number of shards; there are at most as many as parts.
+
+        Returns:
+            The numbers of the parts of each shard.
+        """
+        shards = min(shards, self.count)
+        return [list(range(shard, self.count, shards)) for shard in range(shards)]
 
     def part_of(self, key: str) -> int:
         """The part that holds an item: the same whenever and wherever it is encoded.

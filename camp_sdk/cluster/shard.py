@@ -21,6 +21,7 @@ from camp_sdk.index.where import Condition, compile_where
 from camp_sdk.ranking import Ranked, Ranker, most_similar, near_items
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts
+from camp_sdk.runtime.engines.base import Arrays
 from camp_sdk.runtime.scoring import best, pair_logits
 
 Vectors = NDArray[np.float32]
@@ -140,6 +141,36 @@ class Shard:
             if len(places):
                 found += _found(snapshot, places, most_similar(vector, self._images(snapshot, places), top_k))
         return found
+
+    def size(self) -> int:
+        """The number of items."""
+        return len(self)
+
+    def item(self, key: str) -> IndexItem | None:
+        """The item with a key; None if there is none.
+
+        Args:
+            key: The key.
+        """
+        return next((item for index in self._indexes if (item := index.get(key)) is not None), None)
+
+    def tensors(self, keys: Sequence[str]) -> dict[str, Arrays]:
+        """The tensors of items, each [1, ...], by key; those that are not here are left out.
+
+        Args:
+            keys: The keys.
+        """
+        found: dict[str, Arrays] = {}
+        for index in self._indexes:
+            own = [key for key in keys if key in index]
+            if own:
+                tensors = index.gallery(own).encoded.tensors
+                found |= {key: {name: array[[k]] for name, array in tensors.items()} for k, key in enumerate(own)}
+        return found
+
+    def precision(self) -> str | None:
+        """How tensors are stored; None without parts."""
+        return self._indexes[0].precision if self._indexes else None
 
     def _snapshots(self, where: Where) -> Iterator[tuple[Snapshot, Condition | None]]:
         condition = None if where is None else compile_where(where)

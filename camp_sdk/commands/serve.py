@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from camp_sdk.cluster.building import LOCAL, Cluster
 from camp_sdk.commands.options import (
     BackendOption,
     MegapixelsOption,
@@ -19,8 +21,18 @@ from camp_sdk.commands.options import (
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.messages import brief
-from camp_sdk.server.settings import BATCH_PAIRS, DRAIN_S, LOG_FORMATS, MAX_BODY_BYTES, TIME_LIMIT_S, Settings
+from camp_sdk.server.settings import (
+    BATCH_PAIRS,
+    DRAIN_S,
+    LOG_FORMATS,
+    MAX_BODY_BYTES,
+    SHARD_LIMIT_S,
+    TIME_LIMIT_S,
+    Settings,
+)
+from camp_sdk.terminal import stderr
 
+NO_SETTINGS = frozenset({"config", "ray", "replicas", "print_config"})
 CONTEXT = {"auto_envvar_prefix": "CAMP"}  # --time-limit is CAMP_TIME_LIMIT
 
 
@@ -63,6 +75,7 @@ def serve_command(
     index: Annotated[Path | None, typer.Option(help="Index to search.")] = None,
     ann: Annotated[bool, typer.Option("--ann", help="Choose shortlists as `camp index ann` allows.")] = False,
     gallery: Annotated[Path | None, typer.Option(help="Gallery to search, instead of --index.")] = None,
+    parts: Annotated[Path | None, typer.Option(help="Folder of parts to search, of `camp index build`.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8000,
     root_path: Annotated[str, typer.Option(help="Path under which a reverse proxy shows the server.")] = "",
@@ -95,6 +108,17 @@ def serve_command(
         typer.Option(help="Most pairs that may wait. Default: a second of work, at least eight requests.", min=1),
     ] = None,
     time_limit: Annotated[float, typer.Option(help="Most seconds of a request.", min=0.1)] = TIME_LIMIT_S,
+    ray: Annotated[
+        str | None, typer.Option(help="Serve --parts on a cluster of Ray: its address; local starts one here.")
+    ] = None,
+    shards: Annotated[int, typer.Option(help="Shards that hold the parts, with --ray.", min=1)] = 1,
+    replicas: Annotated[int, typer.Option(help="Processes of each shard, with --ray.", min=1)] = 1,
+    shard_limit: Annotated[
+        float, typer.Option(help="Most seconds of a shard, with --ray; then answers are partial.", min=0.1)
+    ] = SHARD_LIMIT_S,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the configuration for `serve deploy`, and end.")
+    ] = False,
     drain: Annotated[float, typer.Option(help="Seconds to go on after SIGTERM, not ready.", min=0)] = DRAIN_S,
     log_format: Annotated[str, typer.Option(help=f"{' or '.join(LOG_FORMATS)}.")] = "line",
     backend: BackendOption = "auto",
@@ -104,9 +128,25 @@ def serve_command(
 ) -> None:
     """Answer searches over HTTP; every option is also read from the environment: CAMP_PORT=8000."""
     # Before anything else is a local: the parameters, whose names are those of the settings.
-    given = {name: value for name, value in locals().items() if name != "config" and value is not None}
+    given = {name: value for name, value in locals().items() if name not in NO_SETTINGS and value is not None}
     options: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     settings = Settings(**options)
+    if ray is not None or print_config:
+        _serve_on_ray(settings, ray, replicas, print_config)
+        return
     from camp_sdk.server.run import serve  # here: the other commands do not need the extra
 
     serve(settings)
+
+
+def _serve_on_ray(settings: Settings, address: str | None, replicas: int, print_config: bool) -> None:
+    from camp_sdk.cluster import serving  # here: the other commands do not need the extra
+
+    settings, layout = serving.settings_for(settings), serving.Layout(replicas, settings.threads or 1)
+    if print_config:
+        typer.echo(json.dumps(serving.configuration(settings, layout), indent=2))
+        return
+    serving.deploy(settings, layout, Cluster(address or LOCAL, settings.threads or 1))
+    stderr.print(f"listening at http://{settings.host}:{settings.port}", markup=False, highlight=False)
+    if address == LOCAL:
+        serving.serve_until_interrupted()

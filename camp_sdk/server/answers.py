@@ -54,6 +54,7 @@ class SearchAnswer(Answer):
     matches: list[MatchAnswer]
     unknown_words: list[str]
     shortlist: int | None
+    partial: list[str] = []
 
 
 class ScoreAnswer(Answer):

@@ -73,9 +73,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load in a thread, while requests are answered with status 503 already."""
     serving: Serving = app.state.serving
     loop = asyncio.get_running_loop()
-    serving.loading = loop.run_in_executor(None, serving.services.load)
+    if not serving.services.ready:
+        serving.loading = loop.run_in_executor(None, serving.services.load)
     try:
         yield
     finally:
-        await asyncio.wait([serving.loading])
+        if serving.loading is not None:
+            await asyncio.wait([serving.loading])
         await loop.run_in_executor(None, serving.dispatcher.close)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from camp_sdk.arguments import Advance
 from camp_sdk.gallery import Gallery
 from camp_sdk.index.living import Index
 from camp_sdk.results import Match
+from camp_sdk.retriever import Retriever
 from camp_sdk.server.problems import Problem
 
 
@@ -31,16 +33,26 @@ class Item:
     file: Path | None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a ranking is asked for; the fields are arguments of `Retriever.rank`."""
+
+    top_k: int
+    shortlist: int | None = None
+    where: Mapping[str, Any] | None = None
+    offset: int = 0
+    by: str | None = None
+
+
 class Corpus(ABC):
-    """An index or a gallery.
+    """An index, a gallery, or an index in parts.
 
     Args:
         kind: "image" or "text".
         roots: The folders below which pictures are read.
     """
 
-    store: str  # "index" or "gallery"
-    ranked: Index | Gallery  # what `Retriever.rank` takes
+    store: str  # "index", "gallery" or "parts"
 
     def __init__(self, kind: str, roots: Sequence[Path]) -> None:
         self.kind = kind
@@ -48,6 +60,17 @@ class Corpus(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @abstractmethod
+    def rank(self, retriever: Retriever, query: Any, wanted: Wanted, advance: Advance) -> Any:
+        """Rank the items, as `Retriever.rank` does.
+
+        Args:
+            retriever: The retriever.
+            query: Texts, or a picture.
+            wanted: The other arguments.
+            advance: Receives the number of pairs in each block that was scored.
+        """
 
     @abstractmethod
     def item(self, key: str) -> Item:
@@ -96,10 +119,13 @@ class IndexCorpus(Corpus):
 
     def __init__(self, index: Index, roots: Sequence[Path]) -> None:
         super().__init__(index.kind, [index.path.parent, *roots])
-        self.index = self.ranked = index
+        self.index = index
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def rank(self, retriever: Retriever, query: Any, wanted: Wanted, advance: Advance) -> Any:
+        return _rank(retriever, query, self.index, wanted, advance)
 
     def item(self, key: str) -> Item:
         found = self.index.get(key)
@@ -139,16 +165,19 @@ class GalleryCorpus(Corpus):
 
     def __init__(self, gallery: Gallery, folder: Path, roots: Sequence[Path]) -> None:
         super().__init__(gallery.kind, [folder.parent, *roots])
-        self.ranked: Gallery = gallery
+        self._gallery = gallery
 
     def __len__(self) -> int:
-        return len(self.ranked)
+        return len(self._gallery)
+
+    def rank(self, retriever: Retriever, query: Any, wanted: Wanted, advance: Advance) -> Any:
+        return _rank(retriever, query, self._gallery, wanted, advance)
 
     def item(self, key: str) -> Item:
         return self._item(self._number(key))
 
     def select(self, keys: Sequence[str]) -> Gallery:
-        return self.ranked.select([self._number(key) for key in keys])
+        return self._gallery.select([self._number(key) for key in keys])
 
     def item_of(self, match: Match) -> Item:
         return self._item(match.corpus_id)
@@ -157,15 +186,20 @@ class GalleryCorpus(Corpus):
         """Nothing: a gallery is mapped into memory, and its files are closed."""
 
     def _item(self, number: int) -> Item:
-        document, file = self.ranked.documents[number], self.ranked.files[number]
+        document, file = self._gallery.documents[number], self._gallery.files[number]
         if document is not None and self.kind == "image":
             document = PurePath(document).name
         return Item(str(number), document, None, None if file is None else Path(file))
 
     def _number(self, key: str) -> int:
-        if not (key.isascii() and key.isdigit() and len(key) < 19 and int(key) < len(self.ranked)):
+        if not (key.isascii() and key.isdigit() and len(key) < 19 and int(key) < len(self._gallery)):
             raise no_item(key)
         return int(key)
+
+
+def _rank(retriever: Retriever, query: Any, corpus: Any, wanted: Wanted, advance: Advance) -> Any:
+    offset, where, by = wanted.offset, wanted.where, wanted.by
+    return retriever.rank(query, corpus, wanted.top_k, wanted.shortlist, advance, offset=offset, where=where, by=by)
 
 
 def no_item(key: str) -> Problem:

@@ -13,7 +13,7 @@ from camp_sdk.arguments import Advance
 from camp_sdk.results import Match, Ranking
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.search import shortlist_of
-from camp_sdk.server.corpus import Item
+from camp_sdk.server.corpus import Item, Wanted
 from camp_sdk.server.dispatch import Work
 from camp_sdk.server.explaining import explanation
 from camp_sdk.server.pictures import check_size
@@ -102,15 +102,16 @@ def _rankings(service: Service, queries: Sequence[Query], advance: Advance) -> l
     # As each of them alone would have it: the default grows with the depth, which is that of all here.
     scored = shortlist_of(retriever.model, first.depth, first.shortlist)
     texts = [query.text for query in queries]
-    if scored is None:
-        return retriever.rank(texts, service.corpus.ranked, depth, 0, advance, where=first.where)
-    depth = min(depth, scored)  # the pages of a shortlist hold no more
-    return retriever.rank(texts, service.corpus.ranked, depth, scored, advance, where=first.where)
+    if scored is not None:
+        depth = min(depth, scored)  # the pages of a shortlist hold no more
+    found: list[Ranking] = service.corpus.rank(retriever, texts, Wanted(depth, scored or 0, first.where), advance)
+    return found
 
 
 def _answer(service: Service, ranking: Ranking, page: Sequence[Match]) -> dict[str, Any]:
     matches = [match_fields(service, match) for match in page]
-    return {"matches": matches, "unknown_words": list(ranking.unknown_words), "shortlist": ranking.shortlist}
+    answer = {"matches": matches, "unknown_words": list(ranking.unknown_words), "shortlist": ranking.shortlist}
+    return answer | {"partial": list(ranking.missing)}
 
 
 def _explain(service: Service, text: str, matches: Sequence[dict[str, Any]]) -> None:
@@ -141,10 +142,8 @@ def picture_search(service: Service, picture: bytes, query: Query, max_megapixel
     def run(items: Sequence[Any], advance: Advance) -> list[Any]:
         service.items = len(service.corpus)
         check_size(picture, max_megapixels)
-        where, shortlist = query.where, query.shortlist
-        found = service.retriever.rank(
-            picture, service.corpus.ranked, query.top_k, shortlist, advance, offset=query.offset, where=where, by=by
-        )
+        wanted = Wanted(query.top_k, query.shortlist, query.where, query.offset, by)
+        found = service.corpus.rank(service.retriever, picture, wanted, advance)
         return [_answer(service, found, found)]
 
     pairs = service.pairs(query.depth, query.shortlist) if by is None else 0

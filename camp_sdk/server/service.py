@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
+from camp_sdk.cluster.merging import Shards
+from camp_sdk.cluster.searching import LocalShards, checked_parts
+from camp_sdk.cluster.shard import Shard
 from camp_sdk.gallery import Gallery
 from camp_sdk.index.opening import open_index
 from camp_sdk.retriever import Retriever
@@ -19,6 +23,7 @@ from camp_sdk.search import shortlist_of
 from camp_sdk.server.corpus import Corpus, GalleryCorpus, IndexCorpus
 from camp_sdk.server.problems import RETRY_S, Problem
 from camp_sdk.server.settings import Settings
+from camp_sdk.server.sharded import PartsCorpus
 from camp_sdk.server.turns import Turns
 
 INDEX_TIMEOUT_S = 5.0  # for another process to finish writing
@@ -115,7 +120,8 @@ class Services:
     @property
     def hidden(self) -> Mapping[str, str]:
         """Paths that answers do not show, with what they show in their place."""
-        named = (("bundle", self._settings.bundle), ("index", self._settings.index or self._settings.gallery))
+        settings = self._settings
+        named = (("bundle", settings.bundle), ("index", settings.index or settings.gallery or settings.parts))
         # The longest forms first, so that no part of one is left.
         return {
             str(form): f"the {name}"
@@ -181,10 +187,25 @@ def _corpus(settings: Settings, retriever: Retriever, turns: Turns) -> Corpus:
     if settings.gallery is not None:
         gallery: Gallery = retriever.open_gallery(settings.gallery)
         return GalleryCorpus(gallery, settings.gallery.absolute(), roots)
+    if settings.parts is not None:
+        return _parts(settings, settings.parts, retriever, roots)
     # Only adding uses the index's own model; rankings use the retriever's.
     engines = cast(OpenEngines, _EnginesInTurn(retriever.model.engines, turns))  # all that encoding uses of them
     model = replace(retriever.model, engines=engines)
     return IndexCorpus(open_index(model, settings.index, False, (None, None), INDEX_TIMEOUT_S, settings.ann), roots)
+
+
+def _parts(settings: Settings, folder: Path, retriever: Retriever, roots: Sequence[Path]) -> Corpus:
+    parts = checked_parts(retriever, folder.absolute())
+    divided = parts.divided(settings.shards)
+    shards: Shards
+    if settings.shards_app is None:
+        shards = LocalShards([Shard(retriever, [parts.paths[part] for part in own]) for own in divided])
+    else:
+        from camp_sdk.cluster.ray_shards import RayShards  # here: it needs the extra ray
+
+        shards = RayShards(settings.shards_app, len(divided), settings.shard_limit)
+    return PartsCorpus(retriever, parts, shards, divided, roots)
 
 
 class _EnginesInTurn:

@@ -12,7 +12,7 @@ from camp_sdk.runtime.messages import brief
 
 BATCH_PAIRS = 2048
 MAX_BODY_BYTES = 20 << 20
-TIME_LIMIT_S, DRAIN_S = 30.0, 1.0
+TIME_LIMIT_S, DRAIN_S, SHARD_LIMIT_S = 30.0, 1.0, 10.0
 LOG_FORMATS = ("line", "json")
 
 
@@ -23,7 +23,8 @@ class Settings:
     Args:
         bundle: The bundle's folder.
         index: The index that is searched, or
-        gallery: the gallery; exactly one of the two.
+        gallery: the gallery, or
+        parts: the folder of the parts of an index; exactly one of the three.
         ann: Whether shortlists are chosen with the approximate search of the index.
         host: The address to listen at.
         port: The port to listen at; 0 takes a free one.
@@ -42,12 +43,15 @@ class Settings:
         max_waiting_pairs: The most pairs that may wait and be scored; None for about a second of work, but at
             least eight requests.
         time_limit: How long a request may take, in seconds.
+        shard_limit: How long a shard of a cluster may take, in seconds; later, answers are without its parts.
         drain: How long the server goes on after SIGTERM, not ready, before it ends, in seconds.
         log_format: "line" or "json".
         backend: As `Retriever` takes it.
         precision: As `Retriever` takes it.
         threads: As `Retriever` takes it.
         memory_budget: As `Retriever` takes it.
+        shards: The number of shards that the parts are divided among.
+        shards_app: The application of Ray Serve whose deployments are the shards; None for this process.
 
     Raises:
         InputError: They do not fit together.
@@ -56,6 +60,7 @@ class Settings:
     bundle: Path
     index: Path | None = None
     gallery: Path | None = None
+    parts: Path | None = None
     ann: bool = False
     host: str = "127.0.0.1"
     port: int = 8000
@@ -73,18 +78,21 @@ class Settings:
     batch_pairs: int = BATCH_PAIRS
     max_waiting_pairs: int | None = None
     time_limit: float = TIME_LIMIT_S
+    shard_limit: float = SHARD_LIMIT_S
     drain: float = DRAIN_S
     log_format: str = "line"
     backend: str = "auto"
     precision: str = "float32"
     threads: int | None = None
     memory_budget: int | None = None
+    shards: int = 1
+    shards_app: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.index is None) == (self.gallery is None):
-            raise InputError("give either `index` or `gallery`")
+        if [self.index, self.gallery, self.parts].count(None) != 2:
+            raise InputError("give either `index`, `gallery` or `parts`")
         if self.ann and self.index is None:
-            raise InputError("`ann` is for an `index`: a gallery is searched exactly")
+            raise InputError("`ann` is for an `index`: galleries and parts are searched exactly")
         if self.log_format not in LOG_FORMATS:
             raise InputError(f"`log_format` is {brief(self.log_format)}: expected one of {', '.join(LOG_FORMATS)}")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):

@@ -37,6 +37,7 @@ from camp_sdk.server.uploads import Upload, Uploads
 
 router = APIRouter()
 ITEM = "/v1/items/{key:path}"
+STORES = {"gallery": "a gallery", "parts": "an index in parts"}
 JPEG = "image/jpeg"
 BYTES = "application/octet-stream"
 Given = Annotated[Serving, Depends(serving_of)]
@@ -133,7 +134,7 @@ async def delete_item(request: Request, key: str, serving: Given) -> Response:
 
 def _index_of(corpus: Corpus) -> IndexCorpus:
     if not isinstance(corpus, IndexCorpus):
-        raise Problem(409, "a gallery is searched, which has no items to list or change: expected an index")
+        raise Problem(409, f"the items of {STORES[corpus.store]} are not listed or changed here: expected an index")
     return corpus
 
 
