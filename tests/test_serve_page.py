@@ -90,6 +90,18 @@ def test_a_search_shows_the_retrievers_ranking(page: Page, picture_retriever: Re
     expect(page.get_by_role("searchbox")).to_have_value(QUERY)
 
 
+def test_missing_parts_are_said(page: Page) -> None:
+    def with_missing_parts(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"partial": ["part-00000", "part-00002"]})
+
+    page.route("**/v1/search", with_missing_parts, times=1)
+    search(page)
+    expect(page.locator("#unknown")).to_contain_text("do not answer: 2. Their pictures are missing")
+    search(page, "a red star")
+    expect(page.locator("#unknown")).to_have_text("")
+
+
 def test_unknown_words_are_marked(page: Page, picture_retriever: Retriever, index: Index) -> None:
     search(page, "a red zebra")
     unknown = picture_retriever.rank("a red zebra", index).unknown_words

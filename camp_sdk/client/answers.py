@@ -209,7 +209,8 @@ def ranking(reply: Reply) -> Ranking:
     """The matches of a search."""
     answer = json_of(reply)
     shortlist = answer.whole("shortlist") if answer.has("shortlist") else None
-    return Ranking([_match(one) for one in answer.each("matches")], answer.texts("unknown_words"), shortlist)
+    missing = answer.texts("partial") if answer.has("partial") else ()
+    return Ranking([_match(one) for one in answer.each("matches")], answer.texts("unknown_words"), shortlist, missing)
 
 
 def _match(fields: Fields) -> Match:
