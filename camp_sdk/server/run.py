@@ -69,9 +69,10 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
-        # httptools, if it is there, does not limit the size of headers.
+        # httptools, if it is there, does not limit the size of headers. What other packages bring changes nothing here.
         config = uvicorn.Config(
             app,
+            loop="asyncio",
             http="h11",
             ws="none",
             log_config=None,
