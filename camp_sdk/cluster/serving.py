@@ -6,7 +6,8 @@ Ray Serve imports `shards_application` and `front_application` by name, with arg
 from __future__ import annotations
 
 import logging
-import time
+import signal
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, fields, replace
@@ -102,13 +103,13 @@ def _check_room(ray: ModuleType, settings: Settings, layout: Layout) -> None:
 
 
 def serve_until_interrupted() -> None:
-    """Wait for Ctrl-C, and end what `deploy` began on this machine."""
+    """Wait for Ctrl-C or SIGTERM, and end what `deploy` began on this machine."""
     ray = import_ray()
     from ray import serve
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        while True:
-            time.sleep(3600)
+        threading.Event().wait()
     except KeyboardInterrupt:
         serve.shutdown()  # type: ignore[no-untyped-call] # Ray does not annotate it
         ray.shutdown()
