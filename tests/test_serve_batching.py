@@ -178,9 +178,18 @@ def test_without_a_limit_a_second_of_work_or_eight_requests_may_wait() -> None:
     assert admission.limit == 0
     admission.measured(5000, 1.0)
     assert admission.limit == 5000
-    admission.measured(1, 1.0)  # too few to say anything
+    admission.measured(0, 9.0)  # nothing was scored
+    admission.measured(1, 1.0)  # too few to say anything alone
     assert admission.limit == 5000
     for _ in range(8):
         admission.enter(9000)
     with pytest.raises(Problem):
         admission.enter(1)
+
+
+def test_batches_of_few_pairs_are_measured_together() -> None:
+    admission = Admission(None, lambda reason: None)
+    for _ in range(8):
+        assert admission.limit == 0
+        admission.measured(8, 0.5)
+    assert admission.limit == 16

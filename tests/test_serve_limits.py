@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import shutil
 import threading
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 from camp_sdk import Retriever
+from camp_sdk.server.pictures import PICTURE_PAIRS
 from camp_sdk.server.settings import Settings
-from tests.helpers.serving import ITEMS, WRITES, Served, fill, key_files, problem, served
+from camp_sdk.server.turns import Turns
+from tests.helpers.serving import ITEMS, WRITES, Served, fill, key_files, picture_bytes, problem, served
 from tests.helpers.tiny import CAPTIONS
 
 QUERY = "a small red circle"
@@ -92,6 +95,35 @@ def test_a_large_search_answers_as_the_retriever(
             assert [(m["key"], m["logit"]) for m in one.result(30).json()["matches"]] == [
                 (m.key, m.logit) for m in expected
             ]
+
+
+# Pairs that a request chooses itself
+
+
+def test_chosen_pairs_and_pictures_are_counted_and_give_way(
+    picture_bundle: Path, picture_retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with picture_retriever.open_index(tmp_path / "photos.index", create=True) as index:
+        index.add([picture_bytes(number) for number in range(3)], keys=list("abc"))
+    pictures = [f"data:image/png;base64,{base64.b64encode(picture_bytes(10 + n)).decode()}" for n in range(2)]
+    asked = [
+        ("/v1/score", {"pairs": [{"text": QUERY, "key": key} for key in "abc"]}, 3),
+        ("/v1/rerank", {"query": QUERY, "documents": ["a", *pictures]}, 3 + 2 * PICTURE_PAIRS),
+        ("/rerank", {"query": pictures[0], "texts": CAPTIONS}, len(CAPTIONS) + PICTURE_PAIRS),
+        ("/v1/embeddings", {"input": pictures}, 2 * PICTURE_PAIRS),
+    ]
+    settings = {"bundle": picture_bundle, "index": tmp_path / "photos.index", "backend": "onnxruntime"}
+    with served(**settings, batch_pairs=8) as running:  # any block of pairs is one after which others come first
+        given: list[str] = []
+        monkeypatch.setattr(Turns, "give_way", lambda turns: float(given.append(path) or 0))
+        before = 0.0
+        for path, content, pairs in asked:
+            running.found(path, content)
+            counted = samples(running)["camp_pairs_total"]
+            assert (path, counted - before) == (path, pairs)
+            assert path in given
+            before = counted
+        assert running.serving.dispatcher.admission.rate > 0
 
 
 # Backpressure

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from camp_sdk.arguments import Advance
 from camp_sdk.server.admission import Admission
 from camp_sdk.server.batching import Done, Job, Lanes, Run
 from camp_sdk.server.metrics import Metrics
@@ -78,9 +79,9 @@ class Dispatcher:
         finally:
             job.stop()
 
-    async def compute(self, request: Request, service: Service, run: Callable[[], T], pairs: int = 1) -> T:
-        """Have a function called that computes and is not batched."""
-        found: T = await self.score(request, service, Work(lambda items, advance: [run()], pairs))
+    async def compute(self, request: Request, service: Service, run: Callable[[Advance], T], pairs: int = 1) -> T:
+        """Have a function called that computes and is not batched; it calls what it is given, as in `Job`."""
+        found: T = await self.score(request, service, Work(lambda items, advance: [run(advance)], pairs))
         return found
 
     async def write(self, request: Request, service: Service, run: Callable[[], T]) -> T:

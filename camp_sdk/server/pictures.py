@@ -7,6 +7,7 @@ import binascii
 import re
 from collections.abc import Sequence
 
+from camp_sdk.arguments import Advance, silent
 from camp_sdk.gallery import Gallery
 from camp_sdk.pictures import upright_size
 from camp_sdk.runtime.errors import InputError
@@ -15,6 +16,7 @@ from camp_sdk.server.problems import Problem
 from camp_sdk.server.service import Service
 
 DATA_URL = re.compile(r"data:[\w.+/-]{0,100};base64,", re.IGNORECASE)
+PICTURE_PAIRS = 64  # what a picture counts for that is encoded
 URL = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -70,11 +72,21 @@ def check_pictures(service: Service) -> None:
         raise Problem(409, "this bundle takes region features, not pictures")
 
 
-def encoded(service: Service, pictures: Sequence[bytes], max_megapixels: float) -> Gallery:
+def encoded(service: Service, pictures: Sequence[bytes], max_megapixels: float, advance: Advance = silent) -> Gallery:
     """Pictures of a request, encoded.
+
+    Args:
+        service: The service.
+        pictures: The pictures.
+        max_megapixels: Larger pictures are not decoded.
+        advance: Receives the pairs that the pictures of each batch count for.
 
     Raises:
         PictureError: One of them cannot be read.
     """
     names = ["the picture"] if len(pictures) == 1 else [f"picture {number}" for number in range(len(pictures))]
-    return service.retriever.encode_images(pictures, names, max_megapixels=max_megapixels)
+
+    def counted(number: int) -> None:
+        advance(PICTURE_PAIRS * number)
+
+    return service.retriever.encode_images(pictures, names, counted, max_megapixels=max_megapixels)

@@ -16,13 +16,12 @@ from camp_sdk.search import shortlist_of
 from camp_sdk.server.corpus import Item
 from camp_sdk.server.dispatch import Work
 from camp_sdk.server.explaining import explanation
-from camp_sdk.server.pictures import check_size
+from camp_sdk.server.pictures import PICTURE_PAIRS, check_size
 from camp_sdk.server.problems import Problem
 from camp_sdk.server.service import Service
 
 SAME_DEPTH = 64  # searches for fewer matches are done together; each match that is cut off was described for nothing
 EXPLAINED = 5  # matches, of a search with explanations
-PICTURE_PAIRS = 64  # what a picture counts for that is encoded
 
 
 @dataclass(frozen=True)
