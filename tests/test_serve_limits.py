@@ -198,6 +198,23 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(settings: dict[str, Any])
         assert problem(done)["status"] == 408
 
 
+def test_a_body_that_nobody_reads_is_limited_too(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    async def stream() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b" " * 100
+
+    with served(**settings, **key_files(tmp_path), max_body=2000) as running:
+        monkeypatch.setattr(running.serving.services, "load", lambda: answered.wait(30))
+        try:
+            assert problem(running("POST", "/v1/reload", content=stream(), headers=WRITES))["status"] == 413
+        finally:
+            answered.set()
+
+
 # Reloading
 
 

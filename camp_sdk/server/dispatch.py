@@ -122,6 +122,7 @@ class Dispatcher:
             if waited in done:
                 return waited.result()
             if gone in done:
+                gone.result()  # raises what is wrong with the body, if that is why it ended
                 raise Problem(CLIENT_GONE, "the client closed the connection")
             self._metrics.refused("time")
             raise Problem(504, f"this took longer than {self._time_limit:g} s, and was stopped")
