@@ -97,6 +97,19 @@ def test_a_large_search_answers_as_the_retriever(
             ]
 
 
+def test_without_an_explainer_a_search_with_explanations_is_refused(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(**settings) as running:
+        with running.serving.services.use() as service:
+            model = service.retriever.model
+        graphs = {name: graph for name, graph in model.graphs.items() if name != "explainer"}
+        monkeypatch.setattr(type(model), "graphs", property(lambda model: graphs))
+        for path, content in (("search", {"explain": True}), ("explain", {"key": "1"})):
+            assert problem(running.post(f"/v1/{path}", {"query": QUERY, **content}))["status"] == 409
+        assert running.post("/v1/search", {"query": QUERY}).status_code == 200
+
+
 # Pairs that a request chooses itself
 
 

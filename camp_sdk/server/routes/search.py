@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from camp_sdk.arguments import Advance
 from camp_sdk.server.bodies import MULTIPART, described, field_of_json, form_of, from_json, media_type
-from camp_sdk.server.explaining import drawn, explanation
+from camp_sdk.server.explaining import check_explains, drawn, explanation
 from camp_sdk.server.openapi import answers
 from camp_sdk.server.pictures import PICTURE_PAIRS, check_pictures, encoded
 from camp_sdk.server.problems import Problem
@@ -68,8 +68,7 @@ async def explain(
 ) -> Response:
     """Show where each word of a text looked in a picture."""
     with serving.services.use() as service:
-        if "explainer" not in service.retriever.model.graphs:
-            raise Problem(409, "this bundle was exported without an explainer")
+        check_explains(service)
         if service.corpus.kind == "text" and asked.key is not None:
             raise Problem(409, "the items are texts: expected `picture`")
         pictures = await serving.pictures(request, service, [] if asked.picture is None else [asked.picture])
