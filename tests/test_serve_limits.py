@@ -110,6 +110,11 @@ def test_without_an_explainer_a_search_with_explanations_is_refused(
         assert running.post("/v1/search", {"query": QUERY}).status_code == 200
 
 
+def test_the_description_is_made_once(settings: dict[str, Any]) -> None:
+    with served(**settings) as running:
+        assert running.app.openapi() is running.app.openapi()
+
+
 # Pairs that a request chooses itself
 
 
