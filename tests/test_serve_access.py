@@ -13,7 +13,7 @@ import pytest
 
 from camp_sdk import Retriever
 from camp_sdk.server import fetching
-from camp_sdk.server.fetching import Fetcher, is_public
+from camp_sdk.server.fetching import Fetcher, Spent, is_public
 from camp_sdk.server.page import Page
 from camp_sdk.server.problems import Problem
 from camp_sdk.server.settings import Settings
@@ -155,7 +155,7 @@ def test_nothing_is_fetched_unless_its_host_is_allowed() -> None:
         "ftp://pictures.example/a.png",
     ):
         with pytest.raises(Problem) as refused:
-            fetcher.fetch(url)
+            fetcher.fetch(url, Spent())
         assert refused.value.status == 422
 
 
@@ -164,7 +164,7 @@ def test_nothing_is_fetched_unless_its_host_is_allowed() -> None:
 )
 def test_an_allowed_host_must_have_a_public_address(host: str) -> None:
     with pytest.raises(Problem) as refused:
-        Fetcher((host.strip("[]"), host), 1000).fetch(f"http://{host}/a.png")
+        Fetcher((host.strip("[]"), host), 1000).fetch(f"http://{host}/a.png", Spent())
     assert refused.value.status == 422
 
 
@@ -193,16 +193,23 @@ def test_a_picture_is_fetched_from_the_address_that_was_checked(monkeypatch: pyt
         monkeypatch.setattr(fetching, "is_public", lambda address: True)
         fetcher = Fetcher((f"pictures.example:{port}", "pictures.example:1"), 1000)
         try:
-            assert fetcher.fetch(f"http://pictures.example:{port}/a") == (b"pictures.example" * 60)[:900]
+            spent = Spent()
+            assert fetcher.fetch(f"http://pictures.example:{port}/a", spent) == (b"pictures.example" * 60)[:900]
+            with pytest.raises(Problem) as refused:  # the second one, too, has 900 bytes, of 1000
+                fetcher.fetch(f"http://pictures.example:{port}/a", spent)
+            assert refused.value.status == 413
+            with pytest.raises(Problem) as refused:  # no time is left
+                fetcher.fetch(f"http://pictures.example:{port}/a", Spent(ends=0.0))
+            assert refused.value.status == 502
             for path, status in (("large", 413), ("moved", 502), ("none", 502)):
                 with pytest.raises(Problem) as refused:
-                    fetcher.fetch(f"http://pictures.example:{port}/{path}")
+                    fetcher.fetch(f"http://pictures.example:{port}/{path}", Spent())
                 assert refused.value.status == status
         finally:
             site.shutdown()
             thread.join()
     with pytest.raises(Problem) as refused:  # nothing listens there any more
-        fetcher.fetch(f"http://pictures.example:{port}/a")
+        fetcher.fetch(f"http://pictures.example:{port}/a", Spent())
     assert refused.value.status == 502
 
 

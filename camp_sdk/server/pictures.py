@@ -11,7 +11,7 @@ from camp_sdk.arguments import Advance, silent
 from camp_sdk.gallery import Gallery
 from camp_sdk.pictures import upright_size
 from camp_sdk.runtime.errors import InputError
-from camp_sdk.server.fetching import Fetcher
+from camp_sdk.server.fetching import Fetcher, Spent
 from camp_sdk.server.problems import Problem
 from camp_sdk.server.service import Service
 
@@ -25,19 +25,20 @@ def is_data_url(text: str) -> bool:
     return text[:5].lower() == "data:"
 
 
-def picture_of(text: str, fetcher: Fetcher) -> bytes:
+def picture_of(text: str, fetcher: Fetcher, spent: Spent) -> bytes:
     """The file that a field of a request holds or names. It may take as long as fetching does.
 
     Args:
         text: A data: URL, base64, or a URL.
         fetcher: Fetches URLs.
+        spent: What was fetched before, for the same request.
 
     Raises:
         InputError: It is none of these.
         Problem: The URL is not one that is fetched.
     """
     if URL.match(text):
-        return fetcher.fetch(text)
+        return fetcher.fetch(text, spent)
     encoded = text
     if is_data_url(text):
         start = DATA_URL.match(text)
