@@ -98,6 +98,7 @@ def test_others_are_not_served_without_keys(settings: dict[str, Any], host: str)
         ({"Host": "localhost:8000"}, 200),
         ({"Host": "127.0.0.1"}, 200),
         ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "camp.example"}, 200),
         ({"Host": "evil.example"}, 403),
         ({"Host": "localhost.evil.example:8000"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
@@ -108,7 +109,7 @@ def test_others_are_not_served_without_keys(settings: dict[str, Any], host: str)
     ids=str,
 )
 def test_pages_of_other_sites(settings: dict[str, Any], headers: dict[str, str], status: int) -> None:
-    with served(**settings, allow_origin=("https://shop.example",)) as running:
+    with served(**settings, allow_origin=("https://shop.example",), allow_host=("Camp.Example",)) as running:
         done = running("GET", "/v1/items/1", headers=headers)
         assert done.status_code == status
         allowed = done.headers.get("access-control-allow-origin")
