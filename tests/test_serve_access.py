@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from camp_sdk import Retriever
+from camp_sdk.runtime.errors import InputError
 from camp_sdk.server import fetching
 from camp_sdk.server.fetching import Fetcher, Spent, is_public
 from camp_sdk.server.page import Page
-from camp_sdk.server.problems import Problem
+from camp_sdk.server.problems import Problem, problem_of
+from camp_sdk.server.service import Services
 from camp_sdk.server.settings import Settings
+from camp_sdk.server.turns import Turns
 from tests.helpers.serving import KEY, WRITE_KEY, WRITES, Served, fill, key_files, problem, served
 
 READS = {"Authorization": f"Bearer {KEY}"}
@@ -218,3 +221,14 @@ def test_public_addresses() -> None:
     assert all(map(is_public, ("8.8.8.8", "2001:4860:4860::8888")))
     private = ("0.0.0.0", "100.64.0.1", "192.168.0.1", "224.0.0.1", "fe80::1%eth0", "fd00::1", "::", "2002:a00:1::")
     assert not any(map(is_public, private))
+
+
+# What answers do not show
+
+
+def test_paths_of_the_machine_are_hidden_and_plain_words_stay() -> None:
+    settings = Settings(Path("bundle"), index=Path("photos/a.index"))
+    hidden = Services(settings, Turns(), lambda service: None).hidden
+    told = f"the bundle at {Path('bundle').absolute()} does not fit photos/a.index: expected a bundle"
+    shown = problem_of(InputError(told), hidden).detail
+    assert shown == "the bundle at the bundle does not fit the index: expected a bundle"
