@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -90,6 +91,16 @@ def test_a_job_that_nobody_waits_for_is_dropped(lanes: Lanes) -> None:
     assert run.batches == [["a", "c"]]
     with pytest.raises(CancelledError):
         jobs[1].future.result(WAIT_S)
+
+
+def test_a_job_that_is_dropped_holds_nothing(lanes: Lanes) -> None:
+    item = Recorder()
+    job, held = Job(item, 1, item), weakref.ref(item)
+    with lanes.turns:
+        lanes.submit(job)
+        job.stop()
+        del item
+        assert held() is None
 
 
 def until(happened: Callable[[], bool], most: int = 1_000_000) -> Iterator[int]:
