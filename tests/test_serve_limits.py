@@ -18,6 +18,7 @@ from camp_sdk import Retriever
 from camp_sdk.server.pictures import PICTURE_PAIRS
 from camp_sdk.server.settings import Settings
 from camp_sdk.server.turns import Turns
+from camp_sdk.server.uploads import Uploads
 from tests.helpers.serving import ITEMS, WRITES, Served, fill, key_files, picture_bytes, problem, served
 from tests.helpers.tiny import CAPTIONS
 
@@ -166,6 +167,29 @@ def test_a_request_that_takes_too_long_is_dropped(settings: dict[str, Any]) -> N
             assert problem(running.post("/v1/search", {"query": QUERY}))["status"] == 504
             assert running.serving.dispatcher.admission.pairs == 0
         assert running.post("/v1/search", {"query": QUERY}).status_code == 200
+
+
+def test_a_change_that_takes_too_long_says_what_became_of_it(
+    settings: dict[str, Any], feature_retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, remove = threading.Event(), Uploads.remove
+
+    def late(uploads: Uploads, key: str) -> None:
+        answered.wait(30)
+        remove(uploads, key)
+
+    monkeypatch.setattr(Uploads, "remove", late)
+    settings["index"] = fill(feature_retriever, tmp_path / "photos.index")
+    with served(**settings, **key_files(tmp_path), time_limit=0.1) as running:
+        try:
+            begun = problem(running("DELETE", "/v1/items/1", headers=WRITES))
+            waited = problem(running("DELETE", "/v1/items/2", headers=WRITES))
+        finally:
+            answered.set()
+        assert (begun["status"], waited["status"]) == (504, 504)
+        assert ("made all the same" in begun["detail"], "dropped" in waited["detail"]) == (True, True)
+    with feature_retriever.open_index(settings["index"]) as index:
+        assert ("1" in index, "2" in index) == (False, True)
 
 
 def test_a_client_that_goes_away_frees_its_work(settings: dict[str, Any]) -> None:

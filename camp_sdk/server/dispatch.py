@@ -20,6 +20,7 @@ from camp_sdk.server.settings import Settings
 
 T = TypeVar("T")
 MAX_WRITES = 64  # that wait for the one before them
+GOES_ON = "is not waited for: a change that has begun is made all the same"
 READERS = 4  # threads that read files and the index
 
 
@@ -125,7 +126,8 @@ class Dispatcher:
                 gone.result()  # raises what is wrong with the body, if that is why it ended
                 raise Problem(CLIENT_GONE, "the client closed the connection")
             self._metrics.refused("time")
-            raise Problem(504, f"this took longer than {self._time_limit:g} s, and was stopped")
+            ending = "was dropped" if future.cancel() else GOES_ON
+            raise Problem(504, f"this took longer than {self._time_limit:g} s and {ending}")
         finally:
             gone.cancel()
             waited.cancel()
