@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from camp_sdk import Retriever
+from camp_sdk.runtime.errors import InputError
 from camp_sdk.server import fetching
-from camp_sdk.server.fetching import Fetcher, is_public
+from camp_sdk.server.fetching import Fetcher, Spent, is_public
 from camp_sdk.server.page import Page
-from camp_sdk.server.problems import Problem
+from camp_sdk.server.problems import Problem, problem_of
+from camp_sdk.server.service import Services
 from camp_sdk.server.settings import Settings
+from camp_sdk.server.turns import Turns
 from tests.helpers.serving import KEY, WRITE_KEY, WRITES, Served, fill, key_files, problem, served
 
 READS = {"Authorization": f"Bearer {KEY}"}
@@ -98,6 +101,7 @@ def test_others_are_not_served_without_keys(settings: dict[str, Any], host: str)
         ({"Host": "localhost:8000"}, 200),
         ({"Host": "127.0.0.1"}, 200),
         ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "camp.example"}, 200),
         ({"Host": "evil.example"}, 403),
         ({"Host": "localhost.evil.example:8000"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
@@ -108,7 +112,7 @@ def test_others_are_not_served_without_keys(settings: dict[str, Any], host: str)
     ids=str,
 )
 def test_pages_of_other_sites(settings: dict[str, Any], headers: dict[str, str], status: int) -> None:
-    with served(**settings, allow_origin=("https://shop.example",)) as running:
+    with served(**settings, allow_origin=("https://shop.example",), allow_host=("Camp.Example",)) as running:
         done = running("GET", "/v1/items/1", headers=headers)
         assert done.status_code == status
         allowed = done.headers.get("access-control-allow-origin")
@@ -155,7 +159,7 @@ def test_nothing_is_fetched_unless_its_host_is_allowed() -> None:
         "ftp://pictures.example/a.png",
     ):
         with pytest.raises(Problem) as refused:
-            fetcher.fetch(url)
+            fetcher.fetch(url, Spent())
         assert refused.value.status == 422
 
 
@@ -164,7 +168,7 @@ def test_nothing_is_fetched_unless_its_host_is_allowed() -> None:
 )
 def test_an_allowed_host_must_have_a_public_address(host: str) -> None:
     with pytest.raises(Problem) as refused:
-        Fetcher((host.strip("[]"), host), 1000).fetch(f"http://{host}/a.png")
+        Fetcher((host.strip("[]"), host), 1000).fetch(f"http://{host}/a.png", Spent())
     assert refused.value.status == 422
 
 
@@ -193,16 +197,23 @@ def test_a_picture_is_fetched_from_the_address_that_was_checked(monkeypatch: pyt
         monkeypatch.setattr(fetching, "is_public", lambda address: True)
         fetcher = Fetcher((f"pictures.example:{port}", "pictures.example:1"), 1000)
         try:
-            assert fetcher.fetch(f"http://pictures.example:{port}/a") == (b"pictures.example" * 60)[:900]
+            spent = Spent()
+            assert fetcher.fetch(f"http://pictures.example:{port}/a", spent) == (b"pictures.example" * 60)[:900]
+            with pytest.raises(Problem) as refused:  # the second one, too, has 900 bytes, of 1000
+                fetcher.fetch(f"http://pictures.example:{port}/a", spent)
+            assert refused.value.status == 413
+            with pytest.raises(Problem) as refused:  # no time is left
+                fetcher.fetch(f"http://pictures.example:{port}/a", Spent(ends=0.0))
+            assert refused.value.status == 502
             for path, status in (("large", 413), ("moved", 502), ("none", 502)):
                 with pytest.raises(Problem) as refused:
-                    fetcher.fetch(f"http://pictures.example:{port}/{path}")
+                    fetcher.fetch(f"http://pictures.example:{port}/{path}", Spent())
                 assert refused.value.status == status
         finally:
             site.shutdown()
             thread.join()
     with pytest.raises(Problem) as refused:  # nothing listens there any more
-        fetcher.fetch(f"http://pictures.example:{port}/a")
+        fetcher.fetch(f"http://pictures.example:{port}/a", Spent())
     assert refused.value.status == 502
 
 
@@ -210,3 +221,14 @@ def test_public_addresses() -> None:
     assert all(map(is_public, ("8.8.8.8", "2001:4860:4860::8888")))
     private = ("0.0.0.0", "100.64.0.1", "192.168.0.1", "224.0.0.1", "fe80::1%eth0", "fd00::1", "::", "2002:a00:1::")
     assert not any(map(is_public, private))
+
+
+# What answers do not show
+
+
+def test_paths_of_the_machine_are_hidden_and_plain_words_stay() -> None:
+    settings = Settings(Path("bundle"), index=Path("photos/a.index"))
+    hidden = Services(settings, Turns(), lambda service: None).hidden
+    told = f"the bundle at {Path('bundle').absolute()} does not fit photos/a.index: expected a bundle"
+    shown = problem_of(InputError(told), hidden).detail
+    assert shown == "the bundle at the bundle does not fit the index: expected a bundle"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -92,6 +93,16 @@ def test_a_job_that_nobody_waits_for_is_dropped(lanes: Lanes) -> None:
         jobs[1].future.result(WAIT_S)
 
 
+def test_a_job_that_is_dropped_holds_nothing(lanes: Lanes) -> None:
+    item = Recorder()
+    job, held = Job(item, 1, item), weakref.ref(item)
+    with lanes.turns:
+        lanes.submit(job)
+        job.stop()
+        del item
+        assert held() is None
+
+
 def until(happened: Callable[[], bool], most: int = 1_000_000) -> Iterator[int]:
     """Numbers, until something has happened; it fails if it does not."""
     for number in range(most):
@@ -178,9 +189,18 @@ def test_without_a_limit_a_second_of_work_or_eight_requests_may_wait() -> None:
     assert admission.limit == 0
     admission.measured(5000, 1.0)
     assert admission.limit == 5000
-    admission.measured(1, 1.0)  # too few to say anything
+    admission.measured(0, 9.0)  # nothing was scored
+    admission.measured(1, 1.0)  # too few to say anything alone
     assert admission.limit == 5000
     for _ in range(8):
         admission.enter(9000)
     with pytest.raises(Problem):
         admission.enter(1)
+
+
+def test_batches_of_few_pairs_are_measured_together() -> None:
+    admission = Admission(None, lambda reason: None)
+    for _ in range(8):
+        assert admission.limit == 0
+        admission.measured(8, 0.5)
+    assert admission.limit == 16

@@ -66,19 +66,24 @@ def test_an_option_comes_before_the_environment_before_the_file_before_the_defau
 ) -> None:
     file = tmp_path / "serve.toml"
     lines = ["bundle = 'file'", "index = 'file'", "port = 1", "time-limit = 1.5", "max_body = '1M'", "drain = 3"]
-    file.write_text("\n".join([*lines, "allow-origin = ['a', 'b']", "without-keys = true"]))
+    file.write_text("\n".join([*lines, "allow-origin = ['http://a', 'http://b']", "without-keys = true"]))
     monkeypatch.setenv("CAMP_PORT", "2")
     monkeypatch.setenv("CAMP_TIME_LIMIT", "2.5")
     monkeypatch.setenv("CAMP_CONFIG", str(file))
     assert camp("serve", "--port", "3").code == 0
     (found,) = taken
     assert (found.bundle, found.index, found.port, found.time_limit) == (Path("file"), Path("file"), 3, 2.5)
-    assert (found.max_body, found.drain, found.allow_origin, found.host) == (1 << 20, 3.0, ("a", "b"), "127.0.0.1")
+    assert (found.max_body, found.drain, found.allow_origin, found.host) == (
+        1 << 20,
+        3.0,
+        ("http://a", "http://b"),
+        "127.0.0.1",
+    )
     assert found.without_keys
     monkeypatch.setenv("CAMP_BUNDLE", "environment")
-    monkeypatch.setenv("CAMP_ALLOW_ORIGIN", "c")
+    monkeypatch.setenv("CAMP_ALLOW_ORIGIN", "http://c")
     assert camp("serve", "--time-limit", "9").code == 0
-    assert (taken[1].bundle, taken[1].allow_origin, taken[1].time_limit) == (Path("environment"), ("c",), 9.0)
+    assert (taken[1].bundle, taken[1].allow_origin, taken[1].time_limit) == (Path("environment"), ("http://c",), 9.0)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +112,10 @@ def test_a_file_of_settings_that_cannot_be_used(
         (("--index", "a", "--host", "0.0.0.0"), "--host is '0.0.0.0', which others may reach"),
         (("--index", "a", "--log-format", "xml"), "--log-format is 'xml'"),
         (("--index", "a", "--root-path", "x/"), "--root-path is 'x/'"),
+        (("--index", "a", "--time-limit", "inf"), "--time-limit is inf"),
+        (("--index", "a", "--drain", "inf"), "--drain is inf"),
+        (("--index", "a", "--allow-origin", "*"), "--allow-origin is '*'"),
+        (("--index", "a", "--allow-origin", "https://shop.example/"), "--allow-origin is 'https://shop.example/'"),
     ],
 )
 def test_settings_that_do_not_fit_together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import shutil
 import threading
@@ -14,8 +15,11 @@ import numpy as np
 import pytest
 
 from camp_sdk import Retriever
+from camp_sdk.server.pictures import PICTURE_PAIRS
 from camp_sdk.server.settings import Settings
-from tests.helpers.serving import ITEMS, WRITES, Served, fill, key_files, problem, served
+from camp_sdk.server.turns import Turns
+from camp_sdk.server.uploads import Uploads
+from tests.helpers.serving import ITEMS, WRITES, Served, fill, key_files, picture_bytes, problem, served
 from tests.helpers.tiny import CAPTIONS
 
 QUERY = "a small red circle"
@@ -94,6 +98,53 @@ def test_a_large_search_answers_as_the_retriever(
             ]
 
 
+def test_without_an_explainer_a_search_with_explanations_is_refused(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(**settings) as running:
+        with running.serving.services.use() as service:
+            model = service.retriever.model
+        graphs = {name: graph for name, graph in model.graphs.items() if name != "explainer"}
+        monkeypatch.setattr(type(model), "graphs", property(lambda model: graphs))
+        for path, content in (("search", {"explain": True}), ("explain", {"key": "1"})):
+            assert problem(running.post(f"/v1/{path}", {"query": QUERY, **content}))["status"] == 409
+        assert running.post("/v1/search", {"query": QUERY}).status_code == 200
+
+
+def test_the_description_is_made_once(settings: dict[str, Any]) -> None:
+    with served(**settings) as running:
+        assert running.app.openapi() is running.app.openapi()
+
+
+# Pairs that a request chooses itself
+
+
+def test_chosen_pairs_and_pictures_are_counted_and_give_way(
+    picture_bundle: Path, picture_retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with picture_retriever.open_index(tmp_path / "photos.index", create=True) as index:
+        index.add([picture_bytes(number) for number in range(3)], keys=list("abc"))
+    pictures = [f"data:image/png;base64,{base64.b64encode(picture_bytes(10 + n)).decode()}" for n in range(2)]
+    asked = [
+        ("/v1/score", {"pairs": [{"text": QUERY, "key": key} for key in "abc"]}, 3),
+        ("/v1/rerank", {"query": QUERY, "documents": ["a", *pictures]}, 3 + 2 * PICTURE_PAIRS),
+        ("/rerank", {"query": pictures[0], "texts": CAPTIONS}, len(CAPTIONS) + PICTURE_PAIRS),
+        ("/v1/embeddings", {"input": pictures}, 2 * PICTURE_PAIRS),
+    ]
+    settings = {"bundle": picture_bundle, "index": tmp_path / "photos.index", "backend": "onnxruntime"}
+    with served(**settings, batch_pairs=8) as running:  # any block of pairs is one after which others come first
+        given: list[str] = []
+        monkeypatch.setattr(Turns, "give_way", lambda turns: float(given.append(path) or 0))
+        before = 0.0
+        for path, content, pairs in asked:
+            running.found(path, content)
+            counted = samples(running)["camp_pairs_total"]
+            assert (path, counted - before) == (path, pairs)
+            assert path in given
+            before = counted
+        assert running.serving.dispatcher.admission.rate > 0
+
+
 # Backpressure
 
 
@@ -116,6 +167,29 @@ def test_a_request_that_takes_too_long_is_dropped(settings: dict[str, Any]) -> N
             assert problem(running.post("/v1/search", {"query": QUERY}))["status"] == 504
             assert running.serving.dispatcher.admission.pairs == 0
         assert running.post("/v1/search", {"query": QUERY}).status_code == 200
+
+
+def test_a_change_that_takes_too_long_says_what_became_of_it(
+    settings: dict[str, Any], feature_retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, remove = threading.Event(), Uploads.remove
+
+    def late(uploads: Uploads, key: str) -> None:
+        answered.wait(30)
+        remove(uploads, key)
+
+    monkeypatch.setattr(Uploads, "remove", late)
+    settings["index"] = fill(feature_retriever, tmp_path / "photos.index")
+    with served(**settings, **key_files(tmp_path), time_limit=0.1) as running:
+        try:
+            begun = problem(running("DELETE", "/v1/items/1", headers=WRITES))
+            waited = problem(running("DELETE", "/v1/items/2", headers=WRITES))
+        finally:
+            answered.set()
+        assert (begun["status"], waited["status"]) == (504, 504)
+        assert ("made all the same" in begun["detail"], "dropped" in waited["detail"]) == (True, True)
+    with feature_retriever.open_index(settings["index"]) as index:
+        assert ("1" in index, "2" in index) == (False, True)
 
 
 def test_a_client_that_goes_away_frees_its_work(settings: dict[str, Any]) -> None:
@@ -164,6 +238,23 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(settings: dict[str, Any])
     with served(**settings, time_limit=0.1) as running:
         done = running("POST", "/v1/search", content=stream(), headers={"Content-Type": "application/json"})
         assert problem(done)["status"] == 408
+
+
+def test_a_body_that_nobody_reads_is_limited_too(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    async def stream() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b" " * 100
+
+    with served(**settings, **key_files(tmp_path), max_body=2000) as running:
+        monkeypatch.setattr(running.serving.services, "load", lambda: answered.wait(30))
+        try:
+            assert problem(running("POST", "/v1/reload", content=stream(), headers=WRITES))["status"] == 413
+        finally:
+            answered.set()
 
 
 # Reloading

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from camp_sdk.server.problems import Problem
 
 WAITING_S, LEAST_REQUESTS = 1.0, 8  # what may wait unless the settings say otherwise; the larger of the two
-LEAST_SCORED = 64  # pairs, of a batch that is worth measuring
+LEAST_SCORED = 64  # pairs that are worth measuring, of one batch or of several
 REMEMBERED = 0.8  # of the rate so far, when another batch was measured
 MAX_RETRY_S = 60
 TOO_MANY_PAIRS = "too many pairs are waiting to be scored: try again later"
@@ -29,6 +29,7 @@ class Admission:
         self._lock = threading.Lock()
         self.pairs = self.requests = 0
         self.rate = 0.0
+        self._pairs, self._seconds = 0, 0.0  # of batches that were too small to be measured alone
 
     @property
     def limit(self) -> int:
@@ -59,9 +60,14 @@ class Admission:
 
     def measured(self, pairs: int, seconds: float) -> None:
         """Note how long pairs took."""
-        if pairs >= LEAST_SCORED and seconds > 0:
-            with self._lock:
-                self.rate = pairs / seconds if not self.rate else _mixed(self.rate, pairs / seconds)
+        if not pairs:
+            return
+        with self._lock:
+            self._pairs, self._seconds = self._pairs + pairs, self._seconds + seconds
+            if self._pairs >= LEAST_SCORED and self._seconds > 0:
+                fresh = self._pairs / self._seconds
+                self.rate = _mixed(self.rate, fresh) if self.rate else fresh
+                self._pairs, self._seconds = 0, 0.0
 
 
 def _mixed(old: float, new: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -50,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.serving, app.state.hidden = serving, serving.services.hidden
-    app.openapi = partial(describe, app)  # type: ignore[method-assign] # as FastAPI's documentation does it
+    app.openapi = cache(partial(describe, app))  # type: ignore[method-assign] # as FastAPI's documentation does it
     for router in ROUTERS:
         app.include_router(router)
     for kind in (Problem, HTTPException, RequestValidationError, ValidationError, CampError):

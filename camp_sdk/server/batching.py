@@ -27,6 +27,10 @@ class Stopped(Exception):
     """Raised in a job that nobody waits for any more."""
 
 
+def _nothing(items: Sequence[Any], advance: Advance) -> Sequence[Any]:
+    return items
+
+
 @dataclass(eq=False)
 class Job:
     """One request's work.
@@ -49,7 +53,8 @@ class Job:
     def stop(self) -> None:
         """Drop the job if it waits, and stop it if it is a large one that runs."""
         self.stopped = True
-        self.future.cancel()
+        if self.future.cancel():  # it stays in line until the next batch, without what it holds, such as pictures
+            self.run, self.item = _nothing, None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from camp_sdk.arguments import Advance
 from camp_sdk.server.admission import Admission
 from camp_sdk.server.batching import Done, Job, Lanes, Run
 from camp_sdk.server.metrics import Metrics
@@ -19,6 +20,7 @@ from camp_sdk.server.settings import Settings
 
 T = TypeVar("T")
 MAX_WRITES = 64  # that wait for the one before them
+GOES_ON = "is not waited for: a change that has begun is made all the same"
 READERS = 4  # threads that read files and the index
 
 
@@ -78,9 +80,9 @@ class Dispatcher:
         finally:
             job.stop()
 
-    async def compute(self, request: Request, service: Service, run: Callable[[], T], pairs: int = 1) -> T:
-        """Have a function called that computes and is not batched."""
-        found: T = await self.score(request, service, Work(lambda items, advance: [run()], pairs))
+    async def compute(self, request: Request, service: Service, run: Callable[[Advance], T], pairs: int = 1) -> T:
+        """Have a function called that computes and is not batched; it calls what it is given, as in `Job`."""
+        found: T = await self.score(request, service, Work(lambda items, advance: [run(advance)], pairs))
         return found
 
     async def write(self, request: Request, service: Service, run: Callable[[], T]) -> T:
@@ -121,9 +123,11 @@ class Dispatcher:
             if waited in done:
                 return waited.result()
             if gone in done:
+                gone.result()  # raises what is wrong with the body, if that is why it ended
                 raise Problem(CLIENT_GONE, "the client closed the connection")
             self._metrics.refused("time")
-            raise Problem(504, f"this took longer than {self._time_limit:g} s, and was stopped")
+            ending = "was dropped" if future.cancel() else GOES_ON
+            raise Problem(504, f"this took longer than {self._time_limit:g} s and {ending}")
         finally:
             gone.cancel()
             waited.cancel()

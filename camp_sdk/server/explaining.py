@@ -10,10 +10,21 @@ from camp_sdk.gallery import Gallery
 from camp_sdk.pictures import upright_size
 from camp_sdk.results import Explanation
 from camp_sdk.runtime.manifest import PixelSpec
+from camp_sdk.server.problems import Problem
 from camp_sdk.server.service import Service
 
 Size = tuple[int, int]  # width and height
 Box = list[float]  # left, top, right, bottom
+
+
+def check_explains(service: Service) -> None:
+    """Check that the bundle explains.
+
+    Raises:
+        Problem: It was exported without an explainer: status 409.
+    """
+    if "explainer" not in service.retriever.model.graphs:
+        raise Problem(409, "this bundle was exported without an explainer")
 
 
 def explanation(service: Service, text: str, gallery: Gallery, picture: Any) -> dict[str, Any]:

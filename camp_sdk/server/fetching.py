@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import NoReturn
 from urllib.parse import SplitResult, urlsplit
 
@@ -19,32 +20,49 @@ CHUNK_BYTES = 1 << 16
 PORTS = {"http": 80, "https": 443}
 
 
+@dataclass
+class Spent:
+    """What a request has fetched: all of its files together have one limit of bytes, and one of time."""
+
+    bytes: int = 0
+    ends: float = field(default_factory=lambda: time.monotonic() + FETCH_S)
+
+    def check_time(self) -> None:
+        """Raise a Problem if it takes too long."""
+        if time.monotonic() > self.ends:
+            _fail(f"the pictures of URLs cannot be fetched within {FETCH_S:g} s")
+
+
 class Fetcher:
     """Fetches pictures.
 
     Args:
         hosts: The hosts that are allowed, as HOST or HOST:PORT; without a port, the usual ones.
-        max_bytes: The largest file.
+        max_bytes: The most bytes of all files of a request.
     """
 
     def __init__(self, hosts: Sequence[str], max_bytes: int) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
         self._max_bytes = max_bytes
 
-    def fetch(self, url: str) -> bytes:
+    def fetch(self, url: str, spent: Spent) -> bytes:
         """The file at a URL.
 
+        Args:
+            url: The URL.
+            spent: What the request has fetched, to which this file is added.
+
         Raises:
-            Problem: It is not fetched (422), or cannot be (502).
+            Problem: It is not fetched (422), cannot be (502), or is too large with those before it (413).
         """
         parts, port = self._allowed(url)
+        spent.check_time()
         address = _public_address(parts.hostname or "", port)
         path = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
         try:
             with closing(_connection(parts, port, address)) as connection:
-                deadline = time.monotonic() + FETCH_S
                 connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "camp-sdk"})
-                return self._body(connection.getresponse(), deadline)
+                return self._body(connection.getresponse(), spent)
         except (OSError, http.client.HTTPException, ValueError):
             _fail("the picture cannot be fetched")
 
@@ -61,16 +79,16 @@ class Fetcher:
             raise Problem(422, "pictures of this URL are not fetched here: expected a data: URL, or base64")
         return parts, port
 
-    def _body(self, response: http.client.HTTPResponse, deadline: float) -> bytes:
+    def _body(self, response: http.client.HTTPResponse, spent: Spent) -> bytes:
         if response.status != http.HTTPStatus.OK:  # a redirect might lead anywhere
             _fail(f"the picture cannot be fetched: status {response.status}")
         found = bytearray()
         while chunk := response.read1(CHUNK_BYTES):
             found += chunk
-            if len(found) > self._max_bytes:
-                raise Problem(413, f"the picture at this URL has more than {self._max_bytes} bytes")
-            if time.monotonic() > deadline:
-                _fail(f"the picture cannot be fetched within {FETCH_S:g} s")
+            spent.bytes += len(chunk)
+            if spent.bytes > self._max_bytes:
+                raise Problem(413, f"the pictures of URLs have more than {self._max_bytes} bytes")
+            spent.check_time()
         return bytes(found)
 
 

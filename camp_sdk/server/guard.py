@@ -65,7 +65,7 @@ class Guard:
         self._bodies = 0  # bytes of all requests that are being answered
         local = {"localhost", "127.0.0.1", "[::1]", settings.host, f"[{settings.host}]", *settings.allow_host}
         # A page of another site could otherwise reach this server under a name of its own (DNS rebinding).
-        self._hosts = frozenset(local) if settings.is_local and keys.reading is None else None
+        self._hosts = frozenset(map(str.lower, local)) if settings.is_local and keys.reading is None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

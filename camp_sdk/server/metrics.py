@@ -29,7 +29,7 @@ class Metrics:
         self._seconds = Histogram(
             "camp_request_seconds", "Time to answer a request.", path, buckets=SECONDS, registry=registry
         )
-        self._pairs = Counter("camp_pairs", "Pairs scored.", registry=registry)
+        self._pairs = Counter("camp_pairs", "Pairs scored, and 64 for each picture of a request.", registry=registry)
         self._busy = Counter("camp_scoring_seconds", "Time spent scoring.", registry=registry)
         self._batches = Histogram("camp_batch_requests", "Requests in a batch.", buckets=BATCHES, registry=registry)
         self._refusals = Counter("camp_refusals", "Requests refused.", ["reason"], registry=registry)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.arguments import Advance
 from camp_sdk.gallery import Gallery
 from camp_sdk.runtime.encoded import global_vectors
 from camp_sdk.server.pictures import encoded
@@ -31,7 +32,11 @@ class ImageOf:
 
 
 def pair_logits(
-    service: Service, pairs: Sequence[tuple[str, ImageOf]], max_megapixels: float, check: bool = False
+    service: Service,
+    pairs: Sequence[tuple[str, ImageOf]],
+    max_megapixels: float,
+    advance: Advance,
+    check: bool = False,
 ) -> Numbers:
     """Logits of pairs; each distinct text and image is encoded once.
 
@@ -39,6 +44,7 @@ def pair_logits(
         service: The service.
         pairs: P pairs (text, image).
         max_megapixels: Larger pictures are not decoded.
+        advance: Receives the number of pairs in each block that was scored, and what pictures count for.
         check: Whether the texts are queries, of which the network must know words.
 
     Returns:
@@ -55,17 +61,18 @@ def pair_logits(
     numbers_of_texts = {text: number for number, text in enumerate(texts)}
     text_numbers = np.array([numbers_of_texts[text] for text, _ in pairs])
     logits = np.empty(len(pairs), np.float32)
-    for images, places, numbers in _sources(service, pairs, max_megapixels):
+    for images, places, numbers in _sources(service, pairs, max_megapixels, advance):
         for text in np.unique(text_numbers[places]).tolist():
             chosen = text_numbers[places] == text
             gallery = images.select(numbers[chosen])
-            matrix = service.retriever.score_matrix(gallery, encoded_texts.select([text]), logits=True)  # [I, 1]
+            one = encoded_texts.select([text])
+            matrix = service.retriever.score_matrix(gallery, one, True, advance)  # [I, 1]
             logits[places[chosen]] = matrix[:, 0]
     return logits
 
 
 def _sources(
-    service: Service, pairs: Sequence[tuple[str, ImageOf]], max_megapixels: float
+    service: Service, pairs: Sequence[tuple[str, ImageOf]], max_megapixels: float, advance: Advance
 ) -> list[tuple[Gallery, NDArray[np.intp], NDArray[np.intp]]]:
     """The images of items and those of the request: a gallery, the places of its pairs, and the image of each."""
     keys = _distinct([image.key for _, image in pairs])
@@ -74,7 +81,7 @@ def _sources(
     if keys:
         found.append((service.corpus.select(list(keys)), *_numbered(keys, [image.key for _, image in pairs])))
     if pictures:
-        gallery = encoded(service, list(pictures), max_megapixels)
+        gallery = encoded(service, list(pictures), max_megapixels, advance)
         found.append((gallery, *_numbered(pictures, [image.picture for _, image in pairs])))
     return found
 
@@ -89,14 +96,16 @@ def _numbered(known: dict[Any, int], values: Sequence[Any]) -> tuple[NDArray[np.
     return np.array(places, np.intp), np.array([known[values[place]] for place in places], np.intp)
 
 
-def text_logits(service: Service, picture: bytes, texts: Sequence[str], max_megapixels: float) -> Numbers:
+def text_logits(
+    service: Service, picture: bytes, texts: Sequence[str], max_megapixels: float, advance: Advance
+) -> Numbers:
     """Logits of texts with one picture.
 
     Returns:
         Logits [T], float32.
     """
-    image = encoded(service, [picture], max_megapixels)
-    matrix = service.retriever.score_matrix(image, service.retriever.encode_texts(texts), logits=True)  # [1, T]
+    image = encoded(service, [picture], max_megapixels, advance)
+    matrix = service.retriever.score_matrix(image, service.retriever.encode_texts(texts), True, advance)  # [1, T]
     return matrix.reshape(-1)
 
 
@@ -106,7 +115,9 @@ def scores_of(service: Service, logits: Numbers) -> list[float]:
     return found
 
 
-def vectors_of(service: Service, texts: Sequence[str], pictures: Sequence[bytes], max_megapixels: float) -> Numbers:
+def vectors_of(
+    service: Service, texts: Sequence[str], pictures: Sequence[bytes], max_megapixels: float, advance: Advance
+) -> Numbers:
     """Global vectors of texts and then of pictures.
 
     Returns:
@@ -116,7 +127,7 @@ def vectors_of(service: Service, texts: Sequence[str], pictures: Sequence[bytes]
     if texts:
         parts.append(global_vectors(service.retriever.encode_texts(texts).encoded.tensors))
     if pictures:
-        parts.append(global_vectors(encoded(service, pictures, max_megapixels).encoded.tensors))
+        parts.append(global_vectors(encoded(service, pictures, max_megapixels, advance).encoded.tensors))
     return np.concatenate(parts)
 
 

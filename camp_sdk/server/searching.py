@@ -15,14 +15,13 @@ from camp_sdk.runtime.errors import InputError
 from camp_sdk.search import shortlist_of
 from camp_sdk.server.corpus import Item, Wanted
 from camp_sdk.server.dispatch import Work
-from camp_sdk.server.explaining import explanation
-from camp_sdk.server.pictures import check_size
+from camp_sdk.server.explaining import check_explains, explanation
+from camp_sdk.server.pictures import PICTURE_PAIRS, check_size
 from camp_sdk.server.problems import Problem
 from camp_sdk.server.service import Service
 
 SAME_DEPTH = 64  # searches for fewer matches are done together; each match that is cut off was described for nothing
 EXPLAINED = 5  # matches, of a search with explanations
-PICTURE_PAIRS = 64  # what a picture counts for that is encoded
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,12 @@ def text_search(service: Service, query: Query) -> Work:
 
     Raises:
         InputError: The sizes do not fit together.
+        Problem: The bundle does not explain.
     """
     if service.corpus.kind == "text":
         raise InputError("texts are searched by a picture: expected `picture`")
+    if query.explain:
+        check_explains(service)
     service.retriever.check_counts(query.top_k, query.shortlist)
     scored = shortlist_of(service.retriever.model, query.depth, query.shortlist)
     where = None if query.where is None else json.dumps(query.where, sort_keys=True)

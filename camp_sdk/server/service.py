@@ -128,6 +128,7 @@ class Services:
             for name, path in named
             if path is not None
             for form in (path.resolve(), path.absolute(), path)
+            if len(form.parts) > 1  # a name alone says nothing of the machine, and may be a word of any message
         }
 
     @property

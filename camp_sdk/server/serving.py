@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from camp_sdk.server.dispatch import Dispatcher
-from camp_sdk.server.fetching import Fetcher
+from camp_sdk.server.fetching import Fetcher, Spent
 from camp_sdk.server.metrics import Metrics
 from camp_sdk.server.pictures import check_pictures, picture_of
 from camp_sdk.server.service import Service
@@ -52,7 +52,8 @@ class Serving:
         if not texts:
             return []
         check_pictures(service)
-        return await self.dispatcher.read(request, lambda: [picture_of(text, self.fetcher) for text in texts])
+        spent = Spent()
+        return await self.dispatcher.read(request, lambda: [picture_of(text, self.fetcher, spent) for text in texts])
 
     async def read(self, request: Request, run: Callable[[], T]) -> T:
         """Have a function called in a thread; see `Dispatcher.read`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ BATCH_PAIRS = 2048
 MAX_BODY_BYTES = 20 << 20
 TIME_LIMIT_S, DRAIN_S, SHARD_LIMIT_S = 30.0, 1.0, 10.0
 LOG_FORMATS = ("line", "json")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:\d+)?")  # as browsers send it
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,12 @@ class Settings:
             raise InputError(f"`log_format` is {brief(self.log_format)}: expected one of {', '.join(LOG_FORMATS)}")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise InputError(f"`root_path` is {brief(self.root_path)}: expected a path such as /search")
+        for name in ("time_limit", "drain"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"`{name}` is {getattr(self, name)}: expected a number of seconds")
+        for origin in self.allow_origin:
+            if not ORIGIN.fullmatch(origin):
+                raise InputError(f"`allow_origin` is {brief(origin)}: expected a site such as https://shop.example")
         if not (self.is_local or self.keys or self.without_keys):
             raise InputError(
                 f"`host` is {brief(self.host)}, which others may reach: give a file of `keys`, or `without_keys` if "

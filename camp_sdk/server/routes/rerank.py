@@ -12,14 +12,14 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
+from camp_sdk.arguments import Advance
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.server.bodies import described, from_json
 from camp_sdk.server.openapi import answers
-from camp_sdk.server.pictures import is_data_url
+from camp_sdk.server.pictures import PICTURE_PAIRS, is_data_url
 from camp_sdk.server.problems import Problem
 from camp_sdk.server.requests import Document, EmbeddingsRequest, RerankRequest, ScoreRequest, TextsRequest
 from camp_sdk.server.scoring import ImageOf, Numbers, pair_logits, scores_of, text_logits, vectors_of, words_of
-from camp_sdk.server.searching import PICTURE_PAIRS
 from camp_sdk.server.service import Service
 from camp_sdk.server.serving import Serving, answer, serving_of
 
@@ -44,8 +44,8 @@ async def score(
         ]
         most = serving.settings.max_megapixels
 
-        def run() -> list[float]:
-            return scores_of(service, pair_logits(service, pairs, most))
+        def run(advance: Advance) -> list[float]:
+            return scores_of(service, pair_logits(service, pairs, most, advance))
 
         cost = len(pairs) + PICTURE_PAIRS * len(pictures)
         return answer({"scores": await serving.dispatcher.compute(request, service, run, cost)})
@@ -109,8 +109,8 @@ async def embeddings(
         pictures = await serving.pictures(request, service, [inputs[place] for place in images])
         texts, most = [inputs[place] for place in words], serving.settings.max_megapixels
 
-        def run() -> tuple[Numbers, int]:
-            return vectors_of(service, texts, pictures, most), words_of(service, texts)
+        def run(advance: Advance) -> tuple[Numbers, int]:
+            return vectors_of(service, texts, pictures, most, advance), words_of(service, texts)
 
         cost = len(texts) + PICTURE_PAIRS * len(pictures)
         vectors, used = await serving.dispatcher.compute(request, service, run, cost)
@@ -136,15 +136,15 @@ async def _logits(
         if len(given) > 1:
             raise InputError("the query is a picture, and so are documents: expected texts")
 
-        def run() -> tuple[Numbers, int]:
-            return text_logits(service, pictures[query[1]], texts, most), words_of(service, texts)
+        def run(advance: Advance) -> tuple[Numbers, int]:
+            return text_logits(service, pictures[query[1]], texts, most, advance), words_of(service, texts)
     else:
         images = [ImageOf(None, pictures[text]) if is_picture else ImageOf(text) for is_picture, text in documents]
         _check_keys(service, [image.key for image in images if image.key is not None])
 
-        def run() -> tuple[Numbers, int]:
+        def run(advance: Advance) -> tuple[Numbers, int]:
             pairs = [(query[1], image) for image in images]
-            return pair_logits(service, pairs, most, check=True), words_of(service, [query[1]])
+            return pair_logits(service, pairs, most, advance, check=True), words_of(service, [query[1]])
 
     cost = len(documents) + PICTURE_PAIRS * len(pictures)
     return await serving.dispatcher.compute(request, service, run, cost)

@@ -10,13 +10,14 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
+from camp_sdk.arguments import Advance
 from camp_sdk.server.bodies import MULTIPART, described, field_of_json, form_of, from_json, media_type
-from camp_sdk.server.explaining import drawn, explanation
+from camp_sdk.server.explaining import check_explains, drawn, explanation
 from camp_sdk.server.openapi import answers
-from camp_sdk.server.pictures import check_pictures, encoded
+from camp_sdk.server.pictures import PICTURE_PAIRS, check_pictures, encoded
 from camp_sdk.server.problems import Problem
 from camp_sdk.server.requests import ExplainRequest, SearchRequest
-from camp_sdk.server.searching import PICTURE_PAIRS, Query, picture_search, text_search
+from camp_sdk.server.searching import Query, picture_search, text_search
 from camp_sdk.server.serving import Serving, answer, serving_of
 
 router = APIRouter()
@@ -67,18 +68,17 @@ async def explain(
 ) -> Response:
     """Show where each word of a text looked in a picture."""
     with serving.services.use() as service:
-        if "explainer" not in service.retriever.model.graphs:
-            raise Problem(409, "this bundle was exported without an explainer")
+        check_explains(service)
         if service.corpus.kind == "text" and asked.key is not None:
             raise Problem(409, "the items are texts: expected `picture`")
         pictures = await serving.pictures(request, service, [] if asked.picture is None else [asked.picture])
         show = drawn if _wants_png(request.headers) else explanation
 
-        def run() -> Any:
+        def run(advance: Advance) -> Any:
             if asked.key is not None:
                 item = service.corpus.item(asked.key)
                 return show(service, asked.query, service.corpus.select([asked.key]), service.corpus.picture(item))
-            gallery = encoded(service, pictures, serving.settings.max_megapixels)
+            gallery = encoded(service, pictures, serving.settings.max_megapixels, advance)
             return show(service, asked.query, gallery, pictures[0])
 
         found = await serving.dispatcher.compute(request, service, run, PICTURE_PAIRS)
