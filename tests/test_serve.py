@@ -292,6 +292,8 @@ def test_the_model_is_described(server: Served, picture_retriever: Retriever) ->
 
 def test_health_metrics_and_the_page(server: Served) -> None:
     assert server("GET", "/health").json() == {"status": "ok"}
+    for path in ("/", "/health", "/ready"):  # some balancers ask for the head alone
+        assert server("HEAD", path).status_code == 200
     assert server("GET", "/ready").json() == {"status": "ready"}
     server.found("/v1/search", {"query": QUERY})
     text = server("GET", "/metrics").text

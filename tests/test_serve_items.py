@@ -90,6 +90,12 @@ def test_a_kept_file_stays_as_long_as_an_item_has_it(server: Served) -> None:
     assert uploads(server) in (None, [])
 
 
+def test_two_files_of_one_name_are_refused(server: Served) -> None:
+    files = [("files", ("a.png", picture_bytes(number))) for number in range(2)]
+    done = server("POST", "/v1/items", files=files, headers=WRITES)
+    assert (done.status_code, "two files of the name" in done.json()["detail"]) == (422, True)
+
+
 def test_several_pictures_at_once(server: Served) -> None:
     files = [("files", (name, content)) for name, content in FILES.items()]
     metadata = {"metadata": json.dumps({"a/b.png": {"year": 1}})}

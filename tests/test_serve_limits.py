@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from camp_sdk import Retriever
+from camp_sdk.server import dispatch
 from camp_sdk.server.pictures import PICTURE_PAIRS
 from camp_sdk.server.settings import Settings
 from camp_sdk.server.turns import Turns
@@ -109,6 +110,15 @@ def test_without_an_explainer_a_search_with_explanations_is_refused(
         for path, content in (("search", {"explain": True}), ("explain", {"key": "1"})):
             assert problem(running.post(f"/v1/{path}", {"query": QUERY, **content}))["status"] == 409
         assert running.post("/v1/search", {"query": QUERY}).status_code == 200
+
+
+def test_beyond_the_limit_of_waiting_reads_requests_are_refused(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "MAX_READS", 0)
+    with served(**settings) as running:
+        refused = running("GET", "/v1/items")
+        assert (problem(refused)["status"], refused.headers["Retry-After"]) == (429, "1")
 
 
 def test_the_description_is_made_once(settings: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from camp_sdk.server.settings import Settings
 
 T = TypeVar("T")
 MAX_WRITES = 64  # that wait for the one before them
+MAX_READS = 512  # that wait, such as thumbnails of several pages
 GOES_ON = "is not waited for: a change that has begun is made all the same"
 READERS = 4  # threads that read files and the index
 
@@ -56,7 +57,7 @@ class Dispatcher:
         self.services = Services(settings, self.lanes.turns, metrics.changed)
         self._writer = ThreadPoolExecutor(1, "writer")
         self._readers = ThreadPoolExecutor(READERS, "reader")
-        self._writes = 0
+        self._reads = self._writes = 0
         metrics.watch(self.admission, self.services)
 
     async def score(self, request: Request, service: Service, work: Work) -> Any:
@@ -104,8 +105,19 @@ class Dispatcher:
             self._writes -= 1
 
     async def read(self, request: Request, run: Callable[[], T]) -> T:
-        """Have a function called that reads files or the index, in a thread."""
-        return await self._result(request, self._readers.submit(run))
+        """Have a function called that reads files or the index, in a thread.
+
+        Raises:
+            Problem: As `score` raises it.
+        """
+        if self._reads >= MAX_READS:
+            self._metrics.refused("reads")
+            raise Problem(429, "too much is waiting to be read: try again later", {"Retry-After": "1"})
+        self._reads += 1
+        try:
+            return await self._result(request, self._readers.submit(run))
+        finally:
+            self._reads -= 1
 
     def close(self) -> None:
         """Wait for what was begun, and close everything."""

@@ -116,7 +116,8 @@ class Server(uvicorn.Server):
             seconds: How long more requests are taken.
         """
         self._serving.services.draining = True
-        self._end_at = time.monotonic() + seconds
+        end = time.monotonic() + seconds
+        self._end_at = end if self._end_at is None else min(end, self._end_at)
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end; uvicorn asks ten times a second."""

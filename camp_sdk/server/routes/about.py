@@ -21,18 +21,21 @@ router = APIRouter()
 CANNOT_RELOAD = "what should be served now cannot be opened, and what was served before stays; the log says why"
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """The page to search with."""
     return Response(PAGE.content, media_type="text/html", headers=PAGE.headers)
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", **answers("StatusAnswer"))
 async def health() -> Response:
     """Say that the process works."""
     return answer({"status": "ok"})
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", **answers("StatusAnswer"))
 async def ready(serving: Annotated[Serving, Depends(serving_of)]) -> Response:
     """Say whether requests should come."""

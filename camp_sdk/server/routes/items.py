@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from camp_sdk.index.items import Added
 from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.messages import brief
 from camp_sdk.server.bodies import (
     MULTIPART,
     body_of,
@@ -201,6 +202,8 @@ async def _files(request: Request, service: Service) -> list[Upload]:
     async with form_of(request, MAX_ITEMS) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
+                if value.filename in files:
+                    raise InputError(f"the form has two files of the name {brief(value.filename)}: expected one")
                 files[value.filename or ""] = await value.read()
             elif name == "metadata":
                 metadata = field_of_json(name, value)
