@@ -107,8 +107,8 @@ def test_a_file_of_settings_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "give either --index or --gallery"),
-        (("--index", "a", "--gallery", "b"), "give either --index or --gallery"),
+        ((), "give either --index, --gallery or --parts"),
+        (("--index", "a", "--gallery", "b"), "give either --index, --gallery or --parts"),
         (("--index", "a", "--host", "0.0.0.0"), "--host is '0.0.0.0', which others may reach"),
         (("--index", "a", "--log-format", "xml"), "--log-format is 'xml'"),
         (("--index", "a", "--root-path", "x/"), "--root-path is 'x/'"),
