@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,openvino,tensorrt-rtx,pictures,ann,train,server,client,docs,dev]'
+	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,openvino,tensorrt-rtx,pictures,ann,train,server,client,triton,docs,dev]'
 	touch $@
 
 install: $(INSTALLED)
