@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from camp_sdk import BackendError, Bundle, BundleError, InputError
+from camp_sdk import BackendError, Bundle, BundleError, InputError, MissingExtraError
+from camp_sdk.client import TritonRanker
 from camp_sdk.runtime.tokenizer import open_tokenizer
 from camp_sdk.triton.config import TYPES
 from camp_sdk.triton.repository import ENCODERS, TritonOptions, export_repository
 from tests.helpers.command import Camp
+from tests.helpers.manifests import rewrite
 
 text_format = pytest.importorskip("google.protobuf.text_format", reason="the extra triton is not installed")
 model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="the extra triton is not installed")
@@ -47,7 +51,7 @@ def check_tensors(bundle: Bundle, configs: dict[str, Any], precision: str) -> No
                 assert tensor.HasField("reshape") == (not dims)
 
 
-@pytest.mark.parametrize("variant", ["paper", "scalar", "vse"])
+@pytest.mark.parametrize("variant", ["paper", "scalar", "cross_attention_new"])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_every_configuration_parses_and_fits_the_contract(
     half_bundle: Callable[[str], Path], tmp_path: Path, variant: str, precision: str
@@ -111,3 +115,21 @@ def test_what_cannot_be_exported(feature_bundle: Path, picture_bundle: Path, tmp
     with pytest.raises(InputError, match="expected gpu or cpu"):
         exported(feature_bundle, target, device="tpu")
     assert not target.exists()
+
+
+def test_a_bundle_without_an_explainer(bundle_copy: Path, tmp_path: Path) -> None:
+    folder = rewrite(bundle_copy, lambda manifest: manifest["graphs"].pop("explainer") and None)
+    assert exported(folder, tmp_path / "repository").keys() == {"image", "text", "scorer", "rank"}
+
+
+def test_a_client_without_its_package_names_the_extra(feature_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
+    with pytest.raises(MissingExtraError, match=r"\[triton\]"):
+        TritonRanker(feature_bundle)
+
+
+def test_a_server_that_is_not_there(feature_bundle: Path, features: NDArray[np.float32]) -> None:
+    with TritonRanker(feature_bundle, "127.0.0.1:1") as ranker, pytest.raises(BackendError, match="Triton server"):
+        ranker.encode_images(features)
+    with pytest.raises(InputError, match="expected grpc or http"):
+        TritonRanker(feature_bundle, protocol="carrier")

@@ -1,4 +1,4 @@
-"""A graph of an exported repository in Triton's Python backend: ONNX Runtime runs it, in place of Triton's own backend."""
+"""A graph of an exported repository in Triton's Python backend, which runs the ONNX file with ONNX Runtime."""
 
 from __future__ import annotations
 
