@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from camp_sdk import Bundle, Retriever
 from camp_sdk.client.triton import TritonRanker
@@ -96,6 +97,25 @@ def test_requests_of_different_texts_are_encoded_together(served: Served) -> Non
     requests, runs = (after - old for after, old in zip(_counts(InferenceServerClient(url)), before, strict=True))
     assert requests == 160
     assert runs < requests
+
+
+def test_float16_graphs_rank_as_the_retriever_in_float16(
+    feature_bundle: Path, tmp_path: Path, features: NDArray[np.float32]
+) -> None:
+    repository, folder = tmp_path / "repository", tmp_path / "server"
+    export_repository(Bundle(feature_bundle), repository, TritonOptions("float16", device="cpu"))
+    with_stubs(repository)
+    folder.mkdir()
+    with (
+        Retriever(feature_bundle, "onnxruntime", "float16") as retriever,
+        triton_server(repository, folder) as (_, port),
+        TritonRanker(feature_bundle, f"127.0.0.1:{port}") as ranker,
+    ):
+        found = ranker.rank(CAPTIONS[0], ranker.encode_images(features), 10)
+        expected = retriever.rank(CAPTIONS[0], retriever.encode_images(features), 10, shortlist=0)
+    assert [match.corpus_id for match in found] == [match.corpus_id for match in expected]
+    # Half precision has eleven bits; other batches may round a sum the other way.
+    np.testing.assert_allclose([m.logit for m in found], [m.logit for m in expected], rtol=2**-10)
 
 
 def _counts(client: object) -> tuple[int, int]:

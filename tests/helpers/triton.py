@@ -52,14 +52,11 @@ def triton_server(repository: Path, folder: Path) -> Iterator[tuple[int, int]]:
     stub = packages / "pytriton" / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
     shutil.copy(stub, folder / "backends" / "python" / stub.name)
     http, grpc, metrics = _free_ports(3)
-    environment = (
-        os.environ
-        | {
-            "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{packages / 'nvidia_pytriton.libs'}",  # libpython of this version
-            "PATH": f"{Path(VENV) / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": str(packages),
-        }
-    )
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{packages / 'nvidia_pytriton.libs'}",
+        "PATH": f"{Path(VENV) / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(packages),
+    }
     command = [packages / "pytriton" / "tritonserver" / "bin" / "tritonserver", "--model-repository", repository]
     command += ["--backend-directory", folder / "backends", "--http-port", http, "--grpc-port", grpc]
     command += ["--metrics-port", metrics, "--http-address", "127.0.0.1", "--grpc-address", "127.0.0.1"]
