@@ -12,11 +12,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo serve released networks emoji fuzz full-size test lint types docs format accuracy bench bench-gpu bench-index bench-serve
-.PHONY: install clean
+.PHONY: install clean test-triton
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,openvino,tensorrt-rtx,pictures,ann,train,server,client,ray,docs,dev]'
+	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,openvino,tensorrt-rtx,pictures,ann,train,server,client,ray,triton,docs,dev]'
 	touch $@
 
 install: $(INSTALLED)
@@ -56,6 +56,16 @@ docs: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# An exported repository on a real Triton server. nvidia-pytriton, which brings it, needs NumPy 1: it is installed in an
+# environment of its own.
+build/triton-venv/.installed: $(INSTALLED)
+	$(PYTHON) -m venv build/triton-venv
+	build/triton-venv/bin/python -m pip install $(PIP_ARGS) 'nvidia-pytriton>=0.7,<1' onnxruntime
+	touch $@
+
+test-triton: build/triton-venv/.installed
+	CAMP_TRITON_VENV=$(CURDIR)/build/triton-venv $(BIN)/python -m pytest tests/test_triton_server.py
 
 # Models of CLIP and SigLIP in their published sizes, with random weights: imported, exported and compared with
 # transformers. Takes about six minutes on two cores and 4 GB of memory; the other tests have the same with small models.

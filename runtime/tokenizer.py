@@ -101,8 +101,13 @@ class Tokenizer:
     @property
     def max_words(self) -> int:
         """The most words, or word pieces, of a text; markers are not counted."""
+        return self.max_tokens - self._backend.num_special_tokens_to_add(is_pair=False)
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of a text, markers counted."""
         truncation: Any = self._backend.truncation  # always set: the file was checked
-        return int(truncation["max_length"]) - self._backend.num_special_tokens_to_add(is_pair=False)
+        return int(truncation["max_length"])
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Encode texts.

@@ -16,6 +16,7 @@ from camp_sdk.commands.data import data_app
 from camp_sdk.commands.doctor import doctor_command
 from camp_sdk.commands.encode import encode_command
 from camp_sdk.commands.eval import eval_command
+from camp_sdk.commands.export_triton import export_triton_command
 from camp_sdk.commands.index import index_app
 from camp_sdk.commands.index_build import build_parts_command
 from camp_sdk.commands.index_search import search_command
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "info": info_command,
     "build": build_command,
     "doctor": doctor_command,
+    "export-triton": export_triton_command,
 }
 # Modules of camp_sdk.export, each with a function `command`. They are imported by name, only when they are needed,
 # because the SDK does not depend on the packages for training.
