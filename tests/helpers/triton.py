@@ -18,7 +18,13 @@ import pytest
 
 VENV = os.environ.get("CAMP_TRITON_VENV", "")
 STUB = Path(__file__).parents[1] / "triton_stub.py"
-needs_triton = pytest.mark.skipif(not VENV, reason="CAMP_TRITON_VENV names no environment with nvidia-pytriton")
+PACKAGES = next(Path(VENV).glob("lib/python3*/site-packages"), Path()) if VENV else Path()
+VERSION = PACKAGES.parent.name.removeprefix("python")
+PYTHON_STUB = PACKAGES / "pytriton" / "tritonserver" / "python_backend_stubs" / VERSION / "triton_python_backend_stub"
+needs_triton = pytest.mark.skipif(
+    not VENV or not PYTHON_STUB.exists(),
+    reason="CAMP_TRITON_VENV names no environment with nvidia-pytriton for its Python",
+)
 
 
 def with_stubs(repository: Path) -> None:
@@ -46,11 +52,9 @@ def triton_server(repository: Path, folder: Path) -> Iterator[tuple[int, int]]:
         repository: The model repository.
         folder: An empty folder for the backend and the log.
     """
-    (packages,) = Path(VENV).glob("lib/python3*/site-packages")
-    version = packages.parent.name.removeprefix("python")
+    packages = PACKAGES
     shutil.copytree(packages / "pytriton" / "tritonserver" / "backends", folder / "backends")
-    stub = packages / "pytriton" / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
-    shutil.copy(stub, folder / "backends" / "python" / stub.name)
+    shutil.copy(PYTHON_STUB, folder / "backends" / "python" / PYTHON_STUB.name)
     http, grpc, metrics = _free_ports(3)
     environment = os.environ | {
         "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{packages / 'nvidia_pytriton.libs'}",
