@@ -2,7 +2,7 @@
 # make serve  search the demo's pictures in a browser, at the address that is printed
 # make emoji  search and binding on emoji artwork, fetched with npm: build/emoji/index.html and
 #             build/emoji_scenes/index.html
-# make test   the test suite; CI runs `make lint types docs test`
+# make test   the test suite; CI runs `make lint types docs test test-triton`
 # pip installs everything into .venv, with the versions of constraints.txt. Options for pip: make test PIP_ARGS=...
 
 PYTHON ?= python3
