@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from PIL import Image
 from camp_sdk import InputError, Retriever
 from camp_sdk.client.answers import ranking
 from camp_sdk.client.wire import Reply
+from camp_sdk.cluster import serving
 from camp_sdk.cluster.building import build_parts
 from camp_sdk.cluster.encoding import Encoder
+from camp_sdk.cluster.ray_shards import WAITING
 from camp_sdk.cluster.sources import find_sources
+from camp_sdk.server.admission import Admission
 from camp_sdk.server.settings import Settings
 from tests.helpers.command import Camp
 from tests.helpers.serving import served
@@ -95,6 +99,30 @@ def test_the_configuration_for_a_cluster_is_one_that_ray_takes(camp: Camp, pictu
     for application in found.applications:
         assert application.args["parts"] == str(parts)
         assert (application.args["shards"], application.args["replicas"], application.args["time_limit"]) == (2, 3, 5)
+
+
+def test_more_processes_begin_while_queries_wait(camp: Camp, picture_bundle: Path, parts: Path) -> None:
+    pytest.importorskip("ray.serve", reason="Ray, of the extra ray, is not installed")
+    options = ("--parts", parts, "--shards", 2, "--max-replicas", 4, "--print-config")
+    arguments = json.loads(camp("serve", picture_bundle, *options).out)["applications"][1]["args"]
+    front = serving.front_application(arguments)._bound_deployment
+    assert front.options().name == "front"
+    scaling = front._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 4)
+    waiting = {"one": 0.9, "other": 0.4}
+    assert scaling.policy.get_policy()(SimpleNamespace(aggregated_metrics={WAITING: waiting}))[0] == 3
+    assert scaling.policy.get_policy()(SimpleNamespace(aggregated_metrics=None))[0] == 1
+    refused = camp("serve", picture_bundle, *options, "--replicas", 5)
+    assert (refused.code, "expected at least 5" in refused.err) == (1, True)
+
+
+def test_what_waits_is_reported_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    admission = Admission(None, lambda reason: None)
+    monkeypatch.setattr(serving.Front, "admission", admission)
+    admission.enter(300)
+    assert serving.Front().record_autoscaling_stats() == {WAITING: 0.0}  # how fast it is, is not known yet
+    admission.measured(1000, 2.0)
+    assert serving.Front().record_autoscaling_stats() == {WAITING: 0.6}
 
 
 def test_a_cluster_serves_parts_alone(camp: Camp, picture_bundle: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import CampError
 
 METHODS = frozenset({"nearest", "score", "rank", "similar", "size", "item", "tensors", "precision"})
+WAITING, WAITING_S = "waiting_s", 0.5  # a figure of processes in front, and how much of it each should have
 RETRY_S = 0.2  # after a shard was lost, whose replica is begun again
 
 
@@ -117,6 +119,19 @@ class RayShards:
                     raise
                 time.sleep(RETRY_S)
                 response = self._handles[number].call.remote(*asked)
+
+
+def by_waiting(context: Any) -> tuple[int, dict[str, Any]]:
+    """How many processes in front there should be: so many that no query waits for long.
+
+    Args:
+        context: What Ray Serve says of the deployment.
+
+    Returns:
+        The number, and what the next call is given, which is nothing.
+    """
+    held = (context.aggregated_metrics or {}).get(WAITING, {})
+    return max(1, math.ceil(sum(held.values()) / WAITING_S)), {}
 
 
 def name_of(shard: int) -> str:

@@ -17,13 +17,16 @@ from typing import Any
 
 from camp_sdk.cluster.building import Cluster, connect, import_ray
 from camp_sdk.cluster.parts import read_parts
-from camp_sdk.cluster.ray_shards import ShardOptions, ShardReplica, name_of
+from camp_sdk.cluster.ray_shards import WAITING, ShardOptions, ShardReplica, by_waiting, name_of
 from camp_sdk.runtime.errors import BackendError, InputError
+from camp_sdk.server.admission import Admission
 from camp_sdk.server.app import create_app
 from camp_sdk.server.settings import Settings
 
 FRONT = "camp"
 SHARDS = "camp-shards-"  # and the beginning of the bundle's fingerprint: another bundle has shards of its own
+# Queries should not wait for long, and a process takes seconds to begin.
+SCALING = {"upscale_delay_s": 5.0, "downscale_delay_s": 120.0, "look_back_period_s": 15.0}
 PATHS = frozenset({"bundle", "index", "gallery", "parts", "keys", "write_keys", "pictures"})
 
 
@@ -35,11 +38,31 @@ class Layout:
         replicas: Processes of each shard, and of the front.
         cpus: The cores of a process.
         gpus: The GPUs of a process of a shard.
+        max_replicas: The most processes of each, begun while queries wait; None for ``replicas``.
+
+    Raises:
+        InputError: There would be fewer processes at the most than there are.
     """
 
     replicas: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    max_replicas: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise InputError(f"`max_replicas` is {self.max_replicas}: expected at least {self.replicas}, as `replicas`")
+
+    def scaling(self, **how: Any) -> dict[str, Any]:
+        """The number of processes, as an option of a deployment.
+
+        Args:
+            **how: What decides how many there are, as Ray Serve's autoscaling takes it.
+        """
+        if self.max_replicas is None:
+            return {"num_replicas": self.replicas}
+        bounds = {"min_replicas": self.replicas, "max_replicas": self.max_replicas}
+        return {"autoscaling_config": bounds | SCALING | how}
 
 
 def settings_for(settings: Settings) -> Settings:
@@ -156,7 +179,9 @@ def shards_application(arguments: Mapping[str, Any]) -> Any:
             settings.memory_budget,
         )
         actor = {"num_cpus": layout.cpus, "num_gpus": layout.gpus}
-        as_deployment = serve.deployment(name=name_of(shard), num_replicas=layout.replicas, ray_actor_options=actor)
+        # Each process in front has one batch under way, so that shards follow their number.
+        scaling = layout.scaling(target_ongoing_requests=1.0)
+        as_deployment = serve.deployment(name=name_of(shard), ray_actor_options=actor, **scaling)
         bound.append(as_deployment(ShardReplica).bind(options))
     return serve.deployment(name="shards", ray_actor_options={"num_cpus": 0})(_Shards).bind(*bound)
 
@@ -174,9 +199,10 @@ def front_application(arguments: Mapping[str, Any]) -> Any:
     def build() -> Any:  # a partial would count as the application itself
         return _front(settings)
 
-    ingress = serve.ingress(build)(type("Front", (), {}))
     actor = {"num_cpus": 0}  # it waits for the shards most of the time
-    return serve.deployment(name="front", num_replicas=layout.replicas, ray_actor_options=actor)(ingress).bind()
+    scaling = layout.scaling(policy={"policy_function": f"{by_waiting.__module__}:{by_waiting.__name__}"})
+    as_deployment = serve.deployment(name="front", ray_actor_options=actor, **scaling)
+    return as_deployment(serve.ingress(build)(Front)).bind()
 
 
 def arguments_of(settings: Settings, layout: Layout) -> dict[str, Any]:
@@ -215,7 +241,19 @@ def _front(settings: Settings) -> Any:
     app = create_app(settings)
     with ThreadPoolExecutor(1) as thread:  # of the event loop, shards could not be waited for
         thread.submit(app.state.serving.services.load).result()  # here: a process that cannot begin says why
+    Front.admission = app.state.serving.dispatcher.admission
     return app
+
+
+class Front:
+    """What Ray Serve asks a process in front, which serves one application."""
+
+    admission: Admission | None = None
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """How long the pairs that wait will take, in seconds."""
+        admission = self.admission
+        return {WAITING: admission.pairs / admission.rate if admission and admission.rate else 0.0}
 
 
 class _Shards:

@@ -32,7 +32,7 @@ from camp_sdk.server.settings import (
 )
 from camp_sdk.terminal import stderr
 
-NO_SETTINGS = frozenset({"config", "ray", "replicas", "print_config"})
+NO_SETTINGS = frozenset({"config", "ray", "replicas", "max_replicas", "print_config"})
 CONTEXT = {"auto_envvar_prefix": "CAMP"}  # --time-limit is CAMP_TIME_LIMIT
 
 
@@ -113,6 +113,10 @@ def serve_command(
     ] = None,
     shards: Annotated[int, typer.Option(help="Shards that hold the parts, with --ray.", min=1)] = 1,
     replicas: Annotated[int, typer.Option(help="Processes of each shard, with --ray.", min=1)] = 1,
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(help="Most processes of each, with --ray, while queries wait. Default: --replicas.", min=1),
+    ] = None,
     shard_limit: Annotated[
         float, typer.Option(help="Most seconds of a shard, with --ray; then answers are partial.", min=0.1)
     ] = SHARD_LIMIT_S,
@@ -132,17 +136,18 @@ def serve_command(
     options: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     settings = Settings(**options)
     if ray is not None or print_config:
-        _serve_on_ray(settings, ray, replicas, print_config)
+        layout = (replicas, settings.threads or 1, 0.0, max_replicas)
+        _serve_on_ray(settings, ray, layout, print_config)
         return
     from camp_sdk.server.run import serve  # here: the other commands do not need the extra
 
     serve(settings)
 
 
-def _serve_on_ray(settings: Settings, address: str | None, replicas: int, print_config: bool) -> None:
+def _serve_on_ray(settings: Settings, address: str | None, spread: tuple[Any, ...], print_config: bool) -> None:
     from camp_sdk.cluster import serving  # here: the other commands do not need the extra
 
-    settings, layout = serving.settings_for(settings), serving.Layout(replicas, settings.threads or 1)
+    settings, layout = serving.settings_for(settings), serving.Layout(*spread)
     if print_config:
         typer.echo(json.dumps(serving.configuration(settings, layout), indent=2))
         return
