@@ -116,8 +116,9 @@ def test_shards_rank_as_one_index_does(
     merged = rank_texts(recording, texts, Search(top_k, shortlist, where))
     assert_same(merged, expected)
     assert not merged.missing
-    assert merged.all_scored == (expected[0].shortlist is None)
     met = len(list(whole.where(where or {})))
+    assert merged.pairs == len(QUERIES) * min(shortlist or met, met)
+    assert merged.all_scored == (expected[0].shortlist is None)
     # The shortlist is of all shards together: no shard scores one of its own.
     assert recording.scored == (0 if shortlist is None else len(QUERIES) * min(shortlist, met))
 
@@ -156,7 +157,7 @@ def test_items_that_are_removed_between_the_two_steps_are_left_out(
         (near,) = shard.nearest(global_vectors(texts.tensors), 3, None)
         gone = {item.key for item in index} - {"a"}
         index.remove(gone - {"d"})
-        (found,) = shard.score(texts, [[near.numbers[0]]], 4)
+        (found,) = shard.score(texts, [[near.numbers[0]]], 4).rankings
         assert {one.item.key for one in found} <= {"a", "d"}
         shard.close()
 

@@ -62,6 +62,7 @@ def test_parts_are_served_as_one_index(
         scores = [match["score"] for match in found["matches"]]
         np.testing.assert_allclose(scores, [match.score for match in expected], rtol=0, atol=TOLERANCE)
         assert (found["shortlist"], found["partial"]) == (6, [])
+        assert "camp_pairs_total 6.0" in running("GET", "/metrics").text
         key = expected[0].key
         scored = running.post("/v1/score", {"pairs": [{"text": QUERY, "key": key}] * 2}).json()
         np.testing.assert_allclose(scored["scores"], [expected[0].score] * 2, rtol=0, atol=TOLERANCE)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from camp_sdk.cluster.shard import Found, Near, Numbers, Where
+from camp_sdk.cluster.shard import Found, Near, Numbers, Scored, Where
 from camp_sdk.results import FloatArray
 from camp_sdk.runtime.encoded import EncodedTexts, global_vectors
 
@@ -58,11 +58,13 @@ class Merged:
         rankings: The best items of each text, best first; equal logits are in the order of the keys.
         missing: The numbers of shards without an answer, whose items are missing.
         all_scored: Whether every item was scored, as the shortlist was as long.
+        pairs: The number of pairs that were scored.
     """
 
     rankings: list[list[Found]]
     missing: frozenset[int] = frozenset()
     all_scored: bool = True
+    pairs: int = 0
 
 
 def rank_texts(shards: Shards, texts: EncodedTexts, search: Search) -> Merged:
@@ -75,7 +77,8 @@ def rank_texts(shards: Shards, texts: EncodedTexts, search: Search) -> Merged:
     """
     if search.shortlist is None:
         found = shards.call("rank", dict.fromkeys(shards.numbers, (texts, search.top_k, search.where)))
-        return Merged(_best(found, len(texts), search.top_k), frozenset(shards.numbers) - found.keys())
+        best, pairs = _best_scored(found, len(texts), search.top_k)
+        return Merged(best, frozenset(shards.numbers) - found.keys(), pairs=pairs)
     vectors = global_vectors(texts.tensors)
     near = shards.call("nearest", dict.fromkeys(shards.numbers, (vectors, search.shortlist, search.where)))
     chosen = nearest_of_all(near, len(texts), search.shortlist)
@@ -87,7 +90,8 @@ def rank_texts(shards: Shards, texts: EncodedTexts, search: Search) -> Merged:
     answered = near.keys() - (asked.keys() - found.keys())
     candidates = sum(one.numbers.shape[1] for parts in near.values() for one in parts)
     missing = frozenset(shards.numbers) - answered
-    return Merged(_best(found, len(texts), search.top_k), missing, candidates <= search.shortlist)
+    best, pairs = _best_scored(found, len(texts), search.top_k)
+    return Merged(best, missing, candidates <= search.shortlist, pairs)
 
 
 def rank_similar(shards: Shards, vector: FloatArray, search: Search) -> Merged:
@@ -126,6 +130,11 @@ def nearest_of_all(near: Mapping[int, Sequence[Near]], texts: int, count: int) -
         for (shard, part, one), own in zip(parts, np.split(kept, sizes), strict=True):
             chosen[shard][part].append(one.numbers[text][own])
     return chosen
+
+
+def _best_scored(found: Mapping[int, Scored], texts: int, top_k: int) -> tuple[list[list[Found]], int]:
+    rankings = {number: scored.rankings for number, scored in found.items()}
+    return _best(rankings, texts, top_k), sum(scored.pairs for scored in found.values())
 
 
 def _best(found: Mapping[int, Sequence[Sequence[Found]]], texts: int, top_k: int) -> list[list[Found]]:

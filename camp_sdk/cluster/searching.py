@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from camp_sdk.arguments import Advance, silent
 from camp_sdk.cluster.merging import Merged, Search, Shards, rank_similar, rank_texts
 from camp_sdk.cluster.parts import Parts, read_parts
 from camp_sdk.cluster.shard import Found, Shard
@@ -62,13 +63,16 @@ class PartsSearch:
     def _model(self) -> Model:
         return self._retriever.model
 
-    def rank(self, texts: Sequence[str], search: Search, offset: int = 0) -> list[Ranking]:
+    def rank(
+        self, texts: Sequence[str], search: Search, offset: int = 0, on_progress: Advance = silent
+    ) -> list[Ranking]:
         """Rank all items by texts, as `Retriever.rank` ranks those of an index; equal logits are ordered by key.
 
         Args:
             texts: The texts.
             search: The search; a shortlist of 0 scores all items, and None takes the bundle's default.
             offset: How many of the best items to leave out.
+            on_progress: Receives the number of pairs that were scored.
 
         Returns:
             The ranking of each text. ``corpus_id`` is -1: the items of parts have no order in common.
@@ -84,6 +88,7 @@ class PartsSearch:
         tokens = model.tokenizer.encode(texts)
         encoded = encode_texts(model.engines["text"], model.bundle, tokens)
         merged = rank_texts(self._shards, encoded, replace(search, top_k=depth, shortlist=shortlist))
+        on_progress(merged.pairs)
         missing = self._missing(merged)
         rankings = []
         for number, found in enumerate(merged.rankings):

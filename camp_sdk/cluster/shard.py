@@ -53,6 +53,18 @@ class Found(NamedTuple):
     item: IndexItem
 
 
+class Scored(NamedTuple):
+    """What a shard scored.
+
+    Args:
+        rankings: Its best items for each text.
+        pairs: The number of pairs that were scored.
+    """
+
+    rankings: list[list[Found]]
+    pairs: int
+
+
 class Shard:
     """Some parts of an index.
 
@@ -90,7 +102,7 @@ class Shard:
         """
         return [self._near(snapshot, vectors, count, condition) for snapshot, condition in self._snapshots(where)]
 
-    def score(self, texts: EncodedTexts, chosen: Sequence[Sequence[Numbers]], top_k: int) -> list[list[Found]]:
+    def score(self, texts: EncodedTexts, chosen: Sequence[Sequence[Numbers]], top_k: int) -> Scored:
         """Score chosen items.
 
         Args:
@@ -105,9 +117,9 @@ class Shard:
         for (snapshot, _), numbers in zip(self._snapshots(None), chosen, strict=True):
             for text, items in self._scored(snapshot, texts, numbers, top_k):
                 found[text] += items
-        return found
+        return Scored(found, sum(len(row) for numbers in chosen for row in numbers))
 
-    def rank(self, texts: EncodedTexts, top_k: int, where: Where) -> list[list[Found]]:
+    def rank(self, texts: EncodedTexts, top_k: int, where: Where) -> Scored:
         """Score all items.
 
         Args:
@@ -119,13 +131,15 @@ class Shard:
             The best items for each text.
         """
         found: list[list[Found]] = [[] for _ in range(len(texts))]
+        pairs = 0
         ranker = Ranker(self._model.scorer(), top_k, None, silent)
         for snapshot, condition in self._snapshots(where):
             places = snapshot.chosen(condition)
+            pairs += len(texts) * len(places)
             if len(places):
                 for text, ranked in enumerate(ranker.images(texts, self._images(snapshot, places))):
                     found[text] += _found(snapshot, places, ranked)
-        return found
+        return Scored(found, pairs)
 
     def similar(self, vector: Vectors, top_k: int, where: Where) -> list[Found]:
         """The items most similar to a picture by global vectors.

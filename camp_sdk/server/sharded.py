@@ -61,7 +61,7 @@ class PartsCorpus(Corpus):
         search = Search(wanted.top_k, wanted.shortlist, wanted.where)
         if wanted.by is not None:
             return self._search.similar(query, search, wanted.offset)
-        rankings: list[Ranking] = self._search.rank(query, search, wanted.offset)
+        rankings: list[Ranking] = self._search.rank(query, search, wanted.offset, advance)
         return rankings
 
     def item(self, key: str) -> Item:
