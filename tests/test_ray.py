@@ -20,6 +20,7 @@ from PIL import Image
 from camp_sdk import InputError, Ranking, Retriever
 from camp_sdk.cluster.building import Built, Cluster, build_parts, import_ray
 from camp_sdk.cluster.encoding import REPORT_ITEMS, Encoder
+from camp_sdk.cluster.ray_shards import RayShards
 from camp_sdk.cluster.serving import Layout, deploy, settings_for
 from camp_sdk.cluster.sources import find_sources
 from camp_sdk.export.bundling.writer import export_bundle
@@ -169,7 +170,7 @@ def encoded(bundle: Path, photos: Path, folder: Path, port: int) -> Served:
         index.add([Path(source.location) for source in sources], [source.key for source in sources])
         rankings = {text: retriever.rank(text, index, 6, 12, offset=1) for text in QUERIES}
     settings = Settings(bundle, parts=parts.folder, port=port, shards=2, backend="onnxruntime", threads=1)
-    return Served(settings_for(replace(settings, shard_limit=1.5)), rankings)
+    return Served(settings_for(replace(settings, shard_limit=4.0)), rankings)
 
 
 @pytest.fixture(scope="module")
@@ -208,14 +209,15 @@ def test_two_shards_with_three_parts_answer_as_one_index_does(served: Served) ->
 
 def test_an_answer_says_which_parts_are_missing_until_a_killed_shard_is_back(served: Served) -> None:
     (process,) = processes(f"ServeReplica:{served.settings.shards_app}:shard-0")
+    shards = RayShards(served.settings.shards_app or "", 2, limit_s=1.0)  # less than a process takes to begin
     os.kill(process, signal.SIGKILL)
-    found = search(served.settings, QUERIES[0])
-    assert found["partial"] == ["part-00000", "part-00002"]
-    assert found["matches"]
+    assert 0 not in shards.call("size", dict.fromkeys(shards.numbers, ()))
     for _ in range(60):
         found = search(served.settings, QUERIES[0])
         if not found["partial"]:
             break
+        assert found["partial"] == ["part-00000", "part-00002"]
+        assert found["matches"]
     assert is_right(found, served.rankings[QUERIES[0]])
 
 

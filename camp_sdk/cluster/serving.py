@@ -27,6 +27,7 @@ FRONT = "camp"
 SHARDS = "camp-shards-"  # and the beginning of the bundle's fingerprint: another bundle has shards of its own
 # Queries should not wait for long, and a process takes seconds to begin.
 SCALING = {"upscale_delay_s": 5.0, "downscale_delay_s": 120.0, "look_back_period_s": 15.0}
+MAX_AT_ONCE = 1024  # requests of a process in front, which itself refuses what is too much; Ray Serve's own limit is 5
 PATHS = frozenset({"bundle", "index", "gallery", "parts", "keys", "write_keys", "pictures"})
 
 
@@ -201,7 +202,7 @@ def front_application(arguments: Mapping[str, Any]) -> Any:
 
     actor = {"num_cpus": 0}  # it waits for the shards most of the time
     scaling = layout.scaling(policy={"policy_function": f"{by_waiting.__module__}:{by_waiting.__name__}"})
-    as_deployment = serve.deployment(name="front", ray_actor_options=actor, **scaling)
+    as_deployment = serve.deployment(name="front", ray_actor_options=actor, max_ongoing_requests=MAX_AT_ONCE, **scaling)
     return as_deployment(serve.ingress(build)(Front)).bind()
 
 
