@@ -222,8 +222,9 @@ def test_camp_sdk_imports_without_torch() -> None:
 
 
 def test_every_module_of_camp_sdk_and_runtime_imports_without_torch() -> None:
-    names = [module_of(path) for path in sources("camp_sdk", "runtime")]
-    done = run_blocked("\n".join(f"import {name}" for name in names))
+    names = {module_of(path) for path in sources("camp_sdk", "runtime")}
+    names.remove("camp_sdk.triton.rank_model")  # it is copied into a repository, and runs in Triton alone
+    done = run_blocked("\n".join(f"import {name}" for name in sorted(names)))
     assert (done.returncode, done.stderr) == (0, "")
 
 
