@@ -122,7 +122,7 @@ class RayShards:
 
 
 def by_waiting(context: Any) -> tuple[int, dict[str, Any]]:
-    """How many processes in front there should be: so many that no query waits for long.
+    """How many processes in front there should be, for queries not to wait for long.
 
     Args:
         context: What Ray Serve says of the deployment.
