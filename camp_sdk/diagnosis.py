@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from camp_sdk.first_pass_speed import FirstPassState, first_pass_states
 from camp_sdk.pictures import normalise, read_picture
 from camp_sdk.retriever import Retriever
-from camp_sdk.runtime.backends import BACKENDS, DEVICES, PRECISIONS, SCORES_IN, library_version
+from camp_sdk.runtime.backends import BACKENDS, DEVICES, PRECISIONS, SCORES_IN, TOO_COARSE, library_version
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines import cuda
 from camp_sdk.runtime.engines.onnxruntime_engine import check_provider
@@ -137,8 +138,10 @@ class BundleState:
         engines: Its engines on disk.
         broken_records: Why the records of engines on disk cannot be read, one line for each such record.
         inputs: The golden examples of what an app passes in; empty for bundles of older versions, which have none.
-        self_tests: The self-test on every backend that opens, in every precision.
-        auto: The choice of "auto" in every precision.
+        self_tests: The self-test on every backend that opens, in every precision but int8, which has no scores of its
+            own.
+        first_passes: The first pass of a ranking, in every precision and on every backend that makes one.
+        auto: The choice of "auto" in every precision but int8.
     """
 
     folder: str
@@ -149,6 +152,7 @@ class BundleState:
     broken_records: tuple[str, ...] = ()
     inputs: tuple[InputState, ...] = ()
     self_tests: tuple[SelfTestState, ...] = ()
+    first_passes: tuple[FirstPassState, ...] = ()
     auto: tuple[Choice, ...] = ()
 
 
@@ -228,8 +232,9 @@ def _bundle_state(
     if bundle is None:
         return BundleState(str(folder), problem)
     precisions = tuple(p for p in PRECISIONS if p == DEFAULT or p in bundle.manifest.precisions)
+    own = tuple(precision for precision in precisions if precision != TOO_COARSE)
     opening = [state.backend for state in backends if not state.problem]
-    pairs = [(b, p) for p in precisions for b in opening if b in SCORES_IN.get(p, BACKENDS)]
+    pairs = [(b, p) for p in own for b in opening if b in SCORES_IN.get(p, BACKENDS)]
     tests = tuple(_test_state(bundle, backend, precision) for backend, precision in progress(pairs))
     records, broken = read_records(folder)
     return BundleState(
@@ -241,7 +246,8 @@ def _bundle_state(
         broken_records=tuple(broken),
         inputs=_input_states(bundle),
         self_tests=tests,
-        auto=tuple(_choice(bundle, precision, backends, tests) for precision in precisions),
+        first_passes=first_pass_states(bundle, opening),
+        auto=tuple(_choice(bundle, precision, backends, tests) for precision in own),
     )
 
 

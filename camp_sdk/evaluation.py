@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.agreement import Agreements, TwoPasses, agreement, mean_agreements
 from camp_sdk.combination import Combination, combine
 from camp_sdk.data import Split
 from camp_sdk.ensembles import ScoreMean, check_takes, names_of
@@ -17,15 +18,15 @@ from camp_sdk.gallery import Gallery
 from camp_sdk.metrics import (
     MAX_RECALL_K,
     Metrics,
-    direction,
     evaluate_matrix,
-    image_to_text_ranks,
     mean_metrics,
-    text_to_image_ranks,
+    shortlist_metrics,
 )
+from camp_sdk.pairs import logit_matrix
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.tokenizer import open_tokenizer
+from camp_sdk.search import first_pass_of
 
 Matrix = NDArray[np.float32]
 Progress = Callable[[str, int], None]
@@ -79,6 +80,7 @@ class Evaluation:
         combination: The network's logits plus the weighted dot products of the global vectors, with the weight that the
             manifest records, and their metrics; None for a bundle that records none.
         combined_shortlists: The metrics of these combined scores by size of shortlist.
+        two_passes: How rankings in two passes agree with those in one, if that was asked for.
     """
 
     network: Metrics
@@ -91,6 +93,7 @@ class Evaluation:
     members: dict[str, Metrics] = field(default_factory=dict)
     combination: Combination | None = None
     combined_shortlists: dict[int, Metrics] = field(default_factory=dict)
+    two_passes: Agreements | None = None
 
     @property
     def protocol(self) -> str:
@@ -109,6 +112,8 @@ class Evaluation:
         if both := self.combination:
             whole = {"weight": both.weight} | both.metrics.as_dict()
             found["combination"] = whole | _by_size(self.combined_shortlists)
+        if self.two_passes:
+            found["two_passes"] = self.two_passes.as_dict()
         return self.network.as_dict() | {"global_vectors": beside} | found
 
 
@@ -124,6 +129,7 @@ def evaluate(
     on_progress: Progress = lambda step, done: None,
     protocol: str | None = None,
     shortlists: Sequence[int] = (),
+    two_passes: TwoPasses | None = None,
 ) -> Evaluation:
     """Score every caption against every image of a split and measure retrieval in both directions.
 
@@ -136,6 +142,7 @@ def evaluate(
         protocol: "flickr30k" (1,000 images), "coco-5k" (5,000 images) or "coco-1k" (the same 5,000 in five folds). Sets
             ``folds``, and checks that the split holds that number of images with five captions each.
         shortlists: Also measure the network with shortlists of these sizes.
+        two_passes: Also rank in two passes, and compare the ten best items; not with several retrievers.
 
     Raises:
         InputError: The images do not divide into the folds, the split does not fit the protocol, a bundle does not take
@@ -143,7 +150,7 @@ def evaluate(
             vectors.
     """
     retrievers = list(retriever) if isinstance(retriever, Sequence) else [retriever]
-    _check(retrievers, split, shortlists)
+    _check(retrievers, split, shortlists, two_passes)
     if protocol:
         folds = protocol_folds(protocol, split)
     images = len(split.images)
@@ -152,8 +159,11 @@ def evaluate(
     size = images // folds
     parts = [_Fold(split, slice(k * size, (k + 1) * size), on_progress) for k in range(folds)]
     several = len(retrievers) > 1
+    agreed: list[Agreements] = []
     measured = [
-        _evaluate_mean(retrievers, fold) if several else _evaluate_one(retrievers[0], fold, shortlists)
+        _evaluate_mean(retrievers, fold)
+        if several
+        else _evaluate_one(retrievers[0], fold, shortlists, two_passes, agreed.append)
         for fold in parts
     ]
     means = {name: mean_metrics([fold[name] for fold in measured]) for name in measured[0]}
@@ -164,7 +174,8 @@ def evaluate(
     names = names_of([own.bundle for own in retrievers])
     members = {name: means[f"{MEMBER}{name}" if several else NETWORK] for name in names}
     counts = (images, len(split.captions), folds)
-    return Evaluation(means[NETWORK], means.get(VECTORS), *counts, protocol, short, members, both, combined)
+    passes = mean_agreements(agreed) if agreed else None
+    return Evaluation(means[NETWORK], means.get(VECTORS), *counts, protocol, short, members, both, combined, passes)
 
 
 def weight_of(retriever: Retriever) -> float | None:
@@ -173,7 +184,9 @@ def weight_of(retriever: Retriever) -> float | None:
     return first.weight if first else None
 
 
-def _check(retrievers: Sequence[Retriever], split: Split, shortlists: Sequence[int]) -> None:
+def _check(
+    retrievers: Sequence[Retriever], split: Split, shortlists: Sequence[int], two_passes: TwoPasses | None
+) -> None:
     if not retrievers:
         raise InputError("retriever is an empty sequence: expected at least one retriever")
     if len(retrievers) > 1 and shortlists:
@@ -181,18 +194,24 @@ def _check(retrievers: Sequence[Retriever], split: Split, shortlists: Sequence[i
             f"`shortlist`: {len(retrievers)} networks have no common global vectors to make one with; leave it out, or "
             "evaluate one bundle at a time"
         )
+    if two_passes:
+        if len(retrievers) > 1:
+            raise InputError(
+                f"two passes: the mean of {len(retrievers)} networks has no first pass; evaluate one bundle"
+            )
+        first_pass_of(retrievers[0].model, *two_passes, MAX_RECALL_K)
     for size in shortlists:
         retrievers[0].check_counts(1, size)
     for retriever in retrievers:
         check_takes(retriever, split)
 
 
-def work_of(split: Split, folds: int = 1, retrievers: int = 1) -> dict[str, int]:
+def work_of(split: Split, folds: int = 1, retrievers: int = 1, passes: int = 1) -> dict[str, int]:
     """The amount of work in each step of `evaluate`, for progress bars: images to encode and pairs to score."""
     size = len(split.images) // max(folds, 1)
     owner = split.image_of_caption
     pairs = sum(size * int(((owner >= k * size) & (owner < (k + 1) * size)).sum()) for k in range(folds))
-    return {ENCODING: retrievers * len(split.images), SCORING: retrievers * pairs}
+    return {ENCODING: retrievers * len(split.images), SCORING: retrievers * passes * pairs}
 
 
 @dataclass(frozen=True)
@@ -220,17 +239,33 @@ class _Fold:
         """The image of each caption [T], counted from the first of the fold."""
         return np.asarray(self.split.image_of_caption[self.captions] - self.part.start)
 
-    def matrices(self, retriever: Retriever, with_vectors: bool = True) -> tuple[Matrix, Matrix | None]:
-        """Encode the fold with a retriever, and score it as `similarity_matrices` does."""
+    def encode(self, retriever: Retriever) -> tuple[Gallery, list[str]]:
+        """The images, encoded by a retriever, and the captions."""
         numbers = range(self.part.start, self.part.stop)
         names = None if self.split.has_pictures else [f"image {k} of {self.split.name}" for k in numbers]
         images = retriever.encode_images(self.split.images[self.part], names, partial(self.on_progress, ENCODING))
-        captions = [self.split.captions[index] for index in self.captions]
+        return images, [self.split.captions[index] for index in self.captions]
+
+    def matrices(self, retriever: Retriever, with_vectors: bool = True) -> tuple[Matrix, Matrix | None]:
+        """Encode the fold with a retriever, and score it as `similarity_matrices` does."""
+        images, captions = self.encode(retriever)
         return similarity_matrices(retriever, images, captions, partial(self.on_progress, SCORING), with_vectors)
 
 
-def _evaluate_one(retriever: Retriever, fold: _Fold, shortlists: Sequence[int]) -> dict[str, Metrics]:
-    logits, vectors = fold.matrices(retriever)
+def _evaluate_one(
+    retriever: Retriever,
+    fold: _Fold,
+    shortlists: Sequence[int],
+    two_passes: TwoPasses | None,
+    on_agreements: Callable[[Agreements], None],
+) -> dict[str, Metrics]:
+    images, captions = fold.encode(retriever)
+    on_pairs = partial(fold.on_progress, SCORING)
+    logits, vectors = similarity_matrices(retriever, images, captions, on_pairs)
+    if two_passes and (first := first_pass_of(retriever.model, *two_passes, MAX_RECALL_K)):
+        coarse, _ = similarity_matrices(retriever, images, captions, on_pairs, False, two_passes.precision)
+        sides = (agreement(coarse.T, logits.T, first), agreement(coarse, logits, first))
+        on_agreements(Agreements(two_passes.precision, *sides))
     matrices = [(NETWORK, SHORTLIST, logits)]
     if vectors is not None and (weight := weight_of(retriever)) is not None:
         matrices.append((BOTH, BOTH_OF, combine(logits, vectors, weight)))
@@ -256,42 +291,13 @@ def _evaluate_mean(retrievers: Sequence[Retriever], fold: _Fold) -> dict[str, Me
     return found | {NETWORK: evaluate_matrix(mean.similarity(), fold.owner)}
 
 
-def shortlist_metrics(logits: Matrix, vectors: Matrix, image_of_caption: NDArray[np.int64], size: int) -> Metrics:
-    """Metrics with a shortlist: a correct candidate that is not on the shortlist counts as a miss.
-
-    Args:
-        logits: [I, T], as `similarity_matrices` returns them.
-        vectors: Dot products of the global vectors [I, T].
-        image_of_caption: The image of each caption [T].
-        size: The number of candidates scored for each query, the nearest by global vector.
-    """
-
-    def shortened(axis: int) -> Matrix:
-        keep = min(size, logits.shape[axis])
-        nearest = np.argpartition(-vectors, keep - 1, axis=axis).take(np.arange(keep), axis=axis)
-        short = np.full_like(logits, -np.inf)
-        np.put_along_axis(short, nearest, np.take_along_axis(logits, nearest, axis), axis)
-        return short
-
-    images, texts = shortened(0), shortened(1)
-    missed = images[image_of_caption, np.arange(len(image_of_caption))] == -np.inf
-    of_images = np.where(missed, _missed_rank(logits.shape[0]), text_to_image_ranks(images, image_of_caption))
-    missed = np.array([(row[image_of_caption == image] == -np.inf).all() for image, row in enumerate(texts)])
-    of_texts = np.where(missed, _missed_rank(logits.shape[1]), image_to_text_ranks(texts, image_of_caption))
-    return Metrics(direction(of_images), direction(of_texts))
-
-
-def _missed_rank(candidates: int) -> int:
-    """The rank of an item that is not on the shortlist: after all candidates, and a miss even at R@10."""
-    return max(candidates, MAX_RECALL_K) + 1
-
-
 def similarity_matrices(
     retriever: Retriever,
     images: Gallery,
     captions: list[str],
     on_progress: Callable[[int], None],
     with_vectors: bool = True,
+    precision: str | None = None,
 ) -> tuple[Matrix, Matrix | None]:
     """Score all images against all captions.
 
@@ -304,6 +310,7 @@ def similarity_matrices(
         captions: The captions.
         on_progress: Receives the number of pairs in each block that was scored.
         with_vectors: Whether to compare the global vectors too.
+        precision: The precision of the scorer; None for the retriever's.
 
     Returns:
         Logits [I, T], and the dot products of the global vectors [I, T], or None without them.
@@ -316,7 +323,7 @@ def similarity_matrices(
         columns = np.flatnonzero((where >= start) & (where < start + len(kept)))
         copies = where[columns] - start
         texts = retriever.encode_texts([captions[index] for index in kept])
-        logits[:, columns] = retriever.score_matrix(images, texts, logits=True, on_progress=on_progress)[:, copies]
+        logits[:, columns] = logit_matrix(retriever.model, images, texts, on_progress, precision)[:, copies]
         on_progress(len(images) * (len(columns) - len(kept)))
         if vectors is not None:
             products = images.encoded.tensors["image.global"] @ texts.encoded.tensors["text.global"].T

@@ -121,3 +121,35 @@ def mean_metrics(folds: list[Metrics]) -> Metrics:
         return Direction(**{name: float(np.mean([row[name] for row in rows])) for name in rows[0]})
 
     return Metrics(mean("text_to_image"), mean("image_to_text"))
+
+
+def shortlist_metrics(
+    logits: NDArray[np.float32], vectors: NDArray[np.float32], image_of_caption: NDArray[np.int64], size: int
+) -> Metrics:
+    """Metrics with a shortlist: a correct candidate that is not on the shortlist counts as a miss.
+
+    Args:
+        logits: [I, T].
+        vectors: Dot products of the global vectors [I, T].
+        image_of_caption: The image of each caption [T].
+        size: The number of candidates scored for each query, the nearest by global vector.
+    """
+
+    def shortened(axis: int) -> NDArray[np.float32]:
+        keep = min(size, logits.shape[axis])
+        nearest = np.argpartition(-vectors, keep - 1, axis=axis).take(np.arange(keep), axis=axis)
+        short = np.full_like(logits, -np.inf)
+        np.put_along_axis(short, nearest, np.take_along_axis(logits, nearest, axis), axis)
+        return short
+
+    images, texts = shortened(0), shortened(1)
+    missed = images[image_of_caption, np.arange(len(image_of_caption))] == -np.inf
+    of_images = np.where(missed, _missed_rank(logits.shape[0]), text_to_image_ranks(images, image_of_caption))
+    missed = np.array([(row[image_of_caption == image] == -np.inf).all() for image, row in enumerate(texts)])
+    of_texts = np.where(missed, _missed_rank(logits.shape[1]), image_to_text_ranks(texts, image_of_caption))
+    return Metrics(direction(of_images), direction(of_texts))
+
+
+def _missed_rank(candidates: int) -> int:
+    """The rank of an item that is not on the shortlist: after all candidates, and a miss even at R@10."""
+    return max(candidates, MAX_RECALL_K) + 1

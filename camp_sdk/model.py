@@ -52,9 +52,15 @@ class Model:
         """The graphs in this precision."""
         return self.bundle.manifest.graphs_in(self.precision)
 
-    def scorer(self) -> scoring.PairScorer:
-        """Scores pairs with the scorer's engine."""
-        return scoring.PairScorer(self.engines["scorer"], self.graphs["scorer"].inputs, self.memory_budget_bytes)
+    def scorer(self, precision: str | None = None) -> scoring.PairScorer:
+        """Scores pairs with the scorer's engine.
+
+        Args:
+            precision: The precision of the scorer; None for that of the other graphs.
+        """
+        precision = precision or self.precision
+        inputs = self.bundle.manifest.graphs_in(precision)["scorer"].inputs
+        return scoring.PairScorer(self.engines.opened("scorer", precision), inputs, self.memory_budget_bytes)
 
     def activate(self, logits: FloatArray) -> FloatArray:
         """Scores of logits.

@@ -40,7 +40,9 @@ def score_pairs(model: Model, pairs: Sequence[tuple[Any, str]]) -> FloatArray:
     return model.activate(scoring.pair_logits(model.scorer(), model.images_of(gallery), encoded_texts, where))
 
 
-def logit_matrix(model: Model, images: Any, texts: Any, on_progress: Advance) -> FloatArray:
+def logit_matrix(
+    model: Model, images: Any, texts: Any, on_progress: Advance, precision: str | None = None
+) -> FloatArray:
     """Score all images against all texts; see `Retriever.score_matrix`.
 
     Args:
@@ -48,13 +50,14 @@ def logit_matrix(model: Model, images: Any, texts: Any, on_progress: Advance) ->
         images: A gallery of I images, or what makes one.
         texts: A gallery of T texts, or a list of texts.
         on_progress: Receives the number of pairs in each block that was scored.
+        precision: The precision of the scorer; None for that of the other graphs.
 
     Returns:
         Logits [I, T] float32, all finite.
     """
     image_gallery, text_gallery = model.as_gallery(images, "image"), model.as_gallery(texts, "text")
     encoded_images, encoded_texts = model.images_of(image_gallery), texts_of(text_gallery)
-    matrix = scoring.logit_matrix(model.scorer(), encoded_images, encoded_texts, on_progress)
+    matrix = scoring.logit_matrix(model.scorer(precision), encoded_images, encoded_texts, on_progress)
     scoring.check_finite(matrix)
     return matrix
 

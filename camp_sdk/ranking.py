@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.arguments import Advance
+from camp_sdk.first_pass import FirstPass, Ranked, best_in_two_passes
 from camp_sdk.results import Match
+from camp_sdk.runtime.blocks import batches
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, global_vectors
 from camp_sdk.runtime.nearest import nearest, products
 from camp_sdk.runtime.scoring import Logits, PairScorer, best, best_images, logit_matrix, pair_logits
 
-Ranked = tuple[NDArray[np.intp], Logits]  # indices and logits of one query's best items, best first
 Encoded = EncodedImages | EncodedTexts
+QUERIES_AT_ONCE = 64  # of which all coarse logits are in memory
+COARSE_BYTES = 16  # of a query and an item: two arrays of logits, and what is computed from them
 
 
 class Described(NamedTuple):
@@ -49,32 +53,78 @@ class Ranker:
         scorer: Scores pairs.
         top_k: The most items in a ranking.
         shortlist: The number of items scored for each query, the nearest by global vector; None scores all items.
-        on_progress: Receives the number of pairs in each block that was scored.
+        on_progress: Receives the number of pairs in each block that was scored; those of a second pass do not count.
+        first_pass: Scores all items first, and decides which ones the scorer scores; None if it scores all.
     """
 
     scorer: PairScorer
     top_k: int
     shortlist: int | None
     on_progress: Advance
+    first_pass: FirstPass | None = None
 
     def images(self, queries: EncodedTexts, images: EncodedImages) -> Iterator[Ranked]:
         """The best images of each text; equal logits keep the gallery's order."""
         candidates = self._candidates(queries, images)  # [T, shortlist]
+        if self.first_pass is not None:
+            yield from self._images_in_two_passes(self.first_pass, queries, images, candidates)
+            return
         if candidates is None:
             yield from zip(*best_images(self.scorer, images, queries, self.top_k, self.on_progress), strict=True)
             return
-        count = candidates.shape[1]
-        pairs = np.stack([candidates.ravel(), np.arange(len(queries)).repeat(count)], axis=1)  # [T * shortlist, 2]
-        logits = pair_logits(self.scorer, images, queries, pairs, self.on_progress).reshape(len(queries), count)
-        for numbers, row in zip(candidates, logits, strict=True):
+        for numbers, row in zip(candidates, self._scored(self.scorer, queries, images, candidates), strict=True):
             yield best(numbers, row, self.top_k)
+
+    def _scored(
+        self, scorer: PairScorer, texts: EncodedTexts, images: EncodedImages, chosen: NDArray[np.intp]
+    ) -> Logits:
+        """Logits of the images chosen for each text, [T, M]."""
+        pairs = np.stack([chosen.ravel(), np.arange(len(texts)).repeat(chosen.shape[1])], axis=1)  # [T * M, 2]
+        return pair_logits(scorer, images, texts, pairs, self.on_progress).reshape(chosen.shape)
+
+    def _images_in_two_passes(
+        self, first: FirstPass, queries: EncodedTexts, images: EncodedImages, candidates: NDArray[np.intp] | None
+    ) -> Iterator[Ranked]:
+        items = len(images) if candidates is None else candidates.shape[1]
+        budget, at_once = self.scorer.memory_budget_bytes, QUERIES_AT_ONCE
+        if budget is not None:
+            at_once = max(1, min(at_once, budget // (COARSE_BYTES * items)))
+        found: dict[int, Ranked] = {}
+        for group in batches(np.argsort(queries.lengths, kind="stable"), at_once):
+            texts, chosen = queries.select(group), None if candidates is None else candidates[group]
+            if chosen is None:
+                coarse = logit_matrix(first.scorer, images, texts, self.on_progress).T
+            else:
+                coarse = self._scored(first.scorer, texts, images, chosen)
+            exact = partial(self._exact, texts, images, chosen)
+            ranked = best_in_two_passes(coarse, self.top_k, exact, first.error, first.count)
+            for row, (text, (places, logits)) in enumerate(zip(group.tolist(), ranked, strict=True)):
+                found[text] = places if chosen is None else chosen[row, places], logits
+        yield from (found[text] for text in range(len(queries)))
+
+    def _exact(
+        self, texts: EncodedTexts, images: EncodedImages, chosen: NDArray[np.intp] | None, pairs: NDArray[np.intp]
+    ) -> Logits:
+        """Logits [P] of pairs (text, place among its chosen images) [P, 2]; None for all images."""
+        numbers = pairs[:, 1] if chosen is None else chosen[pairs[:, 0], pairs[:, 1]]
+        return pair_logits(self.scorer, images, texts, np.stack([numbers, pairs[:, 0]], axis=1))
 
     def texts(self, query: EncodedImages, texts: EncodedTexts) -> Ranked:
         """The best texts of one image; equal logits keep the gallery's order."""
         candidates = self._candidates(query, texts)  # [1, shortlist]
         numbers = np.arange(len(texts)) if candidates is None else candidates[0]
         chosen = texts if candidates is None else texts.select(numbers)
-        return best(numbers, logit_matrix(self.scorer, query, chosen, self.on_progress)[0], self.top_k)
+        first = self.first_pass
+        if first is None:
+            return best(numbers, logit_matrix(self.scorer, query, chosen, self.on_progress)[0], self.top_k)
+
+        def exact(pairs: NDArray[np.intp]) -> Logits:
+            found: Logits = logit_matrix(self.scorer, query, chosen.select(pairs[:, 1]))[0]
+            return found
+
+        coarse = logit_matrix(first.scorer, query, chosen, self.on_progress)  # [1, M]
+        ((places, logits),) = best_in_two_passes(coarse, self.top_k, exact, first.error, first.count)
+        return numbers[places], logits
 
     def _candidates(self, queries: Encoded, items: Encoded) -> NDArray[np.intp] | None:
         """Indices [Q, shortlist] of the items to score for each query; None to score every item."""

@@ -207,6 +207,8 @@ class Retriever:
         offset: int = 0,
         where: Mapping[str, Any] | None = None,
         by: str | None = None,
+        precision: str | None = None,
+        rescore: int | str | None = None,
     ) -> list[Ranking]: ...
 
     @overload
@@ -221,6 +223,8 @@ class Retriever:
         offset: int = 0,
         where: Mapping[str, Any] | None = None,
         by: str | None = None,
+        precision: str | None = None,
+        rescore: int | str | None = None,
     ) -> Ranking: ...
 
     def rank(
@@ -234,6 +238,8 @@ class Retriever:
         offset: int = 0,
         where: Mapping[str, Any] | None = None,
         by: str | None = None,
+        precision: str | None = None,
+        rescore: int | str | None = None,
     ) -> Ranking | list[Ranking]:
         """Find the best matches of a query: images for a text, texts for an image.
 
@@ -264,9 +270,13 @@ class Retriever:
         Raises:
             InputError: `check_queries` refuses the query, ``top_k`` is below 1, ``shortlist`` is below ``top_k``,
                 global vectors are asked of a bundle without them, or a condition is not understood.
-            BundleError: The index has been moved to another bundle, or its file is damaged.
+            BackendError: The backend does not score in ``precision``.
+            BundleError: The index has been moved to another bundle, its file is damaged, or the bundle has no graphs in
+                ``precision``.
         """
-        return rank(self.model, query, corpus, Asked(top_k, shortlist, offset, where, by, on_progress))
+        return rank(
+            self.model, query, corpus, Asked(top_k, shortlist, offset, where, by, on_progress, precision, rescore)
+        )
 
     def check_queries(self, queries: Sequence[str]) -> None:
         """Check text queries before long work; `rank` makes the same check.

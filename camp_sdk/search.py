@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.arguments import Advance, check_offset, check_top_k
+from camp_sdk.arguments import Advance, check_offset, check_top_k, is_whole
+from camp_sdk.first_pass import AUTO, FirstPass, Ranked
 from camp_sdk.gallery import Gallery, texts_of_query
 from camp_sdk.index.living import Index
 from camp_sdk.model import Model
-from camp_sdk.ranking import Candidates, Described, Ranked, Ranker, matches_of, most_similar
+from camp_sdk.ranking import Candidates, Described, Ranker, matches_of, most_similar
 from camp_sdk.results import FloatArray, Ranking
+from camp_sdk.runtime.backends import FIRST_PASSES, fast_first_pass
 from camp_sdk.runtime.encode import encode_texts
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, global_vectors
-from camp_sdk.runtime.errors import InputError
+from camp_sdk.runtime.errors import BundleError, InputError
+from camp_sdk.runtime.manifest import EXPORT_AGAIN
+from camp_sdk.runtime.messages import brief
 
 NO_VECTORS = "this bundle has no global vectors to make one with, leave it out"
 
@@ -33,6 +37,8 @@ class Asked:
     where: Mapping[str, Any] | None
     by: str | None
     on_progress: Advance
+    precision: str | None = None
+    rescore: int | str | None = None
 
     @property
     def depth(self) -> int:
@@ -41,7 +47,8 @@ class Asked:
 
     def ranker(self, model: Model) -> Ranker:
         """Ranks items as asked."""
-        return Ranker(model.scorer(), self.depth, self.shortlist, self.on_progress)
+        first = first_pass_of(model, self.precision, self.rescore, self.depth)
+        return Ranker(model.scorer(), self.depth, self.shortlist, self.on_progress, first)
 
 
 def rank(model: Model, query: Any, corpus: Any, asked: Asked) -> Ranking | list[Ranking]:
@@ -88,9 +95,55 @@ def shortlist_of(model: Model, depth: int, shortlist: int | None) -> int | None:
     return shortlist or None
 
 
+def first_pass_of(model: Model, precision: str | None, rescore: int | str | None, depth: int) -> FirstPass | None:
+    """The first pass of a ranking; None for one that scores all items as the retriever does.
+
+    Args:
+        model: The network.
+        precision: As `Retriever.rank` takes it.
+        rescore: As `Retriever.rank` takes it.
+        depth: How many of the best items are wanted.
+
+    Raises:
+        InputError: The arguments do not fit together.
+        BackendError: The backend does not score in this precision.
+        BundleError: The bundle has no graphs in this precision, or does not say how far their logits are off.
+    """
+    if precision == AUTO:
+        precision = fast_first_pass(model.bundle, model.engines.backend)
+        if precision is None or precision == model.precision:
+            return None
+    if precision is None:
+        if rescore is not None:
+            raise InputError("`rescore` is for rankings in two passes: expected a `precision` of the first pass too")
+        return None
+    if precision not in FIRST_PASSES or precision == model.precision:
+        named = ", ".join(name for name in (AUTO, *FIRST_PASSES) if name != model.precision)
+        raise InputError(f"`precision` {brief(precision)}: expected one of {named} for the first pass, or None")
+    return FirstPass(model.scorer(precision), *_rescoring(model, precision, rescore, depth))
+
+
+def _rescoring(model: Model, precision: str, rescore: int | str | None, depth: int) -> tuple[float, int | None]:
+    """The error to allow for, and the number of items to score again, if it does not follow from the error."""
+    if rescore is not None and rescore != AUTO:
+        if not is_whole(rescore) or int(rescore) < depth:
+            raise InputError(f"`rescore` is {brief(rescore)}: expected 'auto', or at least the {depth} items wanted")
+        return 0.0, int(rescore)
+    error = model.bundle.manifest.precisions[precision].logit_error
+    if error is None:
+        raise BundleError(
+            f"this bundle does not say how far its {precision} logits are off: give `rescore` a number, or "
+            f"{EXPORT_AGAIN}"
+        )
+    return error, None
+
+
 def _check(model: Model, corpus: Any, asked: Asked) -> None:
     check_shortlist(model, asked.top_k, asked.shortlist)
     check_offset(asked.offset)
+    if asked.by is not None and (asked.precision or asked.rescore) is not None:
+        raise InputError(f"by='{asked.by}' does not score pairs: leave out `precision` and `rescore`")
+    first_pass_of(model, asked.precision, asked.rescore, asked.depth)  # before encoding, which may take minutes
     index = isinstance(corpus, Index)
     if asked.where is not None and not index:
         raise InputError("`where` filters an index, which has metadata: a gallery has none, use gallery.select")

@@ -15,18 +15,17 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.files import write_aside
+from camp_sdk.runtime.lowered import PRECISION_FOLDERS, LoweredGraphs
 from camp_sdk.runtime.manifest import (
     ACTIVATIONS,
     FITS,
     MAX_PIXELS,
     OPTIONAL_GRAPHS,
-    PRECISION_FOLDERS,
     REQUIRED_GRAPHS,
     RESAMPLES,
     SCHEMA_VERSION,
     TOKENIZER_FILE,
     FileEntry,
-    LoweredGraphs,
     Manifest,
     PixelSpec,
 )
@@ -52,6 +51,7 @@ RULES: dict[tuple[type, str], dict[str, Any]] = {
     (FirstStage, "shortlist"): {"minimum": 1, "maximum": MAX_SHORTLIST},
     (FirstStage, "weight"): {"minimum": 0},
     (LoweredGraphs, "graphs"): {"propertyNames": {"enum": list(GRAPHS)}},
+    (LoweredGraphs, "logit_error"): {"minimum": 0},
     (FileEntry, "bytes"): {"minimum": 0},
     (FileEntry, "sha256"): {"pattern": "^[0-9a-f]{64}$"},
     (PixelSpec, "height"): {"minimum": 1, "maximum": MAX_PIXELS},
@@ -64,6 +64,7 @@ OPTIONAL = (
     "fit",
     "resample",
     "checks",
+    "logit_error",
     "sizes",
     "made_with",
     "training",

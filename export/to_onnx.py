@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from camp_sdk.runtime.manifest import PRECISION_FOLDERS
+from camp_sdk.runtime.lowered import PRECISION_FOLDERS
 from camp_sdk.terminal import run_command, stderr
 
 
@@ -22,6 +22,7 @@ class Lower(Enum):
 
     FP16 = PRECISION_FOLDERS["float16"]
     BF16 = PRECISION_FOLDERS["bfloat16"]
+    INT8 = PRECISION_FOLDERS["int8"]
 
 
 def command(
@@ -33,7 +34,8 @@ def command(
     precision: Annotated[
         list[Lower] | None,
         typer.Option(
-            help="Also write graphs for GPUs (fp16), or for processors that compute in bfloat16 (bf16; needs openvino)."
+            help="Also write graphs for GPUs (fp16), for processors that compute in bfloat16 (bf16; needs openvino), "
+            "or for a fast first pass of a ranking (int8)."
         ),
     ] = None,
 ) -> None:

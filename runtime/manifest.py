@@ -12,6 +12,7 @@ from typing import Any
 from camp_sdk.runtime.contract import GLOBAL_SUFFIX, GraphSpec, TensorSpec, check_graphs, image_columns, inside
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import sha256_of
+from camp_sdk.runtime.lowered import PRECISION_FOLDERS, LoweredGraphs
 from camp_sdk.runtime.manifest_values import FirstStage, hash_from, stop_words_from, unit_from, vocabulary_from
 from camp_sdk.runtime.messages import brief
 
@@ -25,7 +26,6 @@ REQUIRED_GRAPHS = ("image", "text", "scorer")
 OPTIONAL_GRAPHS = ("explainer", "vision")
 FITS = ("stretch", "letterbox", "crop")
 RESAMPLES = ("fast", "bilinear", "bicubic")
-PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16"}  # folders of the graphs in lower precisions
 EXPORT_AGAIN = "export the bundle again, or copy it again from where it was made"
 
 
@@ -45,24 +45,6 @@ class FileEntry:
     def of(cls, path: Path) -> FileEntry:
         """The entry for the current content of a file."""
         return cls(path.stat().st_size, sha256_of(path))
-
-
-@dataclass(frozen=True)
-class LoweredGraphs:
-    """The graphs of a lower precision, which replace the float32 ones.
-
-    Args:
-        graphs: the graphs by name; those missing here are used in float32.
-        checks: figures of the export's precision gate.
-    """
-
-    graphs: dict[str, GraphSpec]
-    checks: tuple[dict[str, Any], ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The manifest's entry."""
-        graphs = {name: graph.as_dict() for name, graph in self.graphs.items()}
-        return {"graphs": graphs, "checks": list(self.checks)}
 
 
 @dataclass(frozen=True)
@@ -135,7 +117,7 @@ class Manifest:
         vocabulary: the number of tokens that the text graph knows; None in older bundles.
         files: every file of the bundle except the manifest, by path relative to the bundle.
         pixels: the input of the vision graph; None without one.
-        precisions: the graphs of lower precisions, by "float16" or "bfloat16".
+        precisions: the graphs of lower precisions, by name.
         sizes: the network's configuration, for people.
         made_with: versions of the packages that made the bundle, for people.
         training: how the network was trained and the scores it reached, for people.
@@ -171,7 +153,7 @@ class Manifest:
         """All graphs of a precision: its own versions where there are any, and the float32 ones otherwise.
 
         Args:
-            precision: "float32", "float16" or "bfloat16".
+            precision: "float32", "float16", "bfloat16" or "int8".
 
         Raises:
             BundleError: the bundle has no graphs in this precision.
@@ -214,7 +196,7 @@ class Manifest:
             KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError: the document breaks the
                 contract.
         """
-        graphs = _graphs(raw["graphs"])
+        graphs = {str(name): GraphSpec.from_dict(graph) for name, graph in raw["graphs"].items()}
         entries = raw["files"].items()
         files = {inside(name): FileEntry(int(entry["bytes"]), hash_from(entry["sha256"])) for name, entry in entries}
         manifest = cls(
@@ -332,16 +314,9 @@ def _check_vision(vision: GraphSpec, pixels: PixelSpec, width: int) -> None:
         )
 
 
-def _graphs(raw: Mapping[str, Any]) -> dict[str, GraphSpec]:
-    return {str(name): GraphSpec.from_dict(graph) for name, graph in raw.items()}
-
-
 def _precisions(raw: Any) -> dict[str, LoweredGraphs]:
     if raw == ["float32"]:  # the form in bundles made before lower precisions existed
         return {}
     if unknown := raw.keys() - PRECISION_FOLDERS.keys():
         raise ValueError(f"precisions {brief(sorted(unknown))}, expected {sorted(PRECISION_FOLDERS)}")
-    return {
-        name: LoweredGraphs(_graphs(entry["graphs"]), tuple(dict(check) for check in entry.get("checks") or ()))
-        for name, entry in raw.items()
-    }
+    return {name: LoweredGraphs.from_dict(entry) for name, entry in raw.items()}

@@ -17,7 +17,8 @@ from camp_sdk import Retriever
 from camp_sdk.export.bundling.writer import export_bundle, write_lowered
 from camp_sdk.export.import_checkpoint import import_checkpoint
 from camp_sdk.export.scenes import write_scenes
-from camp_sdk.runtime.manifest import MANIFEST_FILE, LoweredGraphs, read_manifest, write_manifest
+from camp_sdk.runtime.lowered import LoweredGraphs
+from camp_sdk.runtime.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from tests.helpers.command import Camp
 from tests.helpers.hardware import bfloat16_here
 from tests.helpers.tiny import FEATURE_WIDTH, save_tiny_checkpoint
@@ -70,7 +71,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool
 @pytest.fixture(scope="session")
 def feature_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str, bool], Path]) -> Path:
     """A bundle of the paper's variant that takes features [R, 12]. Read only: copy it (`bundle_copy`) to break it."""
-    precisions = ["float16", "bfloat16"] if bfloat16_here() else ["float16"]
+    precisions = ["float16", "int8", *(["bfloat16"] if bfloat16_here() else [])]
     return export_bundle(
         checkpoints("paper", False), tmp_path_factory.mktemp("bundles") / "features", precisions
     ).folder
@@ -108,7 +109,7 @@ def half_bundle(
         target = folder / variant
         if not target.exists():
             made = request.getfixturevalue(ours[variant]) if variant in ours else released_bundle(variant)
-            shutil.copytree(made, target, ignore=shutil.ignore_patterns("fp16", "bf16"))
+            shutil.copytree(made, target, ignore=shutil.ignore_patterns("fp16", "bf16", "int8"))
             manifest = read_manifest(target / MANIFEST_FILE)
             lowered = LoweredGraphs(write_lowered("float16", manifest.graphs, target))
             write_manifest(target, replace(manifest, precisions={"float16": lowered}))

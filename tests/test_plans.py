@@ -15,7 +15,8 @@ import pytest
 from camp_sdk import BackendError, Bundle, BundleError, InputError
 from camp_sdk.runtime.contract import GraphSpec, TensorSpec
 from camp_sdk.runtime.engines.profiles import Limits, Profile, profile_of
-from camp_sdk.runtime.manifest import LoweredGraphs, PixelSpec
+from camp_sdk.runtime.lowered import LoweredGraphs
+from camp_sdk.runtime.manifest import PixelSpec
 from camp_sdk.runtime.tensorrt.plans import (
     RECORD_BYTES_LIMIT,
     Here,

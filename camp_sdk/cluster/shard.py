@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camp_sdk.arguments import silent
+from camp_sdk.first_pass import Ranked
 from camp_sdk.index.items import IndexItem
 from camp_sdk.index.snapshot import Snapshot
 from camp_sdk.index.where import Condition, compile_where
-from camp_sdk.ranking import Ranked, Ranker, most_similar, near_items
+from camp_sdk.ranking import Ranker, most_similar, near_items
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts
 from camp_sdk.runtime.engines.base import Arrays

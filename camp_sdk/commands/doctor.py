@@ -22,6 +22,7 @@ from camp_sdk.diagnosis import (
     SelfTestState,
     diagnose,
 )
+from camp_sdk.first_pass_speed import FirstPassState
 from camp_sdk.runtime.messages import visible
 from camp_sdk.runtime.selftest import ON_PROCESSOR
 from camp_sdk.terminal import progress
@@ -100,6 +101,9 @@ def _print_bundle(state: BundleState, console: Console) -> None:
         console.print(_tests_table(state.self_tests))
     tests = ((f"{test.backend} in {test.precision}", test.skipped or test.problem) for test in state.self_tests)
     _print_problems(console, tests)
+    if state.first_passes:
+        console.print(_first_passes_table(state.first_passes))
+        _print_problems(console, ((f"{one.backend} in {one.precision}", one.problem) for one in state.first_passes))
     for choice in state.auto:
         console.print(_auto_line(choice))
 
@@ -128,6 +132,14 @@ def _tests_table(tests: tuple[SelfTestState, ...]) -> Table:
         errors = (test.max_logit_error, test.max_score_error)
         figures = ("-" if error is None else f"{error:.1e}" for error in errors)
         table.add_row(test.backend, test.precision, *figures, Text(result, style=style))
+    return table
+
+
+def _first_passes_table(states: tuple[FirstPassState, ...]) -> Table:
+    table = Table("first pass", "precision", Column("x float32", justify="right"), "processor multiplies it")
+    for state in states:
+        speed = "-" if state.speed is None else f"{state.speed:.1f}"
+        table.add_row(state.backend, state.precision, speed, _yes_or_no(state.instructions))
     return table
 
 

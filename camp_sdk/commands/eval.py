@@ -13,12 +13,15 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from camp_sdk.agreement import Agreements, TwoPasses
 from camp_sdk.commands.options import (
     BackendOption,
     JsonOption,
     MemoryOption,
-    PrecisionOption,
+    RescoreOption,
     ThreadsOption,
+    TwoPassOption,
+    passes_of,
 )
 from camp_sdk.data import load_split
 from camp_sdk.evaluation import Evaluation, evaluate, protocol_folds, work_of
@@ -52,7 +55,8 @@ def eval_command(
     ] = 0,
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     backend: BackendOption = "auto",
-    precision: PrecisionOption = "float32",
+    precision: TwoPassOption = "float32",
+    rescore: RescoreOption = None,
     threads: ThreadsOption = None,
     memory_budget: MemoryOption = None,
     as_json: JsonOption = False,
@@ -68,14 +72,17 @@ def eval_command(
         check_writable(output)  # before the work, not after it
     parts = protocol_folds(protocol, loaded) if protocol else folds or 1
     sizes = sorted({*(size for size in SHORTLISTS if size < shortlist), shortlist} - {0})
+    passes = passes_of(precision, rescore)
+    two = TwoPasses(passes.first, passes.rescore) if passes.first else None
     with ExitStack() as stack:
         retrievers = [
-            stack.enter_context(Retriever(bundle, backend, precision, threads, memory_budget)) for bundle in bundles
+            stack.enter_context(Retriever(bundle, backend, passes.precision, threads, memory_budget))
+            for bundle in bundles
         ]
-        with progress_bars(work_of(loaded, parts, len(retrievers))) as advance:
-            result = evaluate(retrievers, loaded, parts, advance, protocol, sizes)
+        with progress_bars(work_of(loaded, parts, len(retrievers), 2 if two else 1)) as advance:
+            result = evaluate(retrievers, loaded, parts, advance, protocol, sizes, two)
     used = dict.fromkeys(retriever.backend for retriever in retrievers)
-    setup = {"split": split, "backend": ", ".join(used), "precision": precision}
+    setup = {"split": split, "backend": ", ".join(used), "precision": passes.precision}
     answer = json.dumps(result.as_dict() | setup, indent=2)
     if output:
         with write_aside(output) as aside:
@@ -87,6 +94,19 @@ def eval_command(
         if result.shortlists:
             for table in shortlist_tables(result):
                 Console().print(table)
+        if result.two_passes:
+            Console().print(two_passes_table(result.two_passes))
+
+
+def two_passes_table(found: Agreements) -> Table:
+    """How rankings in two passes agree with those in one."""
+    heads = ("same best", "same 10", "same order", "same 10, first pass", "scored again")
+    title = f"{found.precision}, then the best again, against one pass: shares of the queries"
+    table = Table("", *(Column(head, justify="right") for head in heads), title=title)
+    for name, side in (("text to image", found.text_to_image), ("image to text", found.image_to_text)):
+        shares = (side.same_best, side.same_ten, side.same_order, side.coarse_ten)
+        table.add_row(name, *(f"{share:.2%}" for share in shares), f"{side.scored_again:.1f}")
+    return table
 
 
 def evaluation_table(result: Evaluation, title: str) -> Table:

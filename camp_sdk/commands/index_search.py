@@ -20,11 +20,14 @@ from camp_sdk.commands.options import (
     IndexArgument,
     JsonOption,
     MemoryOption,
-    PrecisionOption,
+    Passes,
+    RescoreOption,
     ShortlistOption,
     ThreadsOption,
+    TwoPassOption,
     WhereOption,
     conditions_of,
+    passes_of,
 )
 from camp_sdk.commands.rank import report_shortlist
 from camp_sdk.progress import progress_bar
@@ -47,7 +50,8 @@ def search_command(
     where: WhereOption = None,
     ann: Annotated[bool, typer.Option("--ann", help="Choose the shortlist as `camp index ann` allows.")] = False,
     backend: BackendOption = "auto",
-    precision: PrecisionOption = "float32",
+    precision: TwoPassOption = "float32",
+    rescore: RescoreOption = None,
     threads: ThreadsOption = None,
     memory_budget: MemoryOption = None,
     as_json: JsonOption = False,
@@ -56,11 +60,14 @@ def search_command(
     if (query is None) == (like is None):
         raise InputError("give either `query` or `like`")
     search = Search(top_k, shortlist, conditions_of(where))
-    with Retriever(bundle, backend, precision, threads, memory_budget) as retriever:
+    passes = passes_of(precision, rescore)
+    with Retriever(bundle, backend, passes.precision, threads, memory_budget) as retriever:
         if is_parts(index):
+            if passes.first:
+                raise InputError("`precision`: parts are searched in one pass, in float32")
             found, items = _found_in_parts(retriever, index, query or like, search, offset, ann)
         else:
-            found, items = _found(retriever, index, query or like, search, offset, ann)
+            found, items = _found(retriever, index, query or like, (search, passes), offset, ann)
     if as_json:
         matches = [dict(match) for match in found]
         about = {"query": query or str(like), "unknown_words": found.unknown_words, "shortlist": found.shortlist}
@@ -74,18 +81,28 @@ def search_command(
 
 
 def _found(
-    retriever: Retriever, path: Path, query: str | Path | None, search: Search, offset: int, ann: bool
+    retriever: Retriever, path: Path, query: str | Path | None, wanted: tuple[Search, Passes], offset: int, ann: bool
 ) -> tuple[Ranking, int]:
     """A ranking of an index, and the number of its items."""
+    search, passes = wanted
     with retriever.open_index(path, ann=ann) as opened:
         items = len(opened)
         if isinstance(query, Path):
-            like = retriever.rank(query, opened, search.top_k, offset=offset, where=search.where, by="image")
+            like = retriever.rank(
+                query, opened, search.top_k, offset=offset, where=search.where, by="image", **passes.named
+            )
             return like, items
         pairs = min(items, shortlist_of(retriever.model, offset + search.top_k, search.shortlist) or items)
         with progress_bar("scoring pairs", pairs) as scored:
             found = retriever.rank(
-                query, opened, search.top_k, search.shortlist, scored, offset=offset, where=search.where
+                query,
+                opened,
+                search.top_k,
+                search.shortlist,
+                scored,
+                offset=offset,
+                where=search.where,
+                **passes.named,
             )
         return found, items
 

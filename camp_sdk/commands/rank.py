@@ -20,10 +20,12 @@ from camp_sdk.commands.options import (
     JsonOption,
     MegapixelsOption,
     MemoryOption,
-    PrecisionOption,
+    RescoreOption,
     ShortlistOption,
     SkipBrokenOption,
     ThreadsOption,
+    TwoPassOption,
+    passes_of,
 )
 from camp_sdk.picture_files import PassedOver
 from camp_sdk.pictures import MAX_MEGAPIXELS
@@ -32,7 +34,7 @@ from camp_sdk.results import Match, Ranking
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.messages import visible
-from camp_sdk.search import shortlist_of
+from camp_sdk.search import first_pass_of, shortlist_of
 from camp_sdk.terminal import stderr
 
 
@@ -46,7 +48,8 @@ def rank_command(
     skip_broken: SkipBrokenOption = False,
     max_megapixels: MegapixelsOption = MAX_MEGAPIXELS,
     backend: BackendOption = "auto",
-    precision: PrecisionOption = "float32",
+    precision: TwoPassOption = "float32",
+    rescore: RescoreOption = None,
     threads: ThreadsOption = None,
     memory_budget: MemoryOption = None,
     as_json: JsonOption = False,
@@ -54,9 +57,11 @@ def rank_command(
     """Rank pictures, or the rows of a file of features, by text."""
     if (images is None) == (gallery is None):
         raise InputError("give either --images or --gallery")
-    with Retriever(bundle, backend, precision, threads, memory_budget) as retriever:
+    passes = passes_of(precision, rescore)
+    with Retriever(bundle, backend, passes.precision, threads, memory_budget) as retriever:
         retriever.check_queries(query)  # before encoding pictures, which may take minutes
         retriever.check_counts(top_k, shortlist)
+        first_pass_of(retriever.model, passes.first, passes.rescore, top_k)
         passed_over: Sequence[PassedOver] = ()
         if gallery is not None:
             corpus = retriever.open_gallery(gallery)
@@ -65,7 +70,7 @@ def rank_command(
             corpus, passed_over = encode_all(retriever, images, skip_broken, max_megapixels)
         pairs = len(query) * min(len(corpus), shortlist_of(retriever.model, top_k, shortlist) or len(corpus))
         with progress_bar("scoring pairs", pairs) as scored:
-            rankings = retriever.rank(query, corpus, top_k, shortlist, scored)
+            rankings = retriever.rank(query, corpus, top_k, shortlist, scored, **passes.named)
     if as_json:
         found = [
             {

@@ -64,7 +64,7 @@ def lower_graph(
         ExportError: a constant is out of float16's range, the graph holds branches or loops, or nothing in it is worth
             bfloat16.
     """
-    model = _normalised(source)
+    model = normalised(source)
     graph = model.graph
     dtypes = {"float16": (ir.DataType.FLOAT16, half_nodes), "bfloat16": (ir.DataType.BFLOAT16, bulk_nodes)}
     dtype, plan = dtypes[precision]
@@ -82,15 +82,16 @@ def lower_graph(
             _cast_output(graph, index, value, FLOAT)
         elif value.dtype == FLOAT and dtype == ir.DataType.FLOAT16 and _is_kept(value.name or "") and _is_unit(value):
             _cast_output(graph, index, value, dtype)
-    for name in list(graph.initializers):
-        if not graph.initializers[name].uses() and not graph.initializers[name].is_graph_output():
-            del graph.initializers[name]
-    proto = _saved(model, target)
+    proto = saved(model, target)
     return [spec_of(value) for value in proto.graph.input], [spec_of(value) for value in proto.graph.output]
 
 
-def _normalised(source: Path) -> ir.Model:
-    """Load a graph, with all constants as initializers and no initializers among the inputs."""
+def normalised(source: Path) -> ir.Model:
+    """Load a graph, with all constants as initializers and no initializers among the inputs.
+
+    Raises:
+        ExportError: the graph holds branches or loops.
+    """
     model = ir.load(source)
     attributes = (attribute for node in model.graph for attribute in node.attributes.values())
     if any(attribute.type in SUBGRAPHS for attribute in attributes):
@@ -103,7 +104,15 @@ def _normalised(source: Path) -> ir.Model:
     return model
 
 
-def _saved(model: ir.Model, target: Path) -> onnx.ModelProto:
+def saved(model: ir.Model, target: Path) -> onnx.ModelProto:
+    """Check a changed graph and write it, without the constants that nothing reads any more.
+
+    Raises:
+        ExportError: the graph is not valid.
+    """
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]
     network = model.metadata_props.get(f"{METADATA}network", "")
     proto = anonymise(ir.to_proto(model), target.stem)
     describe(proto, target.stem, network)
@@ -268,7 +277,7 @@ def emulate_half(source: Path, target: Path) -> None:
                     node.attributes["to"] = ir.AttrInt64("to", int(FLOAT))
                 if node.op_type not in MOVES:
                     _round(graph, node, value)
-    _saved(model, target)
+    saved(model, target)
 
 
 def _round(graph: ir.Graph, node: ir.Node | None, value: ir.Value) -> None:

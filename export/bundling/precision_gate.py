@@ -49,6 +49,7 @@ ONE_WORD_CAPTIONS = 50
 # to half, with all else in float64, changes scores by 0.1, and single logits of trained networks by up to 13% of their
 # range. For such features, the gate checks only the order of the logits, and that 99% of them differ by a small part of
 # their range. That part is 0.1 to 0.6% for trained networks, and 2% for 72 pairs of a random network.
+REAL = "real"  # the examples as they are
 HUGE, HUGE_SCALE = "huge features", 100
 MAX_USUAL_SHARE = 0.05
 MAX_SHARE_OF_RANGE = 0.1
@@ -113,9 +114,7 @@ class PrecisionCheck:
         elif not self.share_of_largest <= MAX_SHARE_OF_LARGEST:
             bounds.append(of_range)
         found = [f"{what} {error:.1e} (at most {most:g})" for what, error, most in bounds if not error <= most]
-        places = self.texts * min(TOP, self.images)
-        lost = round((1 - self.top10_agreement) * places)  # with few places, a single one is more than 1%
-        if lost > max(1, (1 - MIN_AGREEMENT) * places):
+        if too_few_agree(self.top10_agreement, self.images, self.texts):
             found.append(f"{self.top10_agreement:.1%} of the top {TOP} (at least {MIN_AGREEMENT:.0%})")
         return found if self.finite else ["not finite", *found]
 
@@ -140,7 +139,7 @@ def precision_cases(model: Camp, origin: Origin) -> Iterator[Case]:
     start, end = (int(ids[0, place]) for place in (0, lengths[0] - 1))  # markers
     words = np.setdiff1d(tokens.ids, [0, start, end])[:ONE_WORD_CAPTIONS]  # 0 pads
     short = torch.tensor([[start, word, end] for word in words])
-    yield Case("real", batch, ids, lengths)
+    yield Case(REAL, batch, ids, lengths)
     yield Case("zero features", features * 0, ids, lengths)
     yield Case(HUGE, features * HUGE_SCALE, ids, lengths)
     yield Case("one word", features, short, torch.full((len(words),), 3))
@@ -217,6 +216,18 @@ def is_mostly_float32(file: Path) -> bool:
 def _fixed_size(node: ir.Node) -> int:
     shapes = [value.shape for value in (*node.inputs, *node.outputs) if value is not None and value.shape is not None]
     return max((math.prod(size for size in shape if isinstance(size, int)) for shape in shapes), default=1)
+
+
+def too_few_agree(agreement: float, images: int, texts: int) -> bool:
+    """Whether an agreement of the best images is below the bound; with few places, a single one is more than 1%.
+
+    Args:
+        agreement: what `top_agreement` returned.
+        images: the number of images.
+        texts: the number of texts.
+    """
+    places = texts * min(TOP, images)
+    return round((1 - agreement) * places) > max(1, (1 - MIN_AGREEMENT) * places)
 
 
 def top_agreement(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:

@@ -10,22 +10,26 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from camp_sdk.combination import WEIGHT
-from camp_sdk.export.bundling import parity, precision_gate
+from camp_sdk.export.bundling import coarse_gate, parity, precision_gate
 from camp_sdk.export.bundling.cases import checks_table, figures_of, reference_outputs, require
+from camp_sdk.export.bundling.coarse_gate import calibration_feeds, check_coarse
 from camp_sdk.export.bundling.example_inputs import caption_example, picture_example
 from camp_sdk.export.bundling.graphs import export_graph, graphs_of
 from camp_sdk.export.bundling.lowering import lower_graph
 from camp_sdk.export.bundling.onnx_files import ExportError
+from camp_sdk.export.bundling.quantising import largest_inputs, quantise_graph
 from camp_sdk.export.network.camp import Scorer
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp
 from camp_sdk.export.network.networks import import_network, network_named
+from camp_sdk.runtime.backends import FIRST_PASSES
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.onnxruntime_engine import import_onnxruntime
@@ -33,11 +37,10 @@ from camp_sdk.runtime.engines.openvino_engine import require_bfloat16
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import followed, holds_only, is_empty, write_aside
 from camp_sdk.runtime.golden import GOLDEN_FILE
+from camp_sdk.runtime.lowered import PRECISION_FOLDERS, LoweredGraphs
 from camp_sdk.runtime.manifest import (
     MANIFEST_FILE,
-    PRECISION_FOLDERS,
     TOKENIZER_FILE,
-    LoweredGraphs,
     Manifest,
     write_manifest,
 )
@@ -48,6 +51,7 @@ from camp_sdk.terminal import progress, stderr
 MADE_WITH = ("camp-sdk", "torch", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
 ENCODERS = ("vision", "image", "text")  # run once per image or text, not per pair
 GOLDEN_ITEMS = 8
+WITHOUT = ". The float32 graphs passed: export without --precision"
 SHORTLIST = 200  # scored by default, where the global vectors come from a pretrained network
 
 
@@ -59,7 +63,7 @@ def export_bundle(
     Args:
         checkpoint: a file written by training or by the import of a released checkpoint.
         output: the bundle's folder; an older bundle there is replaced once the new one is complete.
-        precisions: the precisions to add to float32: "float16", "bfloat16" or both.
+        precisions: the precisions to add to float32: any of "float16", "bfloat16" and "int8".
         network: the network of the checkpoint, as `import_network` takes it. Default: it is one of this package, or was
             added before.
 
@@ -104,7 +108,7 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
     encoders pass the gate.
 
     Args:
-        precision: "float16" or "bfloat16".
+        precision: "float16", "bfloat16" or "int8".
         model: the network in float32.
         origin: its tokenizer and examples.
         manifest: the manifest of the bundle so far.
@@ -116,17 +120,11 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
     Raises:
         ExportError: scores are too far from PyTorch's.
     """
-
-    def with_graphs(
-        graphs: Mapping[str, GraphSpec], checks: Collection[precision_gate.PrecisionCheck] = ()
-    ) -> Manifest:
-        lowered = LoweredGraphs(dict(graphs), tuple(figures_of(check) for check in checks))
-        changed = replace(manifest, precisions=manifest.precisions | {precision: lowered})
-        write_manifest(folder, changed)
-        return changed
+    if precision == "int8":
+        return _add_int8(model, origin, manifest, folder)
 
     def check(graphs: Mapping[str, GraphSpec]) -> list[precision_gate.PrecisionCheck]:
-        with_graphs(graphs)
+        _with_graphs(manifest, precision, graphs, folder)
         found = precision_gate.check_precision(model, origin, Bundle(folder), precision)
         stderr.print(checks_table(f"{precision} {precision_gate.TITLE}", precision_gate.COLUMNS, found))
         return found
@@ -145,8 +143,43 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
                 (folder / graphs[name].file).unlink()
             graphs, checks = others, again
     failure = f"the {precision} graphs are too far from PyTorch's scores"
-    require(checks, failure, ". The float32 graphs passed: export without --precision")
-    return with_graphs(graphs, checks)
+    require(checks, failure, WITHOUT)
+    manifest = _with_graphs(manifest, precision, graphs, folder, checks)
+    if precision not in FIRST_PASSES:
+        return manifest
+    _, error = check_coarse(model, origin, Bundle(folder), precision)
+    return _with_graphs(manifest, precision, graphs, folder, checks, error)
+
+
+def _add_int8(model: Camp, origin: Origin, manifest: Manifest, folder: Path) -> Manifest:
+    """Write the scorer in int8, for the first pass of rankings; the encoders stay in float32."""
+    spec = manifest.graphs["scorer"]
+    file = f"{PRECISION_FOLDERS['int8']}/scorer.onnx"
+    (folder / file).parent.mkdir()
+    largest = largest_inputs(folder / spec.file, calibration_feeds(model, origin, Bundle(folder)))
+    inputs, outputs = quantise_graph(folder / spec.file, folder / file, largest)
+    graphs = {"scorer": GraphSpec(file, tuple(inputs), tuple(outputs))}
+    _with_graphs(manifest, "int8", graphs, folder)
+    checks, error = check_coarse(model, origin, Bundle(folder), "int8")
+    stderr.print(checks_table(f"int8 {coarse_gate.TITLE}", coarse_gate.COLUMNS, checks))
+    require(checks, "int8 is too coarse for this network", WITHOUT)
+    return _with_graphs(manifest, "int8", graphs, folder, checks, error)
+
+
+def _with_graphs(
+    manifest: Manifest,
+    precision: str,
+    graphs: Mapping[str, GraphSpec],
+    folder: Path,
+    checks: Collection[Any] = (),
+    error: float | None = None,
+) -> Manifest:
+    """Write the manifest with the graphs of a lower precision, and return it."""
+    error = None if error is None else float(f"{error:.3g}")
+    lowered = LoweredGraphs(dict(graphs), tuple(figures_of(check) for check in checks), error)
+    changed = replace(manifest, precisions=manifest.precisions | {precision: lowered})
+    write_manifest(folder, changed)
+    return changed
 
 
 def write_graphs(model: Camp, folder: Path) -> dict[str, GraphSpec]:

@@ -1,0 +1,51 @@
+"""The graphs of lower precisions, as manifest.json lists them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from camp_sdk.runtime.contract import GraphSpec
+from camp_sdk.runtime.messages import brief
+
+PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16", "int8": "int8"}  # folders of the graphs
+
+
+@dataclass(frozen=True)
+class LoweredGraphs:
+    """The graphs of a lower precision, which replace the float32 ones.
+
+    Args:
+        graphs: the graphs by name; those missing here are used in float32.
+        checks: figures of the export's precision gate.
+        logit_error: the 99.9% quantile of the differences between this precision's logits and those of float32, on
+            pairs that the export measured; None where it measured none.
+    """
+
+    graphs: dict[str, GraphSpec]
+    checks: tuple[dict[str, Any], ...] = ()
+    logit_error: float | None = None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> LoweredGraphs:
+        """The graphs that a manifest's entry describes.
+
+        Args:
+            raw: the entry, as `as_dict` returns it.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: the entry is invalid.
+        """
+        error = raw.get("logit_error")
+        if error is not None and (type(error) not in (int, float) or not 0 <= error < math.inf):
+            raise ValueError(f"logit_error {brief(error)}: expected a number, 0 or more, or null")
+        graphs = {str(name): GraphSpec.from_dict(graph) for name, graph in raw["graphs"].items()}
+        checks = tuple(dict(check) for check in raw.get("checks") or ())
+        return cls(graphs, checks, None if error is None else float(error))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        graphs = {name: graph.as_dict() for name, graph in self.graphs.items()}
+        return {"graphs": graphs, "checks": list(self.checks), "logit_error": self.logit_error}

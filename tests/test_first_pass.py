@@ -1,0 +1,338 @@
+"""Rankings in two passes: equal to those in one, however far the first pass is off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from camp_sdk import BackendError, BundleError, InputError, Retriever
+from camp_sdk.agreement import Agreement, Agreements, TwoPasses, agreement, mean_agreements
+from camp_sdk.data import load_split
+from camp_sdk.evaluation import evaluate
+from camp_sdk.first_pass import FirstPass, best_in_two_passes
+from camp_sdk.first_pass_speed import first_pass_states
+from camp_sdk.runtime import processor
+from camp_sdk.runtime.backends import fast_first_pass, open_engine
+from camp_sdk.runtime.bundle import Bundle
+from camp_sdk.runtime.manifest import write_manifest
+from camp_sdk.runtime.scoring import best
+from tests.helpers.command import Camp
+from tests.helpers.hardware import needs_bfloat16
+from tests.helpers.tiny import CAPTIONS
+
+Matrix = NDArray[np.float32]
+INT8 = ("--precision", "int8")
+Lookup = Callable[[NDArray[np.intp]], Matrix]
+
+
+def looked_up(logits: Matrix, asked: list[NDArray[np.intp]]) -> Lookup:
+    """A second pass that looks logits up, and notes the pairs."""
+
+    def exact(pairs: NDArray[np.intp]) -> Matrix:
+        asked.append(pairs)
+        found: Matrix = logits[pairs[:, 0], pairs[:, 1]]
+        return found
+
+    return exact
+
+
+def a_case(seed: int, error: float, items: int = 400, queries: int = 6) -> tuple[Matrix, Matrix]:
+    """Logits, and coarse ones that are off by at most an error."""
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((queries, items)).astype(np.float32)
+    off = rng.uniform(-error, error, logits.shape).astype(np.float32)
+    return logits, logits + off
+
+
+def expected(logits: Matrix, top_k: int) -> list[list[int]]:
+    return [best(np.arange(len(row)), row, top_k)[0].tolist() for row in logits]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("top_k", [1, 10, 400, 1000])
+def test_an_error_within_the_recorded_one_costs_nothing(seed: int, top_k: int) -> None:
+    logits, coarse = a_case(seed, 0.05)
+    asked: list[NDArray[np.intp]] = []
+    found = best_in_two_passes(coarse, top_k, looked_up(logits, asked), error=0.05)
+    assert [numbers.tolist() for numbers, _ in found] == expected(logits, top_k)
+    for (numbers, own), row in zip(found, logits, strict=True):
+        np.testing.assert_array_equal(own, row[numbers])
+    pairs = np.concatenate(asked)
+    assert len(np.unique(pairs, axis=0)) == len(pairs)  # none is scored twice
+    if top_k <= 10:
+        assert len(pairs) < logits.size / 4
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_larger_errors_than_recorded_are_seen_and_allowed_for(seed: int) -> None:
+    """With a recorded error of zero, the errors that the second pass meets widen it."""
+    logits, coarse = a_case(seed, 1.0)
+    found = best_in_two_passes(coarse, 10, looked_up(logits, []), error=0.0)
+    kept = [
+        len(set(numbers.tolist()) & set(wanted))
+        for (numbers, _), wanted in zip(found, expected(logits, 10), strict=True)
+    ]
+    assert min(kept) >= 9
+    useless = np.random.default_rng(seed).standard_normal(logits.shape).astype(np.float32) * 100
+    found = best_in_two_passes(useless, 10, looked_up(logits, []), error=0.0)
+    assert [numbers.tolist() for numbers, _ in found] == expected(logits, 10)
+
+
+def test_a_count_scores_that_many_again() -> None:
+    logits, coarse = a_case(0, 0.5)
+    asked: list[NDArray[np.intp]] = []
+    found = best_in_two_passes(coarse, 3, looked_up(logits, asked), error=0.0, count=7)
+    assert np.bincount(np.concatenate(asked)[:, 0]).tolist() == [7] * len(logits)
+    for (numbers, own), row, rough in zip(found, logits, coarse, strict=True):
+        among = np.sort(np.argsort(-rough)[:7])
+        np.testing.assert_array_equal(numbers, among[np.argsort(-row[among])[:3]])
+        np.testing.assert_array_equal(own, row[numbers])
+
+
+def test_equal_logits_keep_the_order_of_the_items() -> None:
+    logits = np.array([[1, 3, 3, 3, 0, 3]], np.float32)
+    found = best_in_two_passes(logits + np.float32([[0, 0, 0.1, 0, 0, 0.2]]), 3, looked_up(logits, []), error=0.2)
+    assert found[0][0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("broken", ["coarse", "exact"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(broken: str, value: float) -> None:
+    logits, coarse = a_case(0, 0.1)
+    (coarse if broken == "coarse" else logits)[2] = value
+    with pytest.raises(InputError, match="NaN or infinite"):
+        best_in_two_passes(coarse, 5, looked_up(logits, []), error=0.1)
+
+
+# `Retriever.rank`
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def retriever(request: pytest.FixtureRequest, feature_bundle: Path) -> Iterator[Retriever]:
+    if request.param == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    with Retriever(feature_bundle, request.param) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def many() -> NDArray[np.float32]:
+    return np.random.default_rng(3).standard_normal((150, 5, 12), dtype=np.float32)
+
+
+@pytest.fixture
+def precomputed(tmp_path: Path, many: NDArray[np.float32]) -> Path:
+    """A split of precomputed features, with five captions an image."""
+    np.save(tmp_path / "test_ims.npy", many[:20])
+    texts = [f"{CAPTIONS[number % 6]} {CAPTIONS[number % 5]}" for number in range(100)]
+    (tmp_path / "test_caps.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def ranked(found: Any) -> list[tuple[int, float]]:
+    """Items and logits, without the digits that change with the shapes of blocks."""
+    return [(match.corpus_id, round(match.logit, 4)) for match in found]
+
+
+@pytest.mark.parametrize("how", [{}, {"shortlist": 60}, {"offset": 4}])
+def test_two_passes_rank_as_one_does(retriever: Retriever, many: NDArray[np.float32], how: dict[str, Any]) -> None:
+    gallery = retriever.encode_images(many)
+    scored: list[int] = []
+    one = retriever.rank(CAPTIONS, gallery, 5, **how)
+    two = retriever.rank(CAPTIONS, gallery, 5, on_progress=scored.append, precision="int8", **how)
+    assert [ranked(found) for found in two] == [ranked(found) for found in one]
+    assert [found.shortlist for found in two] == [found.shortlist for found in one]
+    assert sum(scored) == len(CAPTIONS) * how.get("shortlist", len(many))
+
+
+def test_scores_are_those_of_float32(retriever: Retriever, many: NDArray[np.float32]) -> None:
+    matches = retriever.rank(CAPTIONS[0], many, 10, precision="int8", rescore=20)
+    expected = retriever.score_matrix(many, CAPTIONS[:1], logits=True)[:, 0]
+    # Sums in the blocks of a few images are made in another order: single precision of logits of about one.
+    np.testing.assert_allclose([m.logit for m in matches], expected[[m.corpus_id for m in matches]], rtol=0, atol=1e-5)
+
+
+def test_texts_are_ranked_in_two_passes_too(retriever: Retriever, many: NDArray[np.float32]) -> None:
+    texts = retriever.encode_texts([f"{first} {second}" for first in CAPTIONS for second in CAPTIONS])
+    one, two = (retriever.rank(many[3], texts, 5, precision=precision) for precision in (None, "int8"))
+    assert ranked(two) == ranked(one)
+
+
+def test_an_index_is_ranked_in_two_passes(retriever: Retriever, many: NDArray[np.float32], tmp_path: Path) -> None:
+    with retriever.open_index(tmp_path / "photos.index", create=True) as index:
+        index.add(many, [f"image {number}" for number in range(len(many))])
+        one, two = [retriever.rank(CAPTIONS, index, 5, precision=precision) for precision in (None, "int8")]
+    assert [ranked(found) for found in two] == [ranked(found) for found in one]
+
+
+def test_a_small_memory_budget_changes_nothing(feature_bundle: Path, many: NDArray[np.float32]) -> None:
+    with Retriever(feature_bundle, "onnxruntime", memory_budget_bytes=200_000) as small:
+        gallery = small.encode_images(many)
+        one, two = (small.rank(CAPTIONS, gallery, 5, precision=precision) for precision in (None, "int8"))
+    assert [ranked(found) for found in two] == [ranked(found) for found in one]
+
+
+def test_auto_takes_what_the_processor_multiplies(
+    retriever: Retriever, many: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = retriever.rank(CAPTIONS[0], many, 5)
+    for able, lower in ((True, "int8"), (False, None)):
+        monkeypatch.setattr("camp_sdk.runtime.backends.is_fast", lambda precision, able=able: able)
+        assert fast_first_pass(retriever.bundle, retriever.backend) == lower
+        assert ranked(retriever.rank(CAPTIONS[0], many, 5, precision="auto")) == ranked(one)
+
+
+@pytest.mark.parametrize(
+    ("text", "fast"), [("flags : sse avx512_vnni", True), ("Features : fp i8mm", True), ("flags : sse", False)]
+)
+def test_the_processor_says_what_it_multiplies(
+    text: str, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
+    assert processor.multiplies_int8.__wrapped__() == fast
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "missing")
+    assert not processor.multiplies_int8.__wrapped__()
+
+
+@needs_bfloat16
+def test_bfloat16_makes_a_first_pass(feature_bundle: Path, many: NDArray[np.float32]) -> None:
+    with Retriever(feature_bundle, "openvino") as opened:
+        gallery = opened.encode_images(many)
+        one, two = (opened.rank(CAPTIONS, gallery, 5, precision=precision) for precision in (None, "bfloat16"))
+    assert [ranked(found) for found in two] == [ranked(found) for found in one]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"precision": "int4"}, "`precision` 'int4': expected one of auto, int8, bfloat16"),
+        ({"precision": "float32"}, "`precision` 'float32': expected"),
+        ({"rescore": 10}, "`rescore` is for rankings in two passes"),
+        ({"precision": "int8", "rescore": 4}, "`rescore` is 4: expected 'auto', or at least the 5 items wanted"),
+        ({"precision": "int8", "rescore": True}, "`rescore` is True"),
+        ({"precision": "int8", "rescore": "all"}, "`rescore` is 'all'"),
+        ({"precision": "int8", "rescore": 7, "offset": 3}, "at least the 8 items wanted"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    feature_retriever: Retriever, how: dict[str, Any], message: str, features: NDArray[np.float32]
+) -> None:
+    with pytest.raises(InputError, match=message):
+        feature_retriever.rank(CAPTIONS[0], features, 5, **how)
+
+
+def test_likeness_has_no_passes(feature_retriever: Retriever, features: NDArray[np.float32], tmp_path: Path) -> None:
+    with feature_retriever.open_index(tmp_path / "photos.index", create=True) as index:
+        index.add(features[:2], ["a", "b"])
+        with pytest.raises(InputError, match="does not score pairs: leave out `precision` and `rescore`"):
+            feature_retriever.rank(features[0], index, by="image", precision="int8")
+
+
+def test_a_bundle_that_does_not_know_its_error_needs_a_count(bundle_copy: Path, features: NDArray[np.float32]) -> None:
+    manifest = Bundle(bundle_copy).manifest
+    unknown = {name: replace(own, logit_error=None) for name, own in manifest.precisions.items()}
+    write_manifest(bundle_copy, replace(manifest, precisions=unknown))
+    with Retriever(bundle_copy, "onnxruntime") as opened:
+        with pytest.raises(BundleError, match="does not say how far its int8 logits are off: give `rescore` a number"):
+            opened.rank(CAPTIONS[0], features, 2, precision="int8")
+        assert len(opened.rank(CAPTIONS[0], features, 2, precision="int8", rescore=2)) == 2
+
+
+def test_int8_has_no_scores_of_its_own(feature_bundle: Path) -> None:
+    with pytest.raises(BackendError, match=r"int8 is too coarse for scores of its own.*first pass of a ranking"):
+        Retriever(feature_bundle, "onnxruntime", "int8")
+
+
+def test_a_bundle_without_int8_says_how_to_get_it(picture_bundle: Path) -> None:
+    with (
+        Retriever(picture_bundle, "onnxruntime") as opened,
+        pytest.raises(BundleError, match="no int8 graphs; export it with: camp export --precision int8"),
+    ):
+        opened.rank(CAPTIONS[0], [np.zeros((96, 96, 3), np.uint8)], 1, precision="int8")
+
+
+def test_blocks_are_smaller_in_int8(feature_bundle: Path) -> None:
+    engines = [open_engine(Bundle(feature_bundle), "scorer", "onnxruntime", precision=p) for p in ("float32", "int8")]
+    wide, narrow = (engine.block_bytes for engine in engines)
+    for engine in engines:
+        engine.close()
+    assert narrow == wide // 2
+
+
+# `camp doctor`, `camp eval`, `camp rank`
+
+
+def test_doctor_measures_first_passes(feature_bundle: Path) -> None:
+    states = first_pass_states(Bundle(feature_bundle), ["onnxruntime"])
+    assert [(state.precision, state.backend, state.problem) for state in states] == [("int8", "onnxruntime", "")]
+    assert all(state.speed is not None and state.speed > 0 for state in states)
+    assert first_pass_states(Bundle(feature_bundle), []) == ()
+
+
+def test_doctor_says_why_a_first_pass_does_not_run(bundle_copy: Path) -> None:
+    graph = bundle_copy / "int8/scorer.onnx"
+    graph.write_bytes(bytes(graph.stat().st_size))
+    (state,) = first_pass_states(Bundle(bundle_copy), ["onnxruntime"])
+    assert state.speed is None
+    assert "int8/scorer.onnx" in state.problem
+
+
+def test_agreement_counts_what_two_passes_change() -> None:
+    logits = np.float32([[5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6]] * 2)
+    coarse = logits.copy()
+    coarse[1, 9:11] = [-5, -4]  # the tenth and the eleventh change places
+    engine: Any = None
+    assert agreement(coarse, logits, FirstPass(engine, 0.5)) == Agreement(1, 1, 1, 0.5, 11)
+    assert agreement(coarse, logits, FirstPass(engine, 0.0, 10)) == Agreement(1, 0.5, 0.5, 0.5, 10)
+    first = Agreements("int8", Agreement(1, 1, 1, 0.5, 11), Agreement(1, 1, 0, 0, 12))
+    second = Agreements("int8", Agreement(0, 1, 0, 0.5, 13), Agreement(1, 1, 0, 0, 12))
+    assert mean_agreements([first, second]).text_to_image == Agreement(0.5, 1, 0.5, 0.5, 12)
+
+
+def test_eval_compares_two_passes_with_one(
+    feature_retriever: Retriever, precomputed: Path, camp: Camp, feature_bundle: Path
+) -> None:
+    split = load_split(precomputed, "test")
+    found = evaluate(feature_retriever, split, two_passes=TwoPasses("int8"))
+    assert replace(found, two_passes=None) == evaluate(feature_retriever, split)
+    assert found.two_passes is not None
+    assert found.two_passes.text_to_image.same_order == found.two_passes.image_to_text.same_order == 1
+    with pytest.raises(InputError, match="mean of 2 networks has no first pass"):
+        evaluate([feature_retriever] * 2, split, two_passes=TwoPasses("int8"))
+    options = ("--precision", "int8", "--backend", "onnxruntime")
+    printed = camp("eval", feature_bundle, "--data", precomputed, *options, "--json")
+    assert json.loads(printed.out)["two_passes"] == found.as_dict()["two_passes"]
+    table = camp("eval", feature_bundle, "--data", precomputed, *options, "--rescore", "12").out
+    assert "int8, then the best again, against one pass" in table
+
+
+def test_rank_and_search_take_two_passes(
+    camp: Camp, feature_bundle: Path, many: NDArray[np.float32], feature_retriever: Retriever, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "images.npy", many)
+    with feature_retriever.open_index(tmp_path / "photos.index", create=True, precision="float32") as index:
+        index.add(many, [f"image {number}" for number in range(len(many))])
+    asked = ("--query", CAPTIONS[0], "--backend", "onnxruntime", "--json")
+    for command in (
+        ("rank", feature_bundle, "--images", tmp_path / "images.npy", *asked),
+        ("index", "search", tmp_path / "photos.index", "--bundle", feature_bundle, *asked),
+    ):
+        one, *two = [camp(*command, *more).out for more in ((), INT8, ("--rescore", "20", *INT8))]
+        rows = [_rows(json.loads(answer)) for answer in (one, *two)]
+        assert rows[1:] == rows[:1] * 2
+    refused = camp("rank", feature_bundle, "--images", tmp_path / "images.npy", *asked, "--rescore", "auto")
+    assert refused.code == 1
+    assert "`precision` 'float32': expected one of" in refused.err
+
+
+def _rows(answer: Any) -> list[tuple[Any, float]]:
+    matches = answer["matches"] if "matches" in answer else answer["rankings"][0]["matches"]
+    return [(match.get("key", match["corpus_id"]), round(match["logit"], 4)) for match in matches]
