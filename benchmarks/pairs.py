@@ -57,7 +57,9 @@ METHODS = (
     ("openvino", "bfloat16", "float32"),
     ("openvino", "bfloat16", "int8"),
 )
-LOWERED = ("paper", "gate_fusion_new")  # the variants whose products are faster in bfloat16
+LOWERED = ("paper", "gate_fusion_new")  # the variants whose products are faster in fewer bits
+RANKED = (1000, 8)  # images and texts of a ranking in two passes
+TOP = 10
 # The fewest multiply-adds per pair of the factored network, by the number of words: its d x d maps.
 MULTIPLY_ADDS: dict[str, Callable[[float], float]] = {
     "paper": lambda words: (REGIONS + words) * WIDTH**2 + WIDTH**2,
@@ -144,7 +146,8 @@ def spread_weights(model: Camp) -> None:
 
 def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, rounds: int) -> dict[str, Any]:
     """Pairs per second and errors of every scoring method of one variant, its block shapes, and bytes per image."""
-    precisions = ("bfloat16",) if variant in LOWERED and "BF16" in capabilities() else ()
+    lowered = ("bfloat16", "int8") if "BF16" in capabilities() else ("int8",)
+    precisions = lowered if variant in LOWERED else ()
     checkpoint, bundle = make_bundle(folder, variant, inputs, tokenizer, precisions)
     V, T, lengths, weights = encode_by_torch(checkpoint, inputs)
     methods: dict[str, Callable[[], object]] = {}
@@ -165,6 +168,13 @@ def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, 
         scores[name] = retriever.score_matrix(gallery, captions, logits=True)
         methods[name] = partial(retriever.score_matrix, gallery, captions)
         pairs[name] = IMAGES * TEXTS
+        if (precision, kept) == ("float32", "float32") and "int8" in precisions:
+            name = f"{backend} int8 and float32"
+            some = retriever.encode_images(inputs.features[: EXACT_PAIRS[0]])
+            scores[name] = ranked_matrix(retriever, some, inputs.captions)
+            many = retriever.encode_images(many_features())
+            methods[name] = partial(retriever.rank, inputs.captions[: RANKED[1]], many, TOP, precision="int8")
+            pairs[name] = RANKED[0] * RANKED[1]
     exact_images, exact_texts = EXACT_PAIRS
     exact = exact_logits(variant, weights, V[:exact_images], T[:exact_texts], lengths[:exact_texts])
     times = interleave(methods, rounds, variant)
@@ -179,6 +189,21 @@ def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, 
     for retriever in retrievers:
         retriever.close()
     return {"rows": rows, "gallery_bytes_per_image": gallery_bytes(bundle, inputs), "blocks": shapes}
+
+
+def many_features() -> np.ndarray:
+    """Random features of as many images as a ranking in two passes has, float32 [I, R, 2048]."""
+    features = np.random.default_rng(1).standard_normal((RANKED[0], REGIONS, 2048), dtype=np.float32)
+    return np.maximum(features, 0)
+
+
+def ranked_matrix(retriever: Retriever, images: Gallery, captions: list[str]) -> np.ndarray:
+    """Logits [I, T] of the ten best images that two passes find for each caption; the others are NaN."""
+    found = np.full((len(images), len(captions)), np.nan, np.float32)
+    for text, matches in enumerate(retriever.rank(captions, images, TOP, precision="int8")):
+        for match in matches:
+            found[match.corpus_id, text] = match.logit
+    return found
 
 
 @torch.no_grad()
@@ -213,7 +238,7 @@ def differences(logits: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     """How far logits are from float64.
 
     Args:
-        logits: logits to check, [images, texts]; only the images and texts that ``exact`` has are compared.
+        logits: logits to check, [images, texts]; only the images and texts that ``exact`` has are compared, and not NaN.
         exact: logits in float64, [i, t].
 
     Returns:
@@ -221,11 +246,11 @@ def differences(logits: np.ndarray, exact: np.ndarray) -> dict[str, float]:
         deviation of the exact logits.
     """
     found = logits[: exact.shape[0], : exact.shape[1]].astype(np.float64)
-    best = [np.argsort(-matrix, axis=0, kind="stable")[:10] for matrix in (found, exact)]
-    agreement = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(best[0].T, best[1].T, strict=True)])
+    best = [np.argsort(-matrix, axis=0, kind="stable")[:TOP] for matrix in (found, exact)]  # NaN comes last
+    agreement = np.mean([len(set(a) & set(b)) / TOP for a, b in zip(best[0].T, best[1].T, strict=True)])
     scores = [1 / (1 + np.exp(-matrix)) for matrix in (found, exact)]
     return {
-        "max_score_error": float(np.abs(scores[0] - scores[1]).max()),
+        "max_score_error": float(np.nanmax(np.abs(scores[0] - scores[1]))),
         "top10_agreement": float(agreement),
         "logit_spread": float(exact.std()),
     }
@@ -299,6 +324,7 @@ def measure_queries(bundles: dict[str, Path], inputs: Inputs) -> dict[str, dict[
     """
     found: dict[str, dict[str, float]] = {}
     for variant, bundle in bundles.items():
+        lowered = Bundle(bundle).manifest.precisions
         for backend, precision, kept in methods_of(bundle):
             with Retriever(bundle, backend, precision) as retriever:
                 images = retriever.encode_images(inputs.features, precision=kept).encoded
@@ -311,6 +337,10 @@ def measure_queries(bundles: dict[str, Path], inputs: Inputs) -> dict[str, dict[
                     "1 x 1000": 1000 * median_s(one_query),
                     "5 x 10": 1000 * median_s(five_queries),
                 }
+                if (precision, kept) == ("float32", "float32") and "int8" in lowered:
+                    distinct = retriever.encode_images(many_features())  # as many images again would tie
+                    two = partial(retriever.rank, captions[0], distinct, TOP, precision="int8")
+                    found[f"{variant}, {backend} int8 and float32"] = {"1 x 1000": 1000 * median_s(two)}
     return found
 
 
