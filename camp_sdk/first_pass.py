@@ -10,14 +10,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from camp_sdk.runtime.backends import TOO_COARSE
 from camp_sdk.runtime.scoring import Logits, PairScorer, best, check_finite
 
 Ranked = tuple[NDArray[np.intp], Logits]  # indices and logits of one query's best items, best first
 AUTO = "auto"
+FULL = "float32"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """In what a ranking scores.
+
+    Args:
+        precision: The precision of the retriever.
+        first: The precision of a first pass, if there is one.
+        rescore: What the second pass scores, as `Retriever.rank` takes it.
+    """
+
+    precision: str
+    first: str | None = None
+    rescore: int | str | None = None
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The arguments of `Retriever.rank`."""
+        return {"precision": self.first, "rescore": self.rescore}
+
+
+def passes_of(precision: str, rescore: str | None = None) -> Passes:
+    """The passes that options ask for.
+
+    Args:
+        precision: The precision of the ranking: int8, and any other one with ``rescore``, is that of a first pass.
+        rescore: What the second pass scores: a number, or "auto".
+    """
+    if precision != TOO_COARSE and rescore is None:
+        return Passes(precision)
+    return Passes(FULL, precision, int(rescore) if rescore and rescore.isdecimal() else rescore)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from camp_sdk.commands.options import (
     RescoreOption,
     ThreadsOption,
     TwoPassOption,
-    passes_of,
 )
 from camp_sdk.data import load_split
 from camp_sdk.evaluation import Evaluation, evaluate, protocol_folds, work_of
+from camp_sdk.first_pass import passes_of
 from camp_sdk.metrics import Direction, Metrics
 from camp_sdk.progress import progress_bars
 from camp_sdk.retriever import Retriever

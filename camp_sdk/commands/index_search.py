@@ -20,16 +20,15 @@ from camp_sdk.commands.options import (
     IndexArgument,
     JsonOption,
     MemoryOption,
-    Passes,
     RescoreOption,
     ShortlistOption,
     ThreadsOption,
     TwoPassOption,
     WhereOption,
     conditions_of,
-    passes_of,
 )
 from camp_sdk.commands.rank import report_shortlist
+from camp_sdk.first_pass import Passes, passes_of
 from camp_sdk.progress import progress_bar
 from camp_sdk.results import Match, Ranking
 from camp_sdk.retriever import Retriever

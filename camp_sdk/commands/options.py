@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,38 +77,6 @@ SkipBrokenOption = Annotated[
 ]
 MegapixelsOption = Annotated[float, typer.Option(help="Largest picture to decode, in megapixels.")]
 WhereOption = Annotated[str | None, typer.Option(help='Conditions on metadata, in JSON: \'{"year": {"gte": 2020}}\'.')]
-
-
-@dataclass(frozen=True)
-class Passes:
-    """In what a ranking scores.
-
-    Args:
-        precision: The precision of the retriever.
-        first: The precision of a first pass, if there is one.
-        rescore: What the second pass scores, as `Retriever.rank` takes it.
-    """
-
-    precision: str
-    first: str | None = None
-    rescore: int | str | None = None
-
-    @property
-    def named(self) -> dict[str, Any]:
-        """The arguments of `Retriever.rank`."""
-        return {"precision": self.first, "rescore": self.rescore}
-
-
-def passes_of(precision: str, rescore: str | None) -> Passes:
-    """The passes that options ask for.
-
-    Args:
-        precision: What `TwoPassOption` holds.
-        rescore: What `RescoreOption` holds.
-    """
-    if precision != "int8" and rescore is None:
-        return Passes(precision)
-    return Passes("float32", precision, int(rescore) if rescore and rescore.isdecimal() else rescore)
 
 
 def conditions_of(where: str | None) -> Any:

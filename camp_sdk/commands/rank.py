@@ -25,8 +25,8 @@ from camp_sdk.commands.options import (
     SkipBrokenOption,
     ThreadsOption,
     TwoPassOption,
-    passes_of,
 )
+from camp_sdk.first_pass import passes_of
 from camp_sdk.picture_files import PassedOver
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.progress import progress_bar

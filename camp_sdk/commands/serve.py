@@ -14,7 +14,6 @@ from camp_sdk.commands.options import (
     BackendOption,
     MegapixelsOption,
     MemoryOption,
-    PrecisionOption,
     ThreadsOption,
     bytes_of,
 )
@@ -126,7 +125,9 @@ def serve_command(
     drain: Annotated[float, typer.Option(help="Seconds to go on after SIGTERM, not ready.", min=0)] = DRAIN_S,
     log_format: Annotated[str, typer.Option(help=f"{' or '.join(LOG_FORMATS)}.")] = "line",
     backend: BackendOption = "auto",
-    precision: PrecisionOption = "float32",
+    precision: Annotated[
+        str, typer.Option(help="As in camp rank; int8: searches in two passes, of which the second is in float32.")
+    ] = "float32",
     threads: ThreadsOption = None,
     memory_budget: MemoryOption = None,
 ) -> None:

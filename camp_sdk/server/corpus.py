@@ -42,6 +42,7 @@ class Wanted:
     where: Mapping[str, Any] | None = None
     offset: int = 0
     by: str | None = None
+    precision: str | None = None
 
 
 class Corpus(ABC):
@@ -199,7 +200,10 @@ class GalleryCorpus(Corpus):
 
 def _rank(retriever: Retriever, query: Any, corpus: Any, wanted: Wanted, advance: Advance) -> Any:
     offset, where, by = wanted.offset, wanted.where, wanted.by
-    return retriever.rank(query, corpus, wanted.top_k, wanted.shortlist, advance, offset=offset, where=where, by=by)
+    precision = wanted.precision
+    return retriever.rank(
+        query, corpus, wanted.top_k, wanted.shortlist, advance, offset=offset, where=where, by=by, precision=precision
+    )
 
 
 def no_item(key: str) -> Problem:

@@ -106,7 +106,8 @@ def _rankings(service: Service, queries: Sequence[Query], advance: Advance) -> l
     texts = [query.text for query in queries]
     if scored is not None:
         depth = min(depth, scored)  # the pages of a shortlist hold no more
-    found: list[Ranking] = service.corpus.rank(retriever, texts, Wanted(depth, scored or 0, first.where), advance)
+    wanted = Wanted(depth, scored or 0, first.where, precision=service.first_pass)
+    found: list[Ranking] = service.corpus.rank(retriever, texts, wanted, advance)
     return found
 
 
@@ -144,7 +145,8 @@ def picture_search(service: Service, picture: bytes, query: Query, max_megapixel
     def run(items: Sequence[Any], advance: Advance) -> list[Any]:
         service.items = len(service.corpus)
         check_size(picture, max_megapixels)
-        wanted = Wanted(query.top_k, query.shortlist, query.where, query.offset, by)
+        precision = service.first_pass if by is None else None
+        wanted = Wanted(query.top_k, query.shortlist, query.where, query.offset, by, precision)
         found = service.corpus.rank(service.retriever, picture, wanted, advance)
         return [_answer(service, found, found)]
 

@@ -14,12 +14,13 @@ from typing import Any, cast
 from camp_sdk.cluster.merging import Shards
 from camp_sdk.cluster.searching import LocalShards, checked_parts
 from camp_sdk.cluster.shard import Shard
+from camp_sdk.first_pass import passes_of
 from camp_sdk.gallery import Gallery
 from camp_sdk.index.opening import open_index
 from camp_sdk.retriever import Retriever
 from camp_sdk.runtime.engines.base import Arrays, Engine
 from camp_sdk.runtime.open_engines import OpenEngines
-from camp_sdk.search import shortlist_of
+from camp_sdk.search import first_pass_of, shortlist_of
 from camp_sdk.server.corpus import Corpus, GalleryCorpus, IndexCorpus
 from camp_sdk.server.problems import RETRY_S, Problem
 from camp_sdk.server.settings import Settings
@@ -37,10 +38,13 @@ class Service:
         retriever: The retriever.
         corpus: What it searches.
         root_path: Where links begin.
+        first_pass: The precision of the first pass of searches; None for one pass.
     """
 
-    def __init__(self, retriever: Retriever, corpus: Corpus, root_path: str = "") -> None:
-        self.retriever, self.corpus, self.root_path = retriever, corpus, root_path
+    def __init__(
+        self, retriever: Retriever, corpus: Corpus, root_path: str = "", first_pass: str | None = None
+    ) -> None:
+        self.retriever, self.corpus, self.root_path, self.first_pass = retriever, corpus, root_path, first_pass
         self.opened = int(time.time())
         self.items = len(corpus)  # refreshed when something was done with it
         self._users, self._lock = 1, threading.Lock()
@@ -57,12 +61,14 @@ class Service:
             CampError: The bundle or the corpus cannot be opened.
             OSError: A file cannot be read.
         """
-        options = settings.backend, settings.precision, settings.threads, settings.memory_budget
+        passes = passes_of(settings.precision)
+        options = settings.backend, passes.precision, settings.threads, settings.memory_budget
         retriever = Retriever(settings.bundle, *options)
         try:
             for graph in USED_AT_ONCE:
                 retriever.model.engines[graph]
-            return cls(retriever, _corpus(settings, retriever, turns), settings.root_path)
+            first_pass_of(retriever.model, passes.first, passes.rescore, 1)
+            return cls(retriever, _corpus(settings, retriever, turns), settings.root_path, passes.first)
         except BaseException:
             retriever.close()
             raise

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from camp_sdk.first_pass import passes_of
 from camp_sdk.pictures import MAX_MEGAPIXELS
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.messages import brief
@@ -50,7 +51,7 @@ class Settings:
         drain: How long the server goes on after SIGTERM, not ready, before it ends, in seconds.
         log_format: "line" or "json".
         backend: As `Retriever` takes it.
-        precision: As `Retriever` takes it.
+        precision: As `Retriever` takes it; "int8" searches in two passes, of which the second is in float32.
         threads: As `Retriever` takes it.
         memory_budget: As `Retriever` takes it.
         shards: The number of shards that the parts are divided among.
@@ -92,10 +93,7 @@ class Settings:
     shards_app: str | None = None
 
     def __post_init__(self) -> None:
-        if [self.index, self.gallery, self.parts].count(None) != 2:
-            raise InputError("give either `index`, `gallery` or `parts`")
-        if self.ann and self.index is None:
-            raise InputError("`ann` is for an `index`: galleries and parts are searched exactly")
+        self._check_corpus()
         if self.log_format not in LOG_FORMATS:
             raise InputError(f"`log_format` is {brief(self.log_format)}: expected one of {', '.join(LOG_FORMATS)}")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
@@ -111,6 +109,14 @@ class Settings:
                 f"`host` is {brief(self.host)}, which others may reach: give a file of `keys`, or `without_keys` if "
                 "everybody who reaches it may search"
             )
+
+    def _check_corpus(self) -> None:
+        if [self.index, self.gallery, self.parts].count(None) != 2:
+            raise InputError("give either `index`, `gallery` or `parts`")
+        if self.ann and self.index is None:
+            raise InputError("`ann` is for an `index`: galleries and parts are searched exactly")
+        if self.parts is not None and passes_of(self.precision).first:
+            raise InputError(f"`precision` is {brief(self.precision)}: parts are searched in one pass, in float32")
 
     @property
     def is_local(self) -> bool:
