@@ -20,8 +20,8 @@ class TwoPasses(NamedTuple):
     """The arguments of `Retriever.rank` for a ranking in two passes.
 
     Args:
-        precision: That of the first pass.
-        rescore: What the second pass scores.
+        precision: The precision of the first pass.
+        rescore: The items that the second pass scores: a number, or "auto".
     """
 
     precision: str

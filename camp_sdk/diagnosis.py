@@ -16,13 +16,14 @@ import numpy as np
 from camp_sdk.first_pass_speed import FirstPassState, first_pass_states
 from camp_sdk.pictures import normalise, read_picture
 from camp_sdk.retriever import Retriever
-from camp_sdk.runtime.backends import BACKENDS, DEVICES, PRECISIONS, SCORES_IN, TOO_COARSE, library_version
+from camp_sdk.runtime.backends import BACKENDS, DEVICES, PRECISIONS, SCORES_IN, library_version
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines import cuda
 from camp_sdk.runtime.engines.onnxruntime_engine import check_provider
 from camp_sdk.runtime.engines.openvino_engine import import_openvino
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.golden import GOLDEN_FILE, Golden, read_golden
+from camp_sdk.runtime.lowered import INT8
 from camp_sdk.runtime.manifest import EXPORT_AGAIN
 from camp_sdk.runtime.selftest import ON_PROCESSOR, SelfTest, check_caption, run_and_remember, self_test
 from camp_sdk.runtime.tensorrt.library import here_of
@@ -232,7 +233,7 @@ def _bundle_state(
     if bundle is None:
         return BundleState(str(folder), problem)
     precisions = tuple(p for p in PRECISIONS if p == DEFAULT or p in bundle.manifest.precisions)
-    own = tuple(precision for precision in precisions if precision != TOO_COARSE)
+    own = tuple(precision for precision in precisions if precision != INT8)
     opening = [state.backend for state in backends if not state.problem]
     pairs = [(b, p) for p in own for b in opening if b in SCORES_IN.get(p, BACKENDS)]
     tests = tuple(_test_state(bundle, backend, precision) for backend, precision in progress(pairs))

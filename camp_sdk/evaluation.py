@@ -146,8 +146,10 @@ def evaluate(
 
     Raises:
         InputError: The images do not divide into the folds, the split does not fit the protocol, a bundle does not take
-            the images of the split, or a shortlist is asked of several retrievers or of a bundle without global
-            vectors.
+            the images of the split, a shortlist or two passes are asked of several retrievers, a shortlist of a bundle
+            without global vectors, or the arguments of two passes do not fit.
+        BackendError: The backend has no first pass in this precision.
+        BundleError: The bundle has no graph for it.
     """
     retrievers = list(retriever) if isinstance(retriever, Sequence) else [retriever]
     _check(retrievers, split, shortlists, two_passes)
@@ -263,9 +265,9 @@ def _evaluate_one(
     on_pairs = partial(fold.on_progress, SCORING)
     logits, vectors = similarity_matrices(retriever, images, captions, on_pairs)
     if two_passes and (first := first_pass_of(retriever.model, *two_passes, MAX_RECALL_K)):
-        coarse, _ = similarity_matrices(retriever, images, captions, on_pairs, False, two_passes.precision)
+        coarse, _ = similarity_matrices(retriever, images, captions, on_pairs, False, first.precision)
         sides = (agreement(coarse.T, logits.T, first), agreement(coarse, logits, first))
-        on_agreements(Agreements(two_passes.precision, *sides))
+        on_agreements(Agreements(first.precision, *sides))
     matrices = [(NETWORK, SHORTLIST, logits)]
     if vectors is not None and (weight := weight_of(retriever)) is not None:
         matrices.append((BOTH, BOTH_OF, combine(logits, vectors, weight)))

@@ -1,9 +1,9 @@
-"""Rank in two passes: score every item in few bits, and those that may be among the best again in full precision.
+"""Rank in two passes: score every item in few bits, then rescore in full precision those that may be among the best.
 
-The results are the scores of the second pass. The first pass decides only which items get one: those whose coarse logit
+The results are the logits of the second pass. The first pass decides only which items get one: those whose coarse logit
 is not below the last of the best by more than the error that coarse logits have. The manifest records that error for
-the network, as the export measured it. If the second pass finds a larger one, that one counts from then on, so that a
-query unlike the examples of the export is scored again more widely rather than wrongly.
+the network, as the export measured it. If the second pass finds a larger one, the query allows for that one from then
+on, so that a query unlike the examples of the export is rescored more widely.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.runtime.backends import TOO_COARSE
+from camp_sdk.runtime.lowered import INT8
 from camp_sdk.runtime.scoring import Logits, PairScorer, best, check_finite
 
-Ranked = tuple[NDArray[np.intp], Logits]  # indices and logits of one query's best items, best first
+Indices = NDArray[np.intp]
+Ranked = tuple[Indices, Logits]  # indices and logits of one query's best items, best first
 AUTO = "auto"
 FULL = "float32"
 
 
 @dataclass(frozen=True)
 class Passes:
-    """In what a ranking scores.
+    """The precisions of a ranking's passes.
 
     Args:
-        precision: The precision of the retriever.
-        first: The precision of a first pass, if there is one.
+        precision: The precision of the retriever, and of the last pass.
+        first: The precision of a first pass; None for one pass.
         rescore: What the second pass scores, as `Retriever.rank` takes it.
     """
 
@@ -47,10 +48,11 @@ def passes_of(precision: str, rescore: str | None = None) -> Passes:
     """The passes that options ask for.
 
     Args:
-        precision: The precision of the ranking: int8, and any other one with ``rescore``, is that of a first pass.
+        precision: The precision of the ranking. "int8" and "auto" are those of a first pass, and so is any other one
+            with ``rescore``.
         rescore: What the second pass scores: a number, or "auto".
     """
-    if precision != TOO_COARSE and rescore is None:
+    if precision not in (INT8, AUTO) and rescore is None:
         return Passes(precision)
     return Passes(FULL, precision, int(rescore) if rescore and rescore.isdecimal() else rescore)
 
@@ -60,23 +62,21 @@ class FirstPass:
     """How the first pass scores, and what it leaves to the second.
 
     Args:
-        scorer: Scores pairs in few bits.
-        error: The error of its logits that is hardly ever exceeded.
-        count: The number of items that each query scores again, those with the best coarse logits; None for as many as
-            the error demands.
+        precision: The precision that it scores in.
+        scorer: Scores pairs in that precision.
+        error: The error of its logits, which is hardly ever exceeded.
+        count: The number of items that each query rescores, those with the best coarse logits; None for as many as the
+            error demands.
     """
 
+    precision: str
     scorer: PairScorer
     error: float
     count: int | None = None
 
 
 def best_in_two_passes(
-    coarse: Logits,
-    top_k: int,
-    exact: Callable[[NDArray[np.intp]], Logits],
-    error: float,
-    count: int | None = None,
+    coarse: Logits, top_k: int, exact: Callable[[Indices], Logits], error: float, count: int | None = None
 ) -> list[Ranked]:
     """Find the best items of some queries.
 
@@ -96,27 +96,39 @@ def best_in_two_passes(
     check_finite(coarse)
     wanted = min(top_k, coarse.shape[1])
     found = np.full(coarse.shape, -np.inf, np.float32)  # logits of the second pass
-    # Where no logit is off by more than the error, no item below this one can be among the best.
-    again = coarse >= _last_of(coarse, count or wanted) - (0 if count else 2 * error)
-    while len(pairs := np.argwhere(again & np.isneginf(found))):
+    chosen = {query: _begin(row, wanted, error, count) for query, row in enumerate(coarse)}
+    while chosen:
+        pairs = np.concatenate([np.stack([np.full_like(items, query), items], 1) for query, items in chosen.items()])
         logits = exact(pairs)
         check_finite(logits)
         found[pairs[:, 0], pairs[:, 1]] = logits
-        if count is None:
-            again |= coarse >= _last_of(found, wanted) - np.maximum(_largest_error(coarse, found), np.float32(error))
+        more = {} if count else {query: _more(coarse[query], found[query], wanted, error) for query in chosen}
+        chosen = {query: items for query, items in more.items() if len(items)}
     return [_ranked(row, wanted) for row in found]
 
 
-def _last_of(logits: Logits, count: int) -> Logits:
-    """The smallest of the largest logits of each row, [Q, 1]."""
-    count = min(count, logits.shape[1])
-    return -np.partition(-logits, count - 1, axis=1)[:, count - 1 : count]
+def _begin(coarse: Logits, wanted: int, error: float, count: int | None) -> Indices:
+    """The items that one query rescores first."""
+    if count:
+        return np.sort(best(np.arange(len(coarse)), coarse, count)[0])
+    # Where no logit is off by more than the error, no item below this one can be among the best.
+    return np.flatnonzero(coarse >= _last_of(coarse, wanted) - 2 * error)
 
 
-def _largest_error(coarse: Logits, found: Logits) -> Logits:
-    """The largest difference between both passes in each query, [Q, 1]."""
-    off: Logits = np.abs(np.where(np.isneginf(found), coarse, found) - coarse).max(axis=1, keepdims=True)
-    return off
+def _more(coarse: Logits, found: Logits, wanted: int, error: float) -> Indices:
+    """The items that one query rescores after those that it has; none if no other one can be among the best."""
+    scored = ~np.isneginf(found)
+    error = max(error, float(np.abs(found[scored] - coarse[scored]).max()))
+    items = np.flatnonzero(~scored & (coarse >= _last_of(found, wanted) - error))
+    twice = 2 * int(scored.sum())
+    if 0 < len(items) < twice // 2:  # as many again, so that a useless first pass takes few rounds
+        items = np.flatnonzero(~scored & (coarse >= _last_of(coarse, min(twice, len(coarse)))))
+    return items
+
+
+def _last_of(logits: Logits, count: int) -> float:
+    """The smallest of the largest logits."""
+    return float(-np.partition(-logits, count - 1)[count - 1])
 
 
 def _ranked(row: Logits, top_k: int) -> Ranked:

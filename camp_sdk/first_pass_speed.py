@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from camp_sdk.retriever import Retriever
-from camp_sdk.runtime.backends import FIRST_PASSES, SCORES_IN, is_fast
+from camp_sdk.runtime.backends import SCORES_IN, is_fast
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.encode import encode_texts
 from camp_sdk.runtime.golden import GOLDEN_FILE, Golden, read_golden
+from camp_sdk.runtime.lowered import FIRST_PASSES
 from camp_sdk.runtime.scoring import logit_matrix
 from camp_sdk.runtime.tokenizer import Tokens
 
@@ -55,8 +56,9 @@ def first_pass_states(bundle: Bundle, backends: Iterable[str]) -> tuple[FirstPas
 
 
 def _state(bundle: Bundle, precision: str, backend: str) -> FirstPassState:
-    fast, speed, problem = is_fast(precision), None, ""
+    fast, speed, problem = False, None, ""
     try:
+        fast = is_fast(precision)
         speed = _speed(bundle, read_golden(bundle), precision, backend)
     except Exception as error:  # a broken installation raises whatever its import raises; a diagnosis reports it
         problem = " ".join(str(error).split()) or type(error).__name__

@@ -20,7 +20,8 @@ from camp_sdk.runtime.scoring import Logits, PairScorer, best, best_images, logi
 
 Encoded = EncodedImages | EncodedTexts
 QUERIES_AT_ONCE = 64  # of which all coarse logits are in memory
-COARSE_BYTES = 16  # of a query and an item: two arrays of logits, and what is computed from them
+COARSE_BYTES = 64  # of a query and an item: logits of both passes, and what is computed from them
+TWO_PASSES_BYTES = 256 << 20  # for these, without a memory budget
 
 
 class Described(NamedTuple):
@@ -53,7 +54,7 @@ class Ranker:
         scorer: Scores pairs.
         top_k: The most items in a ranking.
         shortlist: The number of items scored for each query, the nearest by global vector; None scores all items.
-        on_progress: Receives the number of pairs in each block that was scored; those of a second pass do not count.
+        on_progress: Receives the number of pairs in each block that was scored; 0 for one of a second pass.
         first_pass: Scores all items first, and decides which ones the scorer scores; None if it scores all.
     """
 
@@ -86,9 +87,9 @@ class Ranker:
         self, first: FirstPass, queries: EncodedTexts, images: EncodedImages, candidates: NDArray[np.intp] | None
     ) -> Iterator[Ranked]:
         items = len(images) if candidates is None else candidates.shape[1]
-        budget, at_once = self.scorer.memory_budget_bytes, QUERIES_AT_ONCE
-        if budget is not None:
-            at_once = max(1, min(at_once, budget // (COARSE_BYTES * items)))
+        budget = self.scorer.memory_budget_bytes
+        room = TWO_PASSES_BYTES if budget is None else min(budget // 2, TWO_PASSES_BYTES)
+        at_once = max(1, min(QUERIES_AT_ONCE, room // (COARSE_BYTES * items)))
         found: dict[int, Ranked] = {}
         for group in batches(np.argsort(queries.lengths, kind="stable"), at_once):
             texts, chosen = queries.select(group), None if candidates is None else candidates[group]
@@ -107,7 +108,10 @@ class Ranker:
     ) -> Logits:
         """Logits [P] of pairs (text, place among its chosen images) [P, 2]; None for all images."""
         numbers = pairs[:, 1] if chosen is None else chosen[pairs[:, 0], pairs[:, 1]]
-        return pair_logits(self.scorer, images, texts, np.stack([numbers, pairs[:, 0]], axis=1))
+        return pair_logits(self.scorer, images, texts, np.stack([numbers, pairs[:, 0]], axis=1), self._on_rescored)
+
+    def _on_rescored(self, pairs: int) -> None:
+        self.on_progress(0)  # whoever counts may stop it
 
     def texts(self, query: EncodedImages, texts: EncodedTexts) -> Ranked:
         """The best texts of one image; equal logits keep the gallery's order."""
@@ -119,7 +123,7 @@ class Ranker:
             return best(numbers, logit_matrix(self.scorer, query, chosen, self.on_progress)[0], self.top_k)
 
         def exact(pairs: NDArray[np.intp]) -> Logits:
-            found: Logits = logit_matrix(self.scorer, query, chosen.select(pairs[:, 1]))[0]
+            found: Logits = logit_matrix(self.scorer, query, chosen.select(pairs[:, 1]), self._on_rescored)[0]
             return found
 
         coarse = logit_matrix(first.scorer, query, chosen, self.on_progress)  # [1, M]

@@ -253,7 +253,7 @@ class Retriever:
             shortlist: Score only this many items, those whose global vectors are nearest to the query's; at least
                 ``top_k``. 0 scores every item. None takes the bundle's default: 200 where the vectors come from a
                 pretrained network, and otherwise every item. `camp eval --shortlist` measures the loss in recall.
-            on_progress: Receives the number of pairs in each block that was scored.
+            on_progress: Receives the number of pairs in each block that was scored; 0 for one of a second pass.
             offset: How many of the best matches to leave out, for the next page. With a shortlist, its items are all
                 that the pages hold.
             where: Rank only those items of an index whose metadata meet these conditions, as `Index.where` takes them.
@@ -261,6 +261,11 @@ class Retriever:
             by: "image" ranks the images of an index by their likeness to an image: by the dot product of global
                 vectors, which is then also the score and the logit. The network for pairs is not used. None ranks by
                 the network.
+            precision: Rank in two passes: score every item in this precision, "int8" or "bfloat16", and then rescore
+                those that may be among the best in the retriever's own precision. "auto" takes one that is fast here,
+                if the bundle has it. None makes one pass.
+            rescore: The number of items to rescore, at least the items wanted, or "auto", the default: all that the
+                error of the first pass may have kept from the best.
 
         Returns:
             The matches, best first; equal logits keep the gallery's order. For several texts, one such list per text.
@@ -268,8 +273,8 @@ class Retriever:
             the number of items that were scored, if they were not all.
 
         Raises:
-            InputError: `check_queries` refuses the query, ``top_k`` is below 1, ``shortlist`` is below ``top_k``,
-                global vectors are asked of a bundle without them, or a condition is not understood.
+            InputError: `check_queries` refuses the query, ``top_k`` is below 1, ``shortlist`` or ``rescore`` is below
+                the items wanted, global vectors are asked of a bundle without them, or a condition is not understood.
             BackendError: The backend does not score in ``precision``.
             BundleError: The index has been moved to another bundle, its file is damaged, or the bundle has no graphs in
                 ``precision``.

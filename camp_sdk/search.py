@@ -17,10 +17,11 @@ from camp_sdk.index.living import Index
 from camp_sdk.model import Model
 from camp_sdk.ranking import Candidates, Described, Ranker, matches_of, most_similar
 from camp_sdk.results import FloatArray, Ranking
-from camp_sdk.runtime.backends import FIRST_PASSES, fast_first_pass
+from camp_sdk.runtime.backends import fast_first_pass
 from camp_sdk.runtime.encode import encode_texts
 from camp_sdk.runtime.encoded import EncodedImages, EncodedTexts, global_vectors
 from camp_sdk.runtime.errors import BundleError, InputError
+from camp_sdk.runtime.lowered import FIRST_PASSES
 from camp_sdk.runtime.manifest import EXPORT_AGAIN
 from camp_sdk.runtime.messages import brief
 
@@ -29,7 +30,7 @@ NO_VECTORS = "this bundle has no global vectors to make one with, leave it out"
 
 @dataclass(frozen=True)
 class Asked:
-    """What `Retriever.rank` was asked for; the fields are its arguments."""
+    """What `Retriever.rank` was asked for: its arguments, and the first pass that they mean."""
 
     top_k: int
     shortlist: int | None
@@ -39,6 +40,7 @@ class Asked:
     on_progress: Advance
     precision: str | None = None
     rescore: int | str | None = None
+    first_pass: FirstPass | None = None
 
     @property
     def depth(self) -> int:
@@ -47,8 +49,7 @@ class Asked:
 
     def ranker(self, model: Model) -> Ranker:
         """Ranks items as asked."""
-        first = first_pass_of(model, self.precision, self.rescore, self.depth)
-        return Ranker(model.scorer(), self.depth, self.shortlist, self.on_progress, first)
+        return Ranker(model.scorer(), self.depth, self.shortlist, self.on_progress, self.first_pass)
 
 
 def rank(model: Model, query: Any, corpus: Any, asked: Asked) -> Ranking | list[Ranking]:
@@ -67,7 +68,8 @@ def rank(model: Model, query: Any, corpus: Any, asked: Asked) -> Ranking | list[
     _check(model, corpus, asked)
     if asked.by is not None:
         return _similar(model, query, corpus, asked)
-    asked = replace(asked, shortlist=shortlist_of(model, asked.depth, asked.shortlist))
+    first = first_pass_of(model, asked.precision, asked.rescore, asked.depth)
+    asked = replace(asked, shortlist=shortlist_of(model, asked.depth, asked.shortlist), first_pass=first)
     texts = texts_of_query(query, corpus.kind if isinstance(corpus, (Gallery, Index)) else None)
     if texts is None:
         return _texts_for_image(model, query, corpus, asked)
@@ -109,33 +111,35 @@ def first_pass_of(model: Model, precision: str | None, rescore: int | str | None
         BackendError: The backend does not score in this precision.
         BundleError: The bundle has no graphs in this precision, or does not say how far their logits are off.
     """
-    if precision == AUTO:
-        precision = fast_first_pass(model.bundle, model.engines.backend)
-        if precision is None or precision == model.precision:
-            return None
+    count = _checked_rescore(rescore, depth)
     if precision is None:
         if rescore is not None:
             raise InputError("`rescore` is for rankings in two passes: expected a `precision` of the first pass too")
         return None
+    if precision == AUTO:
+        precision = fast_first_pass(model.bundle, model.engines.backend)
+        if precision is None or precision == model.precision:
+            return None
     if precision not in FIRST_PASSES or precision == model.precision:
         named = ", ".join(name for name in (AUTO, *FIRST_PASSES) if name != model.precision)
         raise InputError(f"`precision` {brief(precision)}: expected one of {named} for the first pass, or None")
-    return FirstPass(model.scorer(precision), *_rescoring(model, precision, rescore, depth))
-
-
-def _rescoring(model: Model, precision: str, rescore: int | str | None, depth: int) -> tuple[float, int | None]:
-    """The error to allow for, and the number of items to score again, if it does not follow from the error."""
-    if rescore is not None and rescore != AUTO:
-        if not is_whole(rescore) or int(rescore) < depth:
-            raise InputError(f"`rescore` is {brief(rescore)}: expected 'auto', or at least the {depth} items wanted")
-        return 0.0, int(rescore)
+    scorer = model.scorer(precision)
     error = model.bundle.manifest.precisions[precision].logit_error
-    if error is None:
+    if error is None and count is None:
         raise BundleError(
-            f"this bundle does not say how far its {precision} logits are off: give `rescore` a number, or "
+            f"this bundle does not record the error of its {precision} logits: give `rescore` a number, or "
             f"{EXPORT_AGAIN}"
         )
-    return error, None
+    return FirstPass(precision, scorer, error or 0.0, count)
+
+
+def _checked_rescore(rescore: Any, depth: int) -> int | None:
+    """The number of items to rescore; None if the error decides."""
+    if rescore is None or rescore == AUTO:
+        return None
+    if not is_whole(rescore) or int(rescore) < depth:
+        raise InputError(f"`rescore` is {brief(rescore)}: expected 'auto', or at least the {depth} items wanted")
+    return int(rescore)
 
 
 def _check(model: Model, corpus: Any, asked: Asked) -> None:
@@ -143,7 +147,6 @@ def _check(model: Model, corpus: Any, asked: Asked) -> None:
     check_offset(asked.offset)
     if asked.by is not None and (asked.precision or asked.rescore) is not None:
         raise InputError(f"by='{asked.by}' does not score pairs: leave out `precision` and `rescore`")
-    first_pass_of(model, asked.precision, asked.rescore, asked.depth)  # before encoding, which may take minutes
     index = isinstance(corpus, Index)
     if asked.where is not None and not index:
         raise InputError("`where` filters an index, which has metadata: a gallery has none, use gallery.select")

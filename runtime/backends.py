@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import platform
@@ -15,6 +16,7 @@ from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine, import_open
 from camp_sdk.runtime.engines.profiles import Limits, profile_of
 from camp_sdk.runtime.engines.splitting import SplittingEngine
 from camp_sdk.runtime.errors import BackendError, BundleError
+from camp_sdk.runtime.lowered import FIRST_PASSES, INT8
 from camp_sdk.runtime.processor import multiplies_int8
 from camp_sdk.runtime.tensorrt.engine import TensorRtEngine, plan_here
 from camp_sdk.runtime.tensorrt.library import open_library
@@ -28,14 +30,12 @@ STREAMS = 2
 LOG = logging.getLogger("camp_sdk")
 DEVICES = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}
 BACKENDS = (*DEVICES, "openvino", *LIBRARIES)
-PRECISIONS = ("float32", "float16", "bfloat16", "int8")
-FIRST_PASSES = ("int8", "bfloat16")  # precisions for the first pass of a ranking, the fastest first
-TOO_COARSE = "int8"  # for scores of its own: only a first pass uses it
+PRECISIONS = ("float32", "float16", "bfloat16", INT8)
 # ONNX Runtime's TensorRT is not listed: whether it keeps the float32 parts of a float16 graph in float32 is unknown.
 SCORES_IN = {
     "float16": ("onnxruntime", "onnxruntime-cuda", *LIBRARIES),
     "bfloat16": ("openvino",),
-    "int8": ("onnxruntime", "openvino"),
+    INT8: ("onnxruntime", "openvino"),
 }
 
 
@@ -64,7 +64,7 @@ def choose_backend(
         BundleError: the bundle has no graphs in this precision.
     """
     _check_precision(bundle, precision)
-    if precision == TOO_COARSE:
+    if precision == INT8:
         raise BackendError(
             "int8 is too coarse for scores of its own: open the retriever in float32, and use int8 for the first pass "
             'of a ranking, rank(..., precision="int8")'
@@ -105,13 +105,15 @@ def fast_first_pass(bundle: Bundle, backend: str) -> str | None:
         bundle: the bundle, which may have graphs for it.
         backend: the name of the backend that scores.
     """
-    able = [p for p in FIRST_PASSES if p in bundle.manifest.precisions and backend in SCORES_IN[p]]
-    return next((precision for precision in able if is_fast(precision)), None)
+    own = bundle.manifest.precisions
+    measured = [p for p in FIRST_PASSES if p in own and own[p].logit_error is not None]
+    return next((p for p in measured if backend in SCORES_IN[p] and is_fast(p)), None)
 
 
+@functools.cache
 def is_fast(precision: str) -> bool:
     """Whether this machine's processor has instructions for products in the precision of a first pass."""
-    if precision == "int8":
+    if precision == INT8:
         return multiplies_int8()
     try:
         require_bfloat16()
@@ -220,7 +222,7 @@ def open_engine(
         engine.close()
         raise
     engine.contract = spec
-    if precision == TOO_COARSE and own == precision:
+    if precision == INT8 and own == precision:
         # Its products take so little time that caches decide: 9 to 18% faster with half-sized blocks.
         engine.block_bytes //= 2
     return engine

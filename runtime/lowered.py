@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,10 @@ from typing import Any
 from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.messages import brief
 
-PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16", "int8": "int8"}  # folders of the graphs
+INT8 = "int8"  # too coarse for scores of its own: only a first pass uses it
+PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16", INT8: "int8"}  # folders of the graphs
+FIRST_PASSES = (INT8, "bfloat16")  # precisions for the first pass of a ranking, the fastest first
+ERROR_LIMIT = 1e30  # of logits
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class LoweredGraphs:
         graphs: the graphs by name; those missing here are used in float32.
         checks: figures of the export's precision gate.
         logit_error: the 99.9% quantile of the differences between this precision's logits and those of float32, on
-            pairs that the export measured; None where it measured none.
+            pairs of the export; None if it was not measured.
     """
 
     graphs: dict[str, GraphSpec]
@@ -36,11 +38,11 @@ class LoweredGraphs:
             raw: the entry, as `as_dict` returns it.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: the entry is invalid.
+            KeyError, TypeError, ValueError, AttributeError, OverflowError: the entry is invalid.
         """
         error = raw.get("logit_error")
-        if error is not None and (type(error) not in (int, float) or not 0 <= error < math.inf):
-            raise ValueError(f"logit_error {brief(error)}: expected a number, 0 or more, or null")
+        if error is not None and (type(error) not in (int, float) or not 0 <= error < ERROR_LIMIT):
+            raise ValueError(f"logit_error {brief(error)}: expected a number from 0 to {ERROR_LIMIT:g}, or null")
         graphs = {str(name): GraphSpec.from_dict(graph) for name, graph in raw["graphs"].items()}
         checks = tuple(dict(check) for check in raw.get("checks") or ())
         return cls(graphs, checks, None if error is None else float(error))

@@ -12,7 +12,7 @@ from typing import Any
 from camp_sdk.runtime.contract import GLOBAL_SUFFIX, GraphSpec, TensorSpec, check_graphs, image_columns, inside
 from camp_sdk.runtime.errors import BundleError
 from camp_sdk.runtime.files import sha256_of
-from camp_sdk.runtime.lowered import PRECISION_FOLDERS, LoweredGraphs
+from camp_sdk.runtime.lowered import FIRST_PASSES, PRECISION_FOLDERS, LoweredGraphs
 from camp_sdk.runtime.manifest_values import FirstStage, hash_from, stop_words_from, unit_from, vocabulary_from
 from camp_sdk.runtime.messages import brief
 
@@ -298,6 +298,11 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"activation {brief(manifest.activation)}, expected one of {ACTIVATIONS}")
     for own in ({}, *lowered):
         check_graphs(manifest.graphs | own)
+    for name in FIRST_PASSES:
+        if name in manifest.precisions and manifest.precisions[name].graphs.keys() != {"scorer"}:
+            raise ValueError(
+                f"{name} has the graphs {sorted(manifest.precisions[name].graphs)}, expected the scorer alone"
+            )
     if manifest.first_stage and not manifest.has_vectors:
         raise ValueError("first_stage: there are no global vectors")
     if manifest.pixels is not None:

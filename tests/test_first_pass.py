@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from camp_sdk import BackendError, BundleError, InputError, Retriever
+from camp_sdk import BackendError, BundleError, InputError, Retriever, ranking
 from camp_sdk.agreement import Agreement, Agreements, TwoPasses, agreement, mean_agreements
 from camp_sdk.data import load_split
 from camp_sdk.evaluation import evaluate
@@ -82,11 +82,24 @@ def test_larger_errors_than_recorded_are_seen_and_allowed_for(seed: int) -> None
     assert [numbers.tolist() for numbers, _ in found] == expected(logits, 10)
 
 
+def test_a_useless_first_pass_takes_few_rounds() -> None:
+    """Each query rescores at least as many items again as it has, once its error is seen to be larger."""
+    rng = np.random.default_rng(5)
+    logits = rng.standard_normal((3, 3000)).astype(np.float32)
+    asked: list[NDArray[np.intp]] = []
+    found = best_in_two_passes(rng.permuted(logits, axis=1), 10, looked_up(logits, asked), error=0.0)
+    assert [numbers.tolist() for numbers, _ in found] == expected(logits, 10)
+    assert len(asked) < 12
+
+
 def test_a_count_scores_that_many_again() -> None:
     logits, coarse = a_case(0, 0.5)
     asked: list[NDArray[np.intp]] = []
     found = best_in_two_passes(coarse, 3, looked_up(logits, asked), error=0.0, count=7)
     assert np.bincount(np.concatenate(asked)[:, 0]).tolist() == [7] * len(logits)
+    ties = best_in_two_passes(np.zeros_like(coarse), 3, looked_up(logits, asked := []), error=0.0, count=7)
+    assert np.concatenate(asked)[:, 1].tolist() == list(range(7)) * len(logits)
+    assert len(ties[0][0]) == 3
     for (numbers, own), row, rough in zip(found, logits, coarse, strict=True):
         among = np.sort(np.argsort(-rough)[:7])
         np.testing.assert_array_equal(numbers, among[np.argsort(-row[among])[:3]])
@@ -133,18 +146,44 @@ def precomputed(tmp_path: Path, many: NDArray[np.float32]) -> Path:
     return tmp_path
 
 
-def ranked(found: Any) -> list[tuple[int, float]]:
-    """Items and logits, without the digits that change with the shapes of blocks."""
-    return [(match.corpus_id, round(match.logit, 4)) for match in found]
+@pytest.fixture
+def two_passes(monkeypatch: pytest.MonkeyPatch) -> list[Matrix]:
+    """The coarse logits of every ranking in two passes from now on."""
+    noted: list[Matrix] = []
+
+    def note(coarse: Matrix, *rest: Any) -> Any:
+        noted.append(coarse)
+        return best_in_two_passes(coarse, *rest)
+
+    monkeypatch.setattr(ranking, "best_in_two_passes", note)
+    return noted
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Compare matches, or several rankings. Logits of about one, from blocks of other shapes, are other sums."""
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(one, list):
+            assert_same(one, other)
+        else:
+            assert one.corpus_id == other.corpus_id
+            np.testing.assert_allclose(one.logit, other.logit, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", [{}, {"shortlist": 60}, {"offset": 4}])
-def test_two_passes_rank_as_one_does(retriever: Retriever, many: NDArray[np.float32], how: dict[str, Any]) -> None:
+def test_two_passes_rank_as_one_does(
+    retriever: Retriever,
+    many: NDArray[np.float32],
+    how: dict[str, Any],
+    two_passes: list[Matrix],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ranking, "QUERIES_AT_ONCE", 4)  # of six queries, sorted by length
     gallery = retriever.encode_images(many)
     scored: list[int] = []
     one = retriever.rank(CAPTIONS, gallery, 5, **how)
     two = retriever.rank(CAPTIONS, gallery, 5, on_progress=scored.append, precision="int8", **how)
-    assert [ranked(found) for found in two] == [ranked(found) for found in one]
+    assert_same(two, one)
+    assert [len(coarse) for coarse in two_passes] == [4, 2]
     assert [found.shortlist for found in two] == [found.shortlist for found in one]
     assert sum(scored) == len(CAPTIONS) * how.get("shortlist", len(many))
 
@@ -156,34 +195,56 @@ def test_scores_are_those_of_float32(retriever: Retriever, many: NDArray[np.floa
     np.testing.assert_allclose([m.logit for m in matches], expected[[m.corpus_id for m in matches]], rtol=0, atol=1e-5)
 
 
-def test_texts_are_ranked_in_two_passes_too(retriever: Retriever, many: NDArray[np.float32]) -> None:
+def test_texts_are_ranked_in_two_passes_too(
+    retriever: Retriever, many: NDArray[np.float32], two_passes: list[Matrix]
+) -> None:
     texts = retriever.encode_texts([f"{first} {second}" for first in CAPTIONS for second in CAPTIONS])
     one, two = (retriever.rank(many[3], texts, 5, precision=precision) for precision in (None, "int8"))
-    assert ranked(two) == ranked(one)
+    assert_same(two, one)
+    assert [coarse.shape for coarse in two_passes] == [(1, 36)]
 
 
-def test_an_index_is_ranked_in_two_passes(retriever: Retriever, many: NDArray[np.float32], tmp_path: Path) -> None:
+def test_an_index_is_ranked_in_two_passes(
+    retriever: Retriever, many: NDArray[np.float32], two_passes: list[Matrix], tmp_path: Path
+) -> None:
     with retriever.open_index(tmp_path / "photos.index", create=True) as index:
         index.add(many, [f"image {number}" for number in range(len(many))])
         one, two = [retriever.rank(CAPTIONS, index, 5, precision=precision) for precision in (None, "int8")]
-    assert [ranked(found) for found in two] == [ranked(found) for found in one]
+    assert_same(two, one)
+    assert [len(coarse) for coarse in two_passes] == [6]
 
 
-def test_a_small_memory_budget_changes_nothing(feature_bundle: Path, many: NDArray[np.float32]) -> None:
-    with Retriever(feature_bundle, "onnxruntime", memory_budget_bytes=200_000) as small:
+def test_a_small_memory_budget_scores_fewer_queries_at_once(
+    feature_bundle: Path, many: NDArray[np.float32], two_passes: list[Matrix]
+) -> None:
+    with Retriever(feature_bundle, "onnxruntime", memory_budget_bytes=50_000) as small:
         gallery = small.encode_images(many)
         one, two = (small.rank(CAPTIONS, gallery, 5, precision=precision) for precision in (None, "int8"))
-    assert [ranked(found) for found in two] == [ranked(found) for found in one]
+    assert_same(two, one)
+    assert [len(coarse) for coarse in two_passes] == [2, 2, 2]
+
+
+def test_a_second_pass_can_be_stopped(feature_retriever: Retriever, many: NDArray[np.float32]) -> None:
+    texts = feature_retriever.encode_texts(CAPTIONS)
+    for query, corpus in ((CAPTIONS[0], feature_retriever.encode_images(many)), (many[0], texts)):
+
+        def stop(pairs: int) -> None:
+            if not pairs:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            feature_retriever.rank(query, corpus, 5, on_progress=stop, precision="int8")
 
 
 def test_auto_takes_what_the_processor_multiplies(
-    retriever: Retriever, many: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+    retriever: Retriever, many: NDArray[np.float32], two_passes: list[Matrix], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = retriever.rank(CAPTIONS[0], many, 5)
-    for able, lower in ((True, "int8"), (False, None)):
+    for able, lower in ((False, None), (True, "int8")):
         monkeypatch.setattr("camp_sdk.runtime.backends.is_fast", lambda precision, able=able: able)
         assert fast_first_pass(retriever.bundle, retriever.backend) == lower
-        assert ranked(retriever.rank(CAPTIONS[0], many, 5, precision="auto")) == ranked(one)
+        assert_same(retriever.rank(CAPTIONS[0], many, 5, precision="auto"), one)
+        assert len(two_passes) == able
 
 
 @pytest.mark.parametrize(
@@ -200,11 +261,12 @@ def test_the_processor_says_what_it_multiplies(
 
 
 @needs_bfloat16
-def test_bfloat16_makes_a_first_pass(feature_bundle: Path, many: NDArray[np.float32]) -> None:
+def test_bfloat16_makes_a_first_pass(feature_bundle: Path, many: NDArray[np.float32], two_passes: list[Matrix]) -> None:
     with Retriever(feature_bundle, "openvino") as opened:
         gallery = opened.encode_images(many)
         one, two = (opened.rank(CAPTIONS, gallery, 5, precision=precision) for precision in (None, "bfloat16"))
-    assert [ranked(found) for found in two] == [ranked(found) for found in one]
+    assert_same(two, one)
+    assert len(two_passes) == 1
 
 
 @pytest.mark.parametrize(
@@ -216,6 +278,7 @@ def test_bfloat16_makes_a_first_pass(feature_bundle: Path, many: NDArray[np.floa
         ({"precision": "int8", "rescore": 4}, "`rescore` is 4: expected 'auto', or at least the 5 items wanted"),
         ({"precision": "int8", "rescore": True}, "`rescore` is True"),
         ({"precision": "int8", "rescore": "all"}, "`rescore` is 'all'"),
+        ({"precision": "auto", "rescore": 2}, "`rescore` is 2"),
         ({"precision": "int8", "rescore": 7, "offset": 3}, "at least the 8 items wanted"),
     ],
 )
@@ -238,9 +301,11 @@ def test_a_bundle_that_does_not_know_its_error_needs_a_count(bundle_copy: Path, 
     unknown = {name: replace(own, logit_error=None) for name, own in manifest.precisions.items()}
     write_manifest(bundle_copy, replace(manifest, precisions=unknown))
     with Retriever(bundle_copy, "onnxruntime") as opened:
-        with pytest.raises(BundleError, match="does not say how far its int8 logits are off: give `rescore` a number"):
+        with pytest.raises(BundleError, match="does not record the error of its int8 logits: give `rescore` a number"):
             opened.rank(CAPTIONS[0], features, 2, precision="int8")
         assert len(opened.rank(CAPTIONS[0], features, 2, precision="int8", rescore=2)) == 2
+        assert fast_first_pass(opened.bundle, opened.backend) is None
+        assert len(opened.rank(CAPTIONS[0], features, 2, precision="auto")) == 2
 
 
 def test_int8_has_no_scores_of_its_own(feature_bundle: Path) -> None:
@@ -288,8 +353,8 @@ def test_agreement_counts_what_two_passes_change() -> None:
     coarse = logits.copy()
     coarse[1, 9:11] = [-5, -4]  # the tenth and the eleventh change places
     engine: Any = None
-    assert agreement(coarse, logits, FirstPass(engine, 0.5)) == Agreement(1, 1, 1, 0.5, 11)
-    assert agreement(coarse, logits, FirstPass(engine, 0.0, 10)) == Agreement(1, 0.5, 0.5, 0.5, 10)
+    assert agreement(coarse, logits, FirstPass("int8", engine, 0.5)) == Agreement(1, 1, 1, 0.5, 11)
+    assert agreement(coarse, logits, FirstPass("int8", engine, 0.0, 10)) == Agreement(1, 0.5, 0.5, 0.5, 10)
     first = Agreements("int8", Agreement(1, 1, 1, 0.5, 11), Agreement(1, 1, 0, 0, 12))
     second = Agreements("int8", Agreement(0, 1, 0, 0.5, 13), Agreement(1, 1, 0, 0, 12))
     assert mean_agreements([first, second]).text_to_image == Agreement(0.5, 1, 0.5, 0.5, 12)
@@ -308,12 +373,19 @@ def test_eval_compares_two_passes_with_one(
     options = ("--precision", "int8", "--backend", "onnxruntime")
     printed = camp("eval", feature_bundle, "--data", precomputed, *options, "--json")
     assert json.loads(printed.out)["two_passes"] == found.as_dict()["two_passes"]
+    printed = camp("eval", feature_bundle, "--data", precomputed, "--precision", "auto", "--backend", "onnxruntime")
+    assert printed.code == 0
     table = camp("eval", feature_bundle, "--data", precomputed, *options, "--rescore", "12").out
-    assert "int8, then the best again, against one pass" in table
+    assert "two passes, the first in int8, against one" in table
 
 
 def test_rank_and_search_take_two_passes(
-    camp: Camp, feature_bundle: Path, many: NDArray[np.float32], feature_retriever: Retriever, tmp_path: Path
+    camp: Camp,
+    feature_bundle: Path,
+    many: NDArray[np.float32],
+    feature_retriever: Retriever,
+    two_passes: list[Matrix],
+    tmp_path: Path,
 ) -> None:
     np.save(tmp_path / "images.npy", many)
     with feature_retriever.open_index(tmp_path / "photos.index", create=True, precision="float32") as index:
@@ -324,13 +396,16 @@ def test_rank_and_search_take_two_passes(
         ("index", "search", tmp_path / "photos.index", "--bundle", feature_bundle, *asked),
     ):
         one, *two = [camp(*command, *more).out for more in ((), INT8, ("--rescore", "20", *INT8))]
-        rows = [_rows(json.loads(answer)) for answer in (one, *two)]
-        assert rows[1:] == rows[:1] * 2
+        expected, *found = [_rows(json.loads(answer)) for answer in (one, *two)]
+        for keys, logits in found:
+            assert keys == expected[0]
+            np.testing.assert_allclose(logits, expected[1], rtol=0, atol=1e-5)
+    assert len(two_passes) == 4
     refused = camp("rank", feature_bundle, "--images", tmp_path / "images.npy", *asked, "--rescore", "auto")
     assert refused.code == 1
     assert "--precision 'float32': expected one of" in refused.err
 
 
-def _rows(answer: Any) -> list[tuple[Any, float]]:
+def _rows(answer: Any) -> tuple[list[Any], list[float]]:
     matches = answer["matches"] if "matches" in answer else answer["rankings"][0]["matches"]
-    return [(match.get("key", match["corpus_id"]), round(match["logit"], 4)) for match in matches]
+    return [match.get("key", match["corpus_id"]) for match in matches], [match["logit"] for match in matches]

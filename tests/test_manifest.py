@@ -60,6 +60,9 @@ def test_written_manifests_list_the_files_that_are_there(bundle_copy: Path) -> N
         put("many", "tokenizer", "max_words"),
         put(2, "schema_version"),
         put({"fp8": {"graphs": {}}}, "precisions"),
+        put(-0.1, "precisions", "int8", "logit_error"),
+        put("small", "precisions", "int8", "logit_error"),
+        put(True, "precisions", "int8", "logit_error"),
         put("fine", "files", "image.onnx", "sha256"),
         put(0, "logit_unit"),
         put(True, "logit_unit"),
@@ -78,3 +81,22 @@ def test_a_manifest_without_what_only_people_read(feature_bundle: Path) -> None:
         del bare[name]
     jsonschema.validate(bare, manifest_schema())
     assert Manifest.from_dict(bare).parity == ()
+
+
+@pytest.mark.parametrize("error", [-0.1, "small", True, float("nan"), float("inf"), 1e39, 10**400])
+def test_errors_of_logits_that_no_network_has_are_refused(feature_bundle: Path, error: object) -> None:
+    broken = document(feature_bundle)
+    broken["precisions"]["int8"]["logit_error"] = error
+    with pytest.raises(ValueError, match=r"logit_error .*: expected a number from 0 to 1e.30, or null"):
+        Manifest.from_dict(broken)
+
+
+@pytest.mark.parametrize("graphs", [(), ("image",), ("image", "scorer")])
+def test_a_first_pass_is_a_scorer_alone(feature_bundle: Path, graphs: tuple[str, ...]) -> None:
+    """Another encoder's tensors would not be those that the items were encoded to."""
+    broken = document(feature_bundle)
+    own = {name: broken["graphs"][name] for name in graphs if name != "scorer"}
+    kept = broken["precisions"]["int8"]["graphs"] if "scorer" in graphs else {}
+    broken["precisions"]["int8"]["graphs"] = kept | own
+    with pytest.raises(ValueError, match=r"int8 has the graphs .*, expected the scorer alone"):
+        Manifest.from_dict(broken)

@@ -136,7 +136,7 @@ def _tests_table(tests: tuple[SelfTestState, ...]) -> Table:
 
 
 def _first_passes_table(states: tuple[FirstPassState, ...]) -> Table:
-    table = Table("first pass", "precision", Column("x float32", justify="right"), "processor multiplies it")
+    table = Table("first pass", "precision", Column("x float32", justify="right"), "hardware support")
     for state in states:
         speed = "-" if state.speed is None else f"{state.speed:.1f}"
         table.add_row(state.backend, state.precision, speed, _yes_or_no(state.instructions))

@@ -100,8 +100,8 @@ def eval_command(
 
 def two_passes_table(found: Agreements) -> Table:
     """How rankings in two passes agree with those in one."""
-    heads = ("same best", "same 10", "same order", "same 10, first pass", "scored again")
-    title = f"{found.precision}, then the best again, against one pass: shares of the queries"
+    heads = ("same best", "same 10", "same order", "same 10, first pass alone", "rescored")
+    title = f"two passes, the first in {found.precision}, against one: shares of the queries"
     table = Table("", *(Column(head, justify="right") for head in heads), title=title)
     for name, side in (("text to image", found.text_to_image), ("image to text", found.image_to_text)):
         shares = (side.same_best, side.same_ten, side.same_order, side.coarse_ten)

@@ -63,7 +63,7 @@ def search_command(
     with Retriever(bundle, backend, passes.precision, threads, memory_budget) as retriever:
         if is_parts(index):
             if passes.first:
-                raise InputError("`precision`: parts are searched in one pass, in float32")
+                raise InputError("`precision`: parts are searched in one pass")
             found, items = _found_in_parts(retriever, index, query or like, search, offset, ann)
         else:
             found, items = _found(retriever, index, query or like, (search, passes), offset, ann)

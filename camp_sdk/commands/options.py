@@ -44,13 +44,13 @@ TwoPassOption = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="float32; faster, with slightly different scores: float16 (GPUs), bfloat16 (openvino). int8, or bfloat16 "
-        "with --rescore: a first pass in it, and a second one in float32, whose scores are shown.",
+        help="float32; faster, with slightly different scores: float16 (GPUs), bfloat16 (openvino). In two passes, "
+        "the second in float32, whose scores are shown: int8, bfloat16 with --rescore, or auto for what is fast here.",
     ),
 ]
 RescoreOption = Annotated[
     str | None,
-    typer.Option(help="Images per query that the second pass scores: a number, or auto, by the error of the first."),
+    typer.Option(help="Items per query that the second pass scores: a number, or auto, by the error of the first."),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="Threads on the CPU. Default: every core, within a container's quota.", min=1)

@@ -126,7 +126,7 @@ def serve_command(
     log_format: Annotated[str, typer.Option(help=f"{' or '.join(LOG_FORMATS)}.")] = "line",
     backend: BackendOption = "auto",
     precision: Annotated[
-        str, typer.Option(help="As in camp rank; int8: searches in two passes, of which the second is in float32.")
+        str, typer.Option(help="As in camp rank; int8: searches in two passes, the second in float32.")
     ] = "float32",
     threads: ThreadsOption = None,
     memory_budget: MemoryOption = None,

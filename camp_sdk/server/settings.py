@@ -51,7 +51,7 @@ class Settings:
         drain: How long the server goes on after SIGTERM, not ready, before it ends, in seconds.
         log_format: "line" or "json".
         backend: As `Retriever` takes it.
-        precision: As `Retriever` takes it; "int8" searches in two passes, of which the second is in float32.
+        precision: As `Retriever` takes it; "int8" searches in two passes, the second in float32.
         threads: As `Retriever` takes it.
         memory_budget: As `Retriever` takes it.
         shards: The number of shards that the parts are divided among.
@@ -116,7 +116,7 @@ class Settings:
         if self.ann and self.index is None:
             raise InputError("`ann` is for an `index`: galleries and parts are searched exactly")
         if self.parts is not None and passes_of(self.precision).first:
-            raise InputError(f"`precision` is {brief(self.precision)}: parts are searched in one pass, in float32")
+            raise InputError(f"`precision` is {brief(self.precision)}: parts are searched in one pass")
 
     @property
     def is_local(self) -> bool:

@@ -33,7 +33,7 @@ from camp_sdk.runtime.files import HeldFile
 Channels = NDArray[np.float32]
 
 STEPS = 127  # of an int8, on each side of zero
-LEAST = 1e-3  # of the largest channel: one that is zero on all examples must not be divided by zero
+MINIMUM_SHARE = 1e-3  # of the largest channel: one that is zero on all examples must not be divided by zero
 
 
 def largest_inputs(source: Path, feeds: Iterable[Arrays]) -> list[Channels]:
@@ -53,11 +53,11 @@ def largest_inputs(source: Path, feeds: Iterable[Arrays]) -> list[Channels]:
     inputs = [str(node.inputs[0].name) for node in _maps(model.graph, source) if node.inputs[0]]
     proto = ir.to_proto(model)
     del proto.graph.output[:]
-    proto.graph.initializer.append(helper.make_tensor("rows", TensorProto.INT64, [3], [0, 1, 2]))
+    proto.graph.initializer.append(helper.make_tensor("int8.rows", TensorProto.INT64, [3], [0, 1, 2]))
     for number, name in enumerate(inputs):
-        size, largest = f"size.{number}", f"largest.{number}"
+        size, largest = f"int8.{number}.size", f"int8.{number}.largest"
         proto.graph.node.append(helper.make_node("Abs", [name], [size]))
-        proto.graph.node.append(helper.make_node("ReduceMax", [size, "rows"], [largest], keepdims=0))
+        proto.graph.node.append(helper.make_node("ReduceMax", [size, "int8.rows"], [largest], keepdims=0))
         proto.graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, ["K"]))
     found: list[Channels] | None = None
     with tempfile.TemporaryDirectory() as folder:
@@ -144,6 +144,6 @@ def _smoothing(sizes: Channels, W: Channels) -> Channels:
 
 
 def _above_zero(sizes: Channels) -> Channels:
-    least = np.float32(LEAST * (float(sizes.max()) or 1))
+    least = np.float32(MINIMUM_SHARE * (float(sizes.max()) or 1))
     raised: Channels = np.maximum(sizes, least)
     return raised

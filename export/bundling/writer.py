@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from camp_sdk.combination import WEIGHT
 from camp_sdk.export.bundling import coarse_gate, parity, precision_gate
 from camp_sdk.export.bundling.cases import checks_table, figures_of, reference_outputs, require
-from camp_sdk.export.bundling.coarse_gate import calibration_feeds, check_coarse
+from camp_sdk.export.bundling.coarse_gate import calibration_feeds, check_coarse, error_of
 from camp_sdk.export.bundling.example_inputs import caption_example, picture_example
 from camp_sdk.export.bundling.graphs import export_graph, graphs_of
 from camp_sdk.export.bundling.lowering import lower_graph
@@ -29,7 +29,6 @@ from camp_sdk.export.network.camp import Scorer
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp
 from camp_sdk.export.network.networks import import_network, network_named
-from camp_sdk.runtime.backends import FIRST_PASSES
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.onnxruntime_engine import import_onnxruntime
@@ -37,7 +36,7 @@ from camp_sdk.runtime.engines.openvino_engine import require_bfloat16
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import followed, holds_only, is_empty, write_aside
 from camp_sdk.runtime.golden import GOLDEN_FILE
-from camp_sdk.runtime.lowered import PRECISION_FOLDERS, LoweredGraphs
+from camp_sdk.runtime.lowered import FIRST_PASSES, INT8, PRECISION_FOLDERS, LoweredGraphs
 from camp_sdk.runtime.manifest import (
     MANIFEST_FILE,
     TOKENIZER_FILE,
@@ -120,7 +119,7 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
     Raises:
         ExportError: scores are too far from PyTorch's.
     """
-    if precision == "int8":
+    if precision == INT8:
         return _add_int8(model, origin, manifest, folder)
 
     def check(graphs: Mapping[str, GraphSpec]) -> list[precision_gate.PrecisionCheck]:
@@ -147,23 +146,23 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
     manifest = _with_graphs(manifest, precision, graphs, folder, checks)
     if precision not in FIRST_PASSES:
         return manifest
-    _, error = check_coarse(model, origin, Bundle(folder), precision)
-    return _with_graphs(manifest, precision, graphs, folder, checks, error)
+    first = check_coarse(model, origin, Bundle(folder), precision)
+    return _with_graphs(manifest, precision, graphs, folder, checks, error_of(first))
 
 
 def _add_int8(model: Camp, origin: Origin, manifest: Manifest, folder: Path) -> Manifest:
     """Write the scorer in int8, for the first pass of rankings; the encoders stay in float32."""
     spec = manifest.graphs["scorer"]
-    file = f"{PRECISION_FOLDERS['int8']}/scorer.onnx"
+    file = f"{PRECISION_FOLDERS[INT8]}/scorer.onnx"
     (folder / file).parent.mkdir()
     largest = largest_inputs(folder / spec.file, calibration_feeds(model, origin, Bundle(folder)))
     inputs, outputs = quantise_graph(folder / spec.file, folder / file, largest)
     graphs = {"scorer": GraphSpec(file, tuple(inputs), tuple(outputs))}
-    _with_graphs(manifest, "int8", graphs, folder)
-    checks, error = check_coarse(model, origin, Bundle(folder), "int8")
+    _with_graphs(manifest, INT8, graphs, folder)
+    checks = check_coarse(model, origin, Bundle(folder), INT8)
     stderr.print(checks_table(f"int8 {coarse_gate.TITLE}", coarse_gate.COLUMNS, checks))
     require(checks, "int8 is too coarse for this network", WITHOUT)
-    return _with_graphs(manifest, "int8", graphs, folder, checks, error)
+    return _with_graphs(manifest, INT8, graphs, folder, checks, error_of(checks))
 
 
 def _with_graphs(
