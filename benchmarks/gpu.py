@@ -36,7 +36,7 @@ from gpu_methods import (
 )
 from gpu_report import add_shares, tables, targets_of
 from machine import copy_rate, describe, half_product_rate, median_s
-from pairs import EXACT_PAIRS, REGIONS, WIDTH, make_bundle, make_inputs
+from pairs_networks import EXACT_PAIRS, REGIONS, WIDTH, make_bundle, make_inputs
 from rich.console import Console
 
 from camp_sdk import Gallery, Retriever
@@ -99,7 +99,7 @@ class Setup:
 
 
 def inputs_of(images: int, texts: int) -> tuple[np.ndarray, dict[int, list[str]]]:
-    """Random features and captions; the captions use words that the tokenizer of `pairs.make_inputs` knows."""
+    """Random features and captions; the captions use words that the tokenizer of `make_inputs` knows."""
     rng = np.random.default_rng(1)
     features = np.maximum(rng.standard_normal((images, REGIONS, 2048), dtype=np.float32), 0)
     return features, {words: captions_of(rng, words, texts) for words in WORDS}

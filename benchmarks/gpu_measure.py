@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pairs import MULTIPLY_ADDS, REGIONS, WIDTH, differences
+from pairs import MULTIPLY_ADDS
+from pairs_networks import REGIONS, WIDTH, differences
 
 from camp_sdk import BackendError
 from camp_sdk.export.bundling.precision_gate import MAX_SCORE_ERROR

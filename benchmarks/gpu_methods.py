@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from gpu_measure import Block, Method, Timer, wall_s
 from numpy.typing import NDArray
-from pairs import EXACT_PAIRS, REGIONS, exact_logits
+from pairs_networks import EXACT_PAIRS, REGIONS, exact_logits
 
 from camp_sdk.export.network.checkpoint import Origin
 from camp_sdk.export.network.model import Camp

@@ -1,4 +1,4 @@
-"""The gate of first passes: are their logits close enough to those of float32 to find what must be scored again?"""
+"""The gate of first passes: are their logits close enough to those of float32 to find what must be rescored?"""
 
 from __future__ import annotations
 
