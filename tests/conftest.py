@@ -7,16 +7,18 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from camp_sdk import Retriever
+from camp_sdk import Retriever, ranking
 from camp_sdk.export.bundling.writer import export_bundle, write_lowered
 from camp_sdk.export.import_checkpoint import import_checkpoint
 from camp_sdk.export.scenes import write_scenes
+from camp_sdk.first_pass import best_in_two_passes
 from camp_sdk.runtime.lowered import LoweredGraphs
 from camp_sdk.runtime.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from tests.helpers.command import Camp
@@ -148,3 +150,22 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def features() -> NDArray[np.float32]:
     """Features of ten images with five regions each: [10, 5, 12]."""
     return np.random.default_rng(0).standard_normal((10, 5, FEATURE_WIDTH), dtype=np.float32)
+
+
+@pytest.fixture(scope="session")
+def many() -> NDArray[np.float32]:
+    """Features of enough images that a second pass leaves most of them out."""
+    return np.random.default_rng(3).standard_normal((150, 5, 12), dtype=np.float32)
+
+
+@pytest.fixture
+def two_passes(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.float32]]:
+    """The coarse logits of every ranking in two passes from now on."""
+    noted: list[NDArray[np.float32]] = []
+
+    def note(coarse: NDArray[np.float32], *rest: Any) -> Any:
+        noted.append(coarse)
+        return best_in_two_passes(coarse, *rest)
+
+    monkeypatch.setattr(ranking, "best_in_two_passes", note)
+    return noted

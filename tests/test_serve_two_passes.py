@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from camp_sdk import BundleError, InputError, Retriever, ranking
+from camp_sdk import BundleError, InputError, Retriever
 from camp_sdk.server.settings import Settings
 from tests.helpers.serving import served
 from tests.helpers.tiny import CAPTIONS
@@ -20,16 +19,8 @@ def test_searches_in_two_passes(
     feature_retriever: Retriever,
     features: NDArray[np.float32],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    two_passes: list[NDArray[np.float32]],
 ) -> None:
-    coarse: list[NDArray[np.float32]] = []
-    two_passes = ranking.best_in_two_passes
-
-    def note(logits: NDArray[np.float32], *rest: Any) -> Any:
-        coarse.append(logits)
-        return two_passes(logits, *rest)
-
-    monkeypatch.setattr(ranking, "best_in_two_passes", note)
     path = tmp_path / "features.index"
     with feature_retriever.open_index(path, create=True, precision="float32") as index:
         index.add(features, [f"image {number}" for number in range(len(features))])
@@ -38,7 +29,7 @@ def test_searches_in_two_passes(
         matches = running.found("/v1/search", {"query": CAPTIONS[0], "top_k": 5})["matches"]
         assert running("GET", "/v1/models").json()["data"][0]["precision"] == "float32"
     assert [match["key"] for match in matches] == [match.key for match in expected]
-    assert [logits.shape for logits in coarse] == [(1, len(features))]
+    assert [logits.shape for logits in two_passes] == [(1, len(features))]
     # Both passes score blocks of other shapes: sums are made in another order, of logits of about one.
     np.testing.assert_allclose([match["logit"] for match in matches], [match.logit for match in expected], atol=1e-5)
 
