@@ -132,8 +132,8 @@ def measure_variant(folder: Path, variant: str, inputs: Inputs, tokenizer: str, 
 
 
 def ranked_matrix(retriever: Retriever, images: Gallery, captions: list[str]) -> np.ndarray:
-    """Logits [I, T] of the ten best images that two passes find for each caption; the others are NaN."""
-    found = np.full((len(images), len(captions)), np.nan, np.float32)
+    """Logits [I, T] of the ten best images that two passes find for each caption; the others are minus infinity."""
+    found = np.full((len(images), len(captions)), -np.inf, np.float32)
     for text, matches in enumerate(retriever.rank(captions, images, TOP, precision="int8")):
         for match in matches:
             found[match.corpus_id, text] = match.logit

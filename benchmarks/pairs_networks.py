@@ -127,8 +127,8 @@ def differences(logits: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     """How far logits are from float64.
 
     Args:
-        logits: logits to check, [images, texts]; only the images and texts that ``exact`` has are
-            compared, and not NaN.
+        logits: logits to check, [images, texts]. Only the images and texts that ``exact`` has are compared, and of
+            errors only those of logits that are not minus infinity, which stands for a pair without one.
         exact: logits in float64, [i, t].
 
     Returns:
@@ -136,11 +136,11 @@ def differences(logits: np.ndarray, exact: np.ndarray) -> dict[str, float]:
         deviation of the exact logits.
     """
     found = logits[: exact.shape[0], : exact.shape[1]].astype(np.float64)
-    best = [np.argsort(-matrix, axis=0, kind="stable")[:TOP] for matrix in (found, exact)]  # NaN comes last
+    best = [np.argsort(-matrix, axis=0, kind="stable")[:TOP] for matrix in (found, exact)]
     agreement = np.mean([len(set(a) & set(b)) / TOP for a, b in zip(best[0].T, best[1].T, strict=True)])
     scores = [1 / (1 + np.exp(-matrix)) for matrix in (found, exact)]
     return {
-        "max_score_error": float(np.nanmax(np.abs(scores[0] - scores[1]))),
+        "max_score_error": float(np.abs(scores[0] - scores[1])[~np.isneginf(found)].max()),
         "top10_agreement": float(agreement),
         "logit_spread": float(exact.std()),
     }

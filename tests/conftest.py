@@ -22,7 +22,7 @@ from camp_sdk.first_pass import best_in_two_passes
 from camp_sdk.runtime.lowered import LoweredGraphs
 from camp_sdk.runtime.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from tests.helpers.command import Camp
-from tests.helpers.hardware import bfloat16_here
+from tests.helpers.hardware import lower_precisions
 from tests.helpers.tiny import FEATURE_WIDTH, save_tiny_checkpoint
 
 RELEASED = Path(__file__).parent / "released"  # recorded checkpoints
@@ -73,9 +73,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool
 @pytest.fixture(scope="session")
 def feature_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str, bool], Path]) -> Path:
     """A bundle of the paper's variant that takes features [R, 12]. Read only: copy it (`bundle_copy`) to break it."""
-    precisions = ["float16", "int8", *(["bfloat16"] if bfloat16_here() else [])]
     return export_bundle(
-        checkpoints("paper", False), tmp_path_factory.mktemp("bundles") / "features", precisions
+        checkpoints("paper", False), tmp_path_factory.mktemp("bundles") / "features", lower_precisions()
     ).folder
 
 

@@ -31,7 +31,7 @@ from camp_sdk.export.network.backbones import OnnxVision, read_vision
 from camp_sdk.export.training.config import TrainConfig
 from camp_sdk.export.training.run import run_training
 from camp_sdk.export.training.vision_setup import anonymous
-from tests.helpers.hardware import bfloat16_here
+from tests.helpers.hardware import lower_precisions
 from tests.helpers.tiny import files_of
 
 ROOT = Path(__file__).parents[1]
@@ -71,8 +71,7 @@ def test_two_exports_of_a_checkpoint_are_equal_to_the_byte(
     elsewhere.parent.mkdir()
     shutil.copy(checkpoints("paper", False), elsewhere)
     monkeypatch.chdir(elsewhere.parent)
-    precisions = ["float16", "bfloat16"] if bfloat16_here() else ["float16"]
-    export_bundle(Path("other name.ckpt"), Path("again"), precisions)
+    export_bundle(Path("other name.ckpt"), Path("again"), lower_precisions())
     again = elsewhere.parent / "again"
     names = [path.relative_to(feature_bundle) for path in files_of(feature_bundle)]
     assert [path.relative_to(again) for path in files_of(again)] == names

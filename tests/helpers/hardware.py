@@ -17,4 +17,9 @@ def bfloat16_here() -> bool:
     return True
 
 
+def lower_precisions() -> list[str]:
+    """The lower precisions that this machine exports."""
+    return ["float16", "int8", *(["bfloat16"] if bfloat16_here() else [])]
+
+
 needs_bfloat16 = pytest.mark.skipif(not bfloat16_here(), reason="this processor does not compute in bfloat16")
