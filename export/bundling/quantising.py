@@ -2,11 +2,11 @@
 
 A map's input is divided by a factor for each channel, and the weights are multiplied by it, so that channels with large
 values leave the others enough of the 255 steps: SmoothQuant, Xiao et al. 2023, equation 4, with alpha = 1/2. The input
-then has one scale for all its values, from the largest value on the examples, and the weights one for each of their
-columns. Both are symmetric around zero, as TensorRT expects; ONNX Runtime and OpenVINO multiply such bytes as well.
-Everything else stays in float32.
+then has one scale for all its values, which leaves room above the largest value on the examples, and the weights one
+for each of their columns. Both are symmetric around zero, as TensorRT expects; ONNX Runtime and OpenVINO multiply such
+bytes as well. Everything else stays in float32.
 
-Values beyond those of the examples are cut off, and logits differ from those of float32 by much more than with 16
+Values beyond that range are cut off, and logits differ from those of float32 by much more than with 16
 bits. So a ranking uses these graphs only to find what it then scores in float32 (`camp_sdk.first_pass`).
 """
 
@@ -33,6 +33,10 @@ from camp_sdk.runtime.files import HeldFile
 Channels = NDArray[np.float32]
 
 STEPS = 127  # of an int8, on each side of zero
+# The range of an input, as a multiple of the largest value on the examples. On pictures of things that a trained
+# network had never seen, the 99.9% quantile of the errors was 0.44 with 1, most of it from values that were cut off, 0.16 with
+# 1.5 and 0.21 with 2; on pictures like the examples it grew from 0.13 to 0.20 with 1.5.
+HEADROOM = 1.5
 MINIMUM_SHARE = 1e-3  # of the largest channel: one that is zero on all examples must not be divided by zero
 
 
@@ -112,7 +116,7 @@ def _quantise(graph: ir.Graph, node: ir.Node, sizes: Channels, name: str) -> Non
     factors = _smoothing(sizes, W)  # [K]
     scaled = W * factors[:, None]
     steps = _above_zero(np.abs(scaled).max(0)) / np.float32(STEPS)  # [M]
-    step = _above_zero(sizes / factors).max() / STEPS
+    step = HEADROOM * _above_zero(sizes / factors).max() / STEPS
 
     def constant(what: str, array: NDArray[Any]) -> ir.Value:
         tensor = ir.tensor(array, name=f"{name}.{what}")
