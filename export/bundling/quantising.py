@@ -6,8 +6,8 @@ then has one scale for all its values, which leaves room above the largest value
 for each of their columns. Both are symmetric around zero, as TensorRT expects; ONNX Runtime and OpenVINO multiply such
 bytes as well. Everything else stays in float32.
 
-Values beyond that range are cut off, and logits differ from those of float32 by much more than with 16
-bits. So a ranking uses these graphs only to find what it then scores in float32 (`camp_sdk.first_pass`).
+Values beyond that range are cut off, and logits differ from those of float32 by much more than with 16 bits. So a
+ranking uses these graphs only to find what it then scores in float32 (`camp_sdk.first_pass`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Channels = NDArray[np.float32]
 
 STEPS = 127  # of an int8, on each side of zero
 # The range of an input, as a multiple of the largest value on the examples. On pictures of things that a trained
-# network had never seen, the 99.9% quantile of the errors was 0.44 with 1, most of it from values that were cut off, 0.16 with
-# 1.5 and 0.21 with 2; on pictures like the examples it grew from 0.13 to 0.20 with 1.5.
+# network had never seen, the 99.9% quantile of the errors was 0.44 with 1, most of it from values that were cut off,
+# 0.16 with 1.5 and 0.21 with 2; on pictures like the examples it grew from 0.13 to 0.20 with 1.5.
 HEADROOM = 1.5
 MINIMUM_SHARE = 1e-3  # of the largest channel: one that is zero on all examples must not be divided by zero
 
