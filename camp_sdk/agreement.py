@@ -37,14 +37,14 @@ class Agreement:
         same_ten: With the same ten best items.
         same_order: With the same ten best items in the same order.
         coarse_ten: With the same ten best items after the first pass alone.
-        scored_again: The mean number of items of a query that the second pass scored.
+        rescored: The mean number of items of a query that the second pass scored.
     """
 
     same_best: float
     same_ten: float
     same_order: float
     coarse_ten: float
-    scored_again: float
+    rescored: float
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def two_passes_table(found: Agreements) -> Table:
     table = Table("", *(Column(head, justify="right") for head in heads), title=title)
     for name, side in (("text to image", found.text_to_image), ("image to text", found.image_to_text)):
         shares = (side.same_best, side.same_ten, side.same_order, side.coarse_ten)
-        table.add_row(name, *(f"{share:.2%}" for share in shares), f"{side.scored_again:.1f}")
+        table.add_row(name, *(f"{share:.2%}" for share in shares), f"{side.rescored:.1f}")
     return table
 
 
