@@ -45,6 +45,16 @@ def messages(attention: Tensor, vectors: Tensor) -> Tensor:
     return (attention.reshape(a, b * x, y) @ vectors).reshape(a, b, x, vectors.shape[-1])
 
 
+def match_logits(mlp: nn.Module, pairs: Tensor) -> Tensor:
+    """The logits of all pairs: an MLP, and the fused pairs [I, T, d] -> [I, T].
+
+    The pairs become the rows of one matrix. OpenVINO 2026 multiplies a tensor of three axes image by image, a few rows
+    at a time, at 0.4 of the rate.
+    """
+    i, t, d = pairs.shape
+    return cast(Tensor, mlp(pairs.reshape(i * t, d)).reshape(i, t))
+
+
 def scalar_gates(image: Tensors, text: Tensors, to_words: Tensor, to_regions: Tensor) -> tuple[Tensor, Tensor]:
     """Scalar gates, g = sigmoid(own . message).
 
@@ -204,7 +214,7 @@ class CampScorer(Scorer):
         a_t = masked_softmax(self.pool_t(T_hat).squeeze(-1) / scale, text["text.mask"])  # [I, T, N]
         v_star = (a_v.unsqueeze(-2) @ V_hat).squeeze(-2)  # [T, I, d]
         t_star = (a_t.unsqueeze(-2) @ T_hat).squeeze(-2)  # [I, T, d]
-        return cast(Tensor, self.mlp(v_star.transpose(0, 1) + t_star).squeeze(-1))
+        return match_logits(self.mlp, v_star.transpose(0, 1) + t_star)
 
 
 class PaperScorer(CampScorer):

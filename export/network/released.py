@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camp_sdk.export.network.camp import Scorer, Tensors, masked_softmax, messages, products, scalar_gates
+from camp_sdk.export.network.camp import Scorer, Tensors, masked_softmax, match_logits, messages, products, scalar_gates
 
 HEADS = 4
 PADDED_WORDS = 50  # the released code pads captions to 50 rows, and `cross_attention_new` averages over all of them
@@ -247,7 +247,7 @@ class GateFusion(ReleasedScorer):
         w_t = of_t.weights(of_t.hidden(T_hat), text["text.mask"])  # [I, T, N]
         x_1 = (w_v.unsqueeze(-2) @ V_hat).squeeze(-2).transpose(0, 1)  # [I, T, d]
         x_2 = (w_t.unsqueeze(-2) @ T_hat).squeeze(-2)
-        return cast(Tensor, self.fc_out(torch.cat([self.scaled(x_1), self.scaled(x_2)], dim=-1)).squeeze(-1))
+        return match_logits(self.fc_out, torch.cat([self.scaled(x_1), self.scaled(x_2)], dim=-1))
 
     def scaled(self, summary: Tensor) -> Tensor:
         """The summary [I, T, d] as the final MLP takes it."""
