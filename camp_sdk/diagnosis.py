@@ -23,7 +23,7 @@ from camp_sdk.runtime.engines.onnxruntime_engine import check_provider
 from camp_sdk.runtime.engines.openvino_engine import import_openvino
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.golden import GOLDEN_FILE, Golden, read_golden
-from camp_sdk.runtime.lowered import INT8
+from camp_sdk.runtime.lowered import COARSE
 from camp_sdk.runtime.manifest import EXPORT_AGAIN
 from camp_sdk.runtime.selftest import ON_PROCESSOR, SelfTest, check_caption, run_and_remember, self_test
 from camp_sdk.runtime.tensorrt.library import here_of
@@ -233,7 +233,7 @@ def _bundle_state(
     if bundle is None:
         return BundleState(str(folder), problem)
     precisions = tuple(p for p in PRECISIONS if p == DEFAULT or p in bundle.manifest.precisions)
-    own = tuple(precision for precision in precisions if precision != INT8)
+    own = tuple(precision for precision in precisions if precision not in COARSE)
     opening = [state.backend for state in backends if not state.problem]
     pairs = [(b, p) for p in own for b in opening if b in SCORES_IN.get(p, BACKENDS)]
     tests = tuple(_test_state(bundle, backend, precision) for backend, precision in progress(pairs))

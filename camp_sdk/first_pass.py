@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camp_sdk.runtime.lowered import INT8
+from camp_sdk.runtime.lowered import COARSE
 from camp_sdk.runtime.scoring import Logits, PairScorer, best, check_finite
 
 Indices = NDArray[np.intp]
@@ -48,11 +48,11 @@ def passes_of(precision: str, rescore: str | None = None) -> Passes:
     """The passes that options ask for.
 
     Args:
-        precision: The precision of the ranking. "int8" and "auto" are those of a first pass, and so is any other one
-            with ``rescore``.
+        precision: The precision of the ranking. "int8", "float8" and "auto" are those of a first pass, and so is any
+            other one with ``rescore``.
         rescore: What the second pass scores: a number, or "auto".
     """
-    if precision not in (INT8, AUTO) and rescore is None:
+    if precision not in (*COARSE, AUTO) and rescore is None:
         return Passes(precision)
     return Passes(FULL, precision, int(rescore) if rescore and rescore.isdecimal() else rescore)
 

@@ -23,6 +23,7 @@ class Lower(Enum):
     FP16 = PRECISION_FOLDERS["float16"]
     BF16 = PRECISION_FOLDERS["bfloat16"]
     INT8 = PRECISION_FOLDERS["int8"]
+    FP8 = PRECISION_FOLDERS["float8"]
 
 
 def command(
@@ -35,7 +36,7 @@ def command(
         list[Lower] | None,
         typer.Option(
             help="Also write graphs for GPUs (fp16), for processors that compute in bfloat16 (bf16; needs openvino), "
-            "or for a fast first pass of a ranking (int8)."
+            "or for a fast first pass of a ranking (int8; fp8 with TensorRT)."
         ),
     ] = None,
 ) -> None:

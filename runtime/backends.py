@@ -16,7 +16,7 @@ from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine, import_open
 from camp_sdk.runtime.engines.profiles import Limits, profile_of
 from camp_sdk.runtime.engines.splitting import SplittingEngine
 from camp_sdk.runtime.errors import BackendError, BundleError
-from camp_sdk.runtime.lowered import FIRST_PASSES, INT8
+from camp_sdk.runtime.lowered import COARSE, FIRST_PASSES, FLOAT8, INT8
 from camp_sdk.runtime.processor import multiplies_int8
 from camp_sdk.runtime.tensorrt.engine import TensorRtEngine, plan_here
 from camp_sdk.runtime.tensorrt.library import open_library
@@ -30,12 +30,13 @@ STREAMS = 2
 LOG = logging.getLogger("camp_sdk")
 DEVICES = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}
 BACKENDS = (*DEVICES, "openvino", *LIBRARIES)
-PRECISIONS = ("float32", "float16", "bfloat16", INT8)
+PRECISIONS = ("float32", "float16", "bfloat16", *COARSE)
 # ONNX Runtime's TensorRT is not listed: whether it keeps the float32 parts of a float16 graph in float32 is unknown.
 SCORES_IN = {
     "float16": ("onnxruntime", "onnxruntime-cuda", *LIBRARIES),
     "bfloat16": ("openvino",),
-    INT8: ("onnxruntime", "openvino"),
+    INT8: ("onnxruntime", "openvino", *LIBRARIES),
+    FLOAT8: ("onnxruntime", *LIBRARIES),  # processors compute it in float32
 }
 
 
@@ -52,7 +53,7 @@ def choose_backend(
     Args:
         bundle: the bundle to score with.
         backend: "auto", or the name of a backend.
-        precision: "float32", "float16" or "bfloat16"; int8 is for the first pass of a ranking alone.
+        precision: "float32", "float16" or "bfloat16"; int8 and float8 are for the first pass of a ranking alone.
         without: backends that "auto" skips.
 
     Returns:
@@ -64,10 +65,10 @@ def choose_backend(
         BundleError: the bundle has no graphs in this precision.
     """
     _check_precision(bundle, precision)
-    if precision == INT8:
+    if precision in COARSE:
         raise BackendError(
-            "int8 is too coarse for scores of its own: open the retriever in float32, and use int8 for the first pass "
-            'of a ranking, rank(..., precision="int8")'
+            f"{precision} is too coarse for scores of its own: open the retriever in float32, and use {precision} for "
+            f'the first pass of a ranking, rank(..., precision="{precision}")'
         )
     if backend == "auto":
         backend = _best_backend(bundle, precision, without)
@@ -99,12 +100,16 @@ def _check_backend(backend: str, precision: str) -> None:
 
 
 def fast_first_pass(bundle: Bundle, backend: str) -> str | None:
-    """The precision in which this machine makes the first pass of a ranking fastest; None if none is faster.
+    """The precision in which this machine makes the first pass of a ranking fastest; None if none is known to.
+
+    On GPUs there is none: nothing has been measured there.
 
     Args:
         bundle: the bundle, which may have graphs for it.
         backend: the name of the backend that scores.
     """
+    if backend in LIBRARIES:
+        return None
     own = bundle.manifest.precisions
     measured = [p for p in FIRST_PASSES if p in own and own[p].logit_error is not None]
     return next((p for p in measured if backend in SCORES_IN[p] and is_fast(p)), None)
@@ -113,8 +118,8 @@ def fast_first_pass(bundle: Bundle, backend: str) -> str | None:
 @functools.cache
 def is_fast(precision: str) -> bool:
     """Whether this machine's processor has instructions for products in the precision of a first pass."""
-    if precision == INT8:
-        return multiplies_int8()
+    if precision in COARSE:
+        return precision == INT8 and multiplies_int8()
     try:
         require_bfloat16()
     except BackendError:
@@ -187,7 +192,7 @@ def open_engine(
         graph: "image", "text", "scorer", "explainer" or "vision".
         backend: "auto", or the name of a backend.
         threads: the number of threads that compute on the CPU; None uses every core.
-        precision: "float32", "float16", "bfloat16" or "int8".
+        precision: "float32", "float16", "bfloat16", "int8" or "float8".
         cuda_graphs: record and replay runs as CUDA graphs, as in `TensorRtEngine`; other backends ignore it.
 
     Raises:

@@ -153,7 +153,7 @@ class Manifest:
         """All graphs of a precision: its own versions where there are any, and the float32 ones otherwise.
 
         Args:
-            precision: "float32", "float16", "bfloat16" or "int8".
+            precision: "float32", "float16", "bfloat16", "int8" or "float8".
 
         Raises:
             BundleError: the bundle has no graphs in this precision.

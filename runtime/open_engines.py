@@ -47,7 +47,7 @@ class OpenEngines:
 
         Args:
             graph: "image", "text", "scorer", "explainer" or "vision".
-            precision: "float32", "float16", "bfloat16" or "int8".
+            precision: "float32", "float16", "bfloat16", "int8" or "float8".
 
         Raises:
             BackendError: the backend cannot open the graph, or does not compute in this precision.

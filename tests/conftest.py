@@ -79,6 +79,13 @@ def feature_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callab
 
 
 @pytest.fixture(scope="session")
+def float8_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str, bool], Path]) -> Path:
+    """A bundle as `feature_bundle`, whose one lower precision is float8. Read only."""
+    folder = tmp_path_factory.mktemp("bundles") / "float8"
+    return export_bundle(checkpoints("paper", False), folder, ["float8"]).folder
+
+
+@pytest.fixture(scope="session")
 def picture_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str, bool], Path]) -> Path:
     """A bundle of the scalar variant that takes pictures. Read only."""
     return export_bundle(checkpoints("scalar", True), tmp_path_factory.mktemp("bundles") / "pictures").folder

@@ -6,6 +6,8 @@ import functools
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import sys
 import time
@@ -65,7 +67,7 @@ def test_every_graph_builds(
     record = build_engine(order)
     assert (record.graph, record.precision) == (graph, order.own_precision)
     assert find_plan(bundle, graph, precision, replace(here(), compute_capability="8.9"))[1] == record
-    assert (record.half_share >= 0.5) == (order.own_precision == "float16")
+    assert (record.low_share >= 0.5) == (order.own_precision == "float16")
 
 
 @rtx
@@ -78,7 +80,7 @@ def test_a_record_says_what_was_built(bundle_copy: Path) -> None:
     assert record.graph_sha256 == sha256_of(bundle_copy / "scorer.onnx")
     assert (record.plan_sha256, record.plan_bytes) == (sha256_of(plan), plan.stat().st_size)
     assert record.profile["image.V"] == ((1, 1, 16), (32, 36, 16), (32, 100, 16))
-    assert record.half_share == 0
+    assert record.low_share == 0
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[-1] <= 1
 
@@ -134,7 +136,7 @@ def with_graph(folder: Path, file: str, model: Any) -> Path:
 
 @rtx
 def test_the_share_in_half_precision_is_read_from_the_network(bundle_copy: Path) -> None:
-    assert build_engine(order_of(bundle_copy, precision="float16")).half_share == 1
+    assert build_engine(order_of(bundle_copy, precision="float16")).low_share == 1
 
 
 @rtx
@@ -142,6 +144,43 @@ def test_a_half_engine_that_is_mostly_float32_is_refused(bundle_copy: Path) -> N
     with pytest.raises(BackendError, match="float16 image graph is mostly float32: 0% of it is in half precision"):
         build_engine(order_of(with_half_that_is_none(bundle_copy), precision="float16"))
     assert not (bundle_copy / "engines").exists()
+
+
+# Few bits
+
+
+@rtx
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_first_passes_build(
+    feature_bundle: Path, float8_bundle: Path, camp: Camp, tmp_path: Path, precision: str
+) -> None:
+    made = feature_bundle if precision == "int8" else float8_bundle
+    folder = Path(shutil.copytree(made, tmp_path / "bundle"))
+    options = ("--backend", "tensorrt-rtx", "--precision", precision)
+    (engine,) = json.loads(camp("build", folder, *options, "--json").out)["engines"]
+    own = "int8" if precision == "int8" else "float8"
+    assert (engine["graph"], engine["precision"]) == ("scorer", own)  # encoders are those of the retriever's precision
+    assert 0.3 < engine["low_share"] < 1  # both maps, not the final MLP
+    ada = replace(here(), compute_capability="8.9")
+    assert find_plan(Bundle(folder), "scorer", own, ada)[1].key == Path(engine["folder"]).name
+    with pytest.raises(BackendError, match="no tensorrt-rtx engine of the float32 scorer graph"):
+        find_plan(Bundle(folder), "scorer", "float32", ada)
+    if own == "float8":
+        with pytest.raises(BackendError, match=r"float8 needs a GPU of compute capability 8.9 or later.* has 8.6"):
+            find_plan(Bundle(folder), "scorer", own, replace(here(), compute_capability="8.6"))
+    again = camp("build", folder, *options).out
+    assert re.search(rf"scorer: {own}, \d\d% of its products in it, .* MB, already built", again)
+    assert f"{own} engines need that precision in use: camp rank ... --precision {own}" in again
+
+
+@rtx
+def test_an_engine_without_products_of_bytes_is_refused(bundle_copy: Path) -> None:
+    shutil.copyfile(bundle_copy / "scorer.onnx", bundle_copy / "int8/scorer.onnx")
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    manifest["files"]["int8/scorer.onnx"] = manifest["files"]["scorer.onnx"]
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BackendError, match="int8 scorer graph is mostly float32: 0% of it is in int8"):
+        build_engine(order_of(bundle_copy, "scorer", "int8"))
 
 
 # What cannot be built

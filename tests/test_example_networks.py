@@ -142,7 +142,7 @@ def test_a_recall_near_chance_fails_after_everything_is_written(
     def measured(network: run.Network, data: Path, output: Path) -> dict[str, Any]:
         r10 = 90.0 if network.title != "SGRAF, SAF" else 20.0
         recall = {side: {"r1": 9.0, "r5": 15.0, "r10": r10} for side in ("text_to_image", "image_to_text")}
-        engines = [{"graph": "image", "precision": "float16", "half_share": 1.0, "build_s": 0.1}]
+        engines = [{"graph": "image", "precision": "float16", "low_share": 1.0, "build_s": 0.1}]
         rest = {"training_s": 1.0, "parity": 1e-6, "float16": ["image"], "engines": engines}
         ranking = [str(path) for path in sorted((data / "test").glob("*.png"))[:2]]
         return {"title": network.title, "network": network.source, "recall": recall, "ranking": ranking, **rest}

@@ -18,6 +18,8 @@ from camp_sdk.runtime.backends import fast_first_pass, open_engine
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.manifest import write_manifest
 from camp_sdk.runtime.scoring import best
+from tests.helpers.engines import install_plans
+from tests.helpers.fake_cuda import install
 from tests.helpers.hardware import needs_bfloat16
 from tests.helpers.tiny import CAPTIONS
 
@@ -236,10 +238,41 @@ def test_bfloat16_makes_a_first_pass(feature_bundle: Path, many: NDArray[np.floa
     assert len(two_passes) == 1
 
 
+def test_float8_makes_a_first_pass(float8_bundle: Path, many: NDArray[np.float32], two_passes: list[Matrix]) -> None:
+    """With ONNX Runtime, which computes it in float32."""
+    with Retriever(float8_bundle, "onnxruntime") as opened:
+        gallery = opened.encode_images(many)
+        one, two = (opened.rank(CAPTIONS, gallery, 5, precision=precision) for precision in (None, "float8"))
+        assert fast_first_pass(opened.bundle, opened.backend) is None  # "auto" does not take it
+    assert_same(two, one)
+    assert len(two_passes) == 1
+
+
+def test_engines_make_a_first_pass(
+    feature_bundle: Path,
+    many: NDArray[np.float32],
+    two_passes: list[Matrix],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake, _ = install(monkeypatch)
+    install_plans(monkeypatch, tmp_path, "scorer")
+    with Retriever(feature_bundle, "tensorrt") as opened:
+        gallery = opened.encode_images(many)
+        one, two = (opened.rank(CAPTIONS, gallery, 5, precision=precision) for precision in (None, "int8"))
+        assert fast_first_pass(opened.bundle, opened.backend) is None  # nothing has been measured on GPUs
+    assert_same(two, one)
+    assert len(two_passes) == 1
+    with Retriever(feature_bundle, "onnxruntime") as opened:
+        opened.rank(CAPTIONS, opened.encode_images(many), 5, precision="int8")
+    np.testing.assert_allclose(two_passes[0], two_passes[1], rtol=0, atol=0.1)  # bytes at a step's edge may differ
+    assert fake.held == 0
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"precision": "int4"}, "`precision` 'int4': expected one of auto, int8, bfloat16"),
+        ({"precision": "int4"}, "`precision` 'int4': expected one of auto, int8, float8, bfloat16"),
         ({"precision": "float32"}, "`precision` 'float32': expected"),
         ({"rescore": 10}, "`rescore` is for rankings in two passes"),
         ({"precision": "int8", "rescore": 4}, "`rescore` is 4: expected 'auto', or at least the 5 items wanted"),
@@ -275,9 +308,13 @@ def test_a_bundle_that_does_not_know_its_error_needs_a_count(bundle_copy: Path, 
         assert len(opened.rank(CAPTIONS[0], features, 2, precision="auto")) == 2
 
 
-def test_int8_has_no_scores_of_its_own(feature_bundle: Path) -> None:
-    with pytest.raises(BackendError, match=r"int8 is too coarse for scores of its own.*first pass of a ranking"):
-        Retriever(feature_bundle, "onnxruntime", "int8")
+@pytest.mark.parametrize("precision", ["int8", "float8"])
+def test_few_bits_have_no_scores_of_their_own(feature_bundle: Path, float8_bundle: Path, precision: str) -> None:
+    made = feature_bundle if precision == "int8" else float8_bundle
+    with pytest.raises(
+        BackendError, match=rf"{precision} is too coarse for scores of its own.*first pass of a ranking"
+    ):
+        Retriever(made, "onnxruntime", precision)
 
 
 def test_a_bundle_without_int8_says_how_to_get_it(picture_bundle: Path) -> None:

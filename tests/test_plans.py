@@ -274,7 +274,7 @@ def refused(bundle: Bundle) -> str:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("format", 2),
+        ("format", 3),
         ("library", ["tensorrt"]),
         ("library_version", "1" * 1000),
         ("compute_capability", 8.7),
@@ -282,7 +282,7 @@ def refused(bundle: Bundle) -> str:
         ("plan_bytes", "6"),
         ("plan_bytes", True),
         ("plan_bytes", -6),
-        ("half_share", float("nan")),
+        ("low_share", float("nan")),
         ("build_s", -1),
         ("build_s", 10**400),
         ("profile", []),

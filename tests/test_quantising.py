@@ -81,6 +81,26 @@ def test_bytes_are_multiplied_as_the_graph_says(tmp_path: Path, engine: Callable
     assert np.mean(np.abs(found - expected) > 1e-4 * unit) < 0.05
 
 
+def test_float8_rounds_to_three_bits_of_fraction(tmp_path: Path) -> None:
+    """Against numpy: both factors are rounded to float8, which keeps four significant bits, and multiplied exactly."""
+    x, W = uneven()
+    source = a_map(tmp_path / "scorer.onnx", W)
+    quantise_graph(source, tmp_path / "fp8.onnx", largest_inputs(source, [{"x": x}]), "float8")
+    constants = ir.load(tmp_path / "fp8.onnx").graph.initializers.values()
+    part = {str(one.name).removeprefix("float8.0."): one.const_value.numpy() for one in constants if one.const_value}
+    weights = part["weights"].astype(np.float32)
+    assert np.abs(weights).max(0).tolist() == [448] * M
+    scaled = W / part["smoothing"][:, None] / part["steps"]
+    normal = np.abs(scaled) >= 2**-6  # smaller ones have a fixed step
+    assert np.abs(weights / scaled - 1)[normal].max() <= 2**-4 * (1 + 1e-6)
+    rows = (x * part["smoothing"] / part["step"]).astype(part["weights"].dtype).astype(np.float64)
+    assert np.abs(rows).max() == pytest.approx(448 / HEADROOM, rel=2**-4)
+    with OnnxRuntimeEngine(HeldFile(tmp_path / "fp8.onnx")) as opened:
+        found = opened.run({"x": x})["y"]
+    # Factors of float8 multiply exactly in float32; sums of 16 of them round 16 times.
+    np.testing.assert_allclose(found, rows @ weights * part["step"] * part["steps"], rtol=1e-5, atol=1e-4)
+
+
 def test_smoothing_saves_the_small_channels(tmp_path: Path) -> None:
     x, W = uneven()
     source = a_map(tmp_path / "scorer.onnx", W)

@@ -345,4 +345,4 @@ def test_the_text_graph_builds(bundle: Bundle, precision: str) -> None:
     here = replace(here_of("tensorrt-rtx"), compute_capability=None)
     record = build_engine(EngineOrder(bundle, "text", precision, here, Limits()))
     assert record.profile["tokens"] == ((1, 1), (64, 16), (64, 64))
-    assert (record.half_share >= 0.5) == (precision == "float16")
+    assert (record.low_share >= 0.5) == (precision == "float16")

@@ -397,7 +397,7 @@ def test_a_frozen_network_is_that_of_the_package_and_of_the_bundle(scenes: Path,
 def test_the_vision_graph_builds(backbone_bundle: Bundle, precision: str) -> None:
     here = replace(here_of("tensorrt-rtx"), compute_capability=None)
     record = build_engine(EngineOrder(backbone_bundle, "vision", precision, here, Limits()))
-    assert (record.half_share >= 0.5) == (precision == "float16")
+    assert (record.low_share >= 0.5) == (precision == "float16")
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

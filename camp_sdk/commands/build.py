@@ -14,11 +14,13 @@ from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.profiles import Limits
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import check_writable
+from camp_sdk.runtime.lowered import COARSE, PRECISION_FOLDERS
 from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine, built_engine, prefer, trtexec_command
 from camp_sdk.runtime.tensorrt.library import here_of
 from camp_sdk.runtime.tensorrt.plans import PlanRecord
 
-PRECISIONS = ("float16", "float32")
+PRECISIONS = ("float16", "float32", *COARSE)
+SHORT = {folder: precision for precision, folder in PRECISION_FOLDERS.items()}  # as camp export names them
 STEPS = 100  # of a progress bar
 
 
@@ -26,7 +28,10 @@ def build_command(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder written by camp export.")],
     backend: Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (builds without a GPU).")] = "tensorrt",
     precision: Annotated[
-        str | None, typer.Option(help="float16 or float32. Default: float16 if the bundle has it.")
+        str | None,
+        typer.Option(
+            help="float16, float32, or, for first passes, int8 or float8. Default: float16 if the bundle has it."
+        ),
     ] = None,
     graph: Annotated[list[str] | None, typer.Option(help="Build only this graph; may be repeated.")] = None,
     max_images: Annotated[int, typer.Option(help="Largest number of images in a call.", min=1)] = Limits.max_images,
@@ -54,20 +59,25 @@ def build_command(
             typer.echo(f"  {trtexec_command(order)}")
     if as_json:
         typer.echo(json.dumps({"engines": answers}, indent=2))
-    elif any(answer["precision"] == "float16" for answer in answers):
-        typer.echo(
-            'float16 engines need that precision in use: camp rank ... --precision float16, or precision="float16"'
-        )
+    else:
+        for used in sorted({answer["precision"] for answer in answers} - {"float32"}):
+            typer.echo(
+                f'{used} engines need that precision in use: camp rank ... --precision {used}, or precision="{used}"'
+            )
 
 
 def _orders(
     bundle: Bundle, backend: str, precision: str | None, graphs: list[str] | None, limits: Limits
 ) -> list[EngineOrder]:
     precision = precision or ("float16" if "float16" in bundle.manifest.precisions else "float32")
+    precision = SHORT.get(precision, precision)
     if precision not in PRECISIONS:
         raise InputError(f"--precision {precision}: engines are built in {' or '.join(PRECISIONS)}")
+    every = bundle.manifest.graphs_in(precision)
+    if precision in COARSE:  # the first pass of a retriever whose encoders have their own precision
+        every = bundle.manifest.precisions[precision].graphs
     here = here_of(backend)
-    names = dict.fromkeys(graphs or bundle.manifest.graphs)
+    names = dict.fromkeys(graphs or every)
     orders = [EngineOrder(bundle, name, precision, here, limits) for name in names]
     for order in orders:
         check_writable(order.folder)  # fails before the first build, which may take minutes, like a wrong name or limit
@@ -90,8 +100,8 @@ def _build(order: EngineOrder) -> PlanRecord:
 
 
 def _line(record: PlanRecord, is_new: bool) -> str:
-    half = "" if record.precision == "float32" else f", {record.half_share:.0%} of its products in half precision"
-    what = f"{record.graph}: {record.precision}{half}, {record.plan_bytes / 1e6:.1f} MB"
+    share = "" if record.precision == "float32" else f", {record.low_share:.0%} of its products in it"
+    what = f"{record.graph}: {record.precision}{share}, {record.plan_bytes / 1e6:.1f} MB"
     return f"{what}, built in {record.build_s:.1f} s" if is_new else f"{what}, already built (--force builds it again)"
 
 

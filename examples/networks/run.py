@@ -164,7 +164,7 @@ def built(bundle: Path) -> list[dict[str, Any]]:
     chosen = [part for name in graphs for part in ("--graph", name)]
     show_step(" ".join(["camp build", str(bundle), "--backend tensorrt-rtx", *chosen]))
     engines = without_torch("build", str(bundle), "--backend", "tensorrt-rtx", *chosen)["engines"]
-    kept = ("graph", "precision", "half_share", "build_s")
+    kept = ("graph", "precision", "low_share", "build_s")
     return [{name: engine[name] for name in kept} for engine in engines]
 
 

@@ -29,6 +29,7 @@ from camp_sdk.runtime.scoring import Logits, feeds_of
 from camp_sdk.terminal import progress
 
 QUANTILE = 0.999
+ON_PROCESSORS = ("onnxruntime", "openvino")
 IMAGES, TEXTS = 4, 8  # of one block of examples
 TITLE = f"against float32: the error within {MAX_SHARE_OF_RANGE:.0%} of the range, {MIN_AGREEMENT:.0%} of the top {TOP}"
 COLUMNS = ("case", "99.9% error", "of range", f"top {TOP}, two passes", "rescored")
@@ -102,7 +103,7 @@ def calibration_feeds(model: Camp, origin: Origin, bundle: Bundle) -> Iterator[A
 
 
 def check_coarse(model: Camp, origin: Origin, bundle: Bundle, precision: str) -> list[CoarseCheck]:
-    """Score every case in both precisions on every backend that is installed, and rank it in two passes.
+    """Score every case in both precisions on every backend of processors that is installed, and rank it in two passes.
 
     Args:
         model: the network in float32.
@@ -116,7 +117,7 @@ def check_coarse(model: Camp, origin: Origin, bundle: Bundle, precision: str) ->
     """
     graphs = bundle.manifest.graphs
     names = [name for name in ("vision", "image", "text", "scorer") if name in graphs]
-    backends = [backend for backend in SCORES_IN[precision] if importlib.util.find_spec(backend)]
+    backends = [name for name in ON_PROCESSORS if name in SCORES_IN[precision] and importlib.util.find_spec(name)]
     checks: list[CoarseCheck] = []
     with ExitStack() as stack:
         exact: dict[str, Engine] = {}

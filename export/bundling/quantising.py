@@ -1,10 +1,11 @@
-"""int8, written into a graph: the maps of every region and word of a pair multiply bytes.
+"""int8 and float8, written into a graph: the maps of every region and word of a pair multiply bytes.
 
 A map's input is divided by a factor for each channel, and the weights are multiplied by it, so that channels with large
-values leave the others enough of the 255 steps: SmoothQuant, Xiao et al. 2023, equation 4, with alpha = 1/2. The input
-then has one scale for all its values, which leaves room above the largest value on the examples, and the weights one
-for each of their columns. Both are symmetric around zero, as TensorRT expects; ONNX Runtime and OpenVINO multiply such
-bytes as well. Everything else stays in float32.
+values leave the others enough of the 255 steps of int8: SmoothQuant, Xiao et al. 2023, equation 4, with alpha = 1/2.
+The input then has one scale for all its values, which leaves room above the largest value on the examples, and the
+weights one for each of their columns. Both are symmetric around zero, as TensorRT expects; ONNX Runtime and OpenVINO
+multiply int8 as well. float8 (E4M3: four bits of exponent, three of fraction) is for TensorRT; processors compute it in
+float32. Everything else stays in float32.
 
 Values beyond that range are cut off, and logits differ from those of float32 by much more than with 16 bits. So a
 ranking uses these graphs only to find what it then scores in float32 (`camp_sdk.first_pass`).
@@ -29,10 +30,12 @@ from camp_sdk.runtime.contract import TensorSpec
 from camp_sdk.runtime.engines.base import Arrays
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.files import HeldFile
+from camp_sdk.runtime.lowered import FLOAT8, INT8
 
 Channels = NDArray[np.float32]
 
-STEPS = 127  # of an int8, on each side of zero
+# The type of a byte and its largest value. int8 has 127 steps on each side of zero.
+BYTES = {INT8: (ir.DataType.INT8, 127), FLOAT8: (ir.DataType.FLOAT8E4M3FN, 448)}
 # The range of an input, as a multiple of the largest value on the examples. On pictures of things that a trained
 # network had never seen, the 99.9% quantile of the errors was 0.44 with 1, most of it from values that were cut off,
 # 0.16 with 1.5 and 0.21 with 2; on pictures like the examples it grew from 0.13 to 0.20 with 1.5.
@@ -77,14 +80,15 @@ def largest_inputs(source: Path, feeds: Iterable[Arrays]) -> list[Channels]:
 
 
 def quantise_graph(
-    source: Path, target: Path, largest: Iterable[Channels]
+    source: Path, target: Path, largest: Iterable[Channels], precision: str = INT8
 ) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Write a float32 graph with its maps in int8.
+    """Write a float32 graph with its maps in few bits.
 
     Args:
         source: the float32 graph.
         target: the file to write.
         largest: what `largest_inputs` found.
+        precision: "int8" or "float8".
 
     Returns:
         The contract of the new graph, which is that of the old one: its inputs and outputs.
@@ -94,7 +98,7 @@ def quantise_graph(
     """
     model = normalised(source)
     for number, (node, sizes) in enumerate(zip(_maps(model.graph, source), largest, strict=True)):
-        _quantise(model.graph, node, sizes, f"int8.{number}")
+        _quantise(model.graph, node, sizes, precision, number)
     proto = saved(model, target)
     return [spec_of(value) for value in proto.graph.input], [spec_of(value) for value in proto.graph.output]
 
@@ -106,8 +110,9 @@ def _maps(graph: ir.Graph, source: Path) -> list[ir.Node]:
     return [node for node in graph if node in chosen]
 
 
-def _quantise(graph: ir.Graph, node: ir.Node, sizes: Channels, name: str) -> None:
-    """Multiply int8 in a map x [..., K] @ W [K, M], of which the largest absolute x of each channel are known."""
+def _quantise(graph: ir.Graph, node: ir.Node, sizes: Channels, precision: str, number: int) -> None:
+    """Multiply bytes in a map x [..., K] @ W [K, M], of which the largest absolute x of each channel are known."""
+    (kind, most), name = BYTES[precision], f"{precision}.{number}"
     x, weights = node.inputs[:2]
     assert x is not None
     assert weights is not None
@@ -115,8 +120,8 @@ def _quantise(graph: ir.Graph, node: ir.Node, sizes: Channels, name: str) -> Non
     W = weights.const_value.numpy().astype(np.float32)
     factors = _smoothing(sizes, W)  # [K]
     scaled = W * factors[:, None]
-    steps = _above_zero(np.abs(scaled).max(0)) / np.float32(STEPS)  # [M]
-    step = HEADROOM * _above_zero(sizes / factors).max() / STEPS
+    steps = _above_zero(np.abs(scaled).max(0)) / np.float32(most)  # [M]
+    step = HEADROOM * _above_zero(sizes / factors).max() / most
 
     def constant(what: str, array: NDArray[Any]) -> ir.Value:
         tensor = ir.tensor(array, name=f"{name}.{what}")
@@ -132,8 +137,9 @@ def _quantise(graph: ir.Graph, node: ir.Node, sizes: Channels, name: str) -> Non
         made.outputs[0].name = f"{name}.{what}"
         return made.outputs[0]
 
-    scale, zero = constant("step", np.array(step, np.float32)), constant("zero", np.array(0, np.int8))
-    bytes_of_weights = constant("weights", np.round(scaled / steps).astype(np.int8))
+    scale, zero = constant("step", np.array(step, np.float32)), constant("zero", np.array(0, kind.numpy()))
+    in_steps = scaled / steps if kind.is_floating_point() else np.round(scaled / steps)
+    bytes_of_weights = constant("weights", in_steps.astype(kind.numpy()))
     smooth = added("Mul", [x, constant("smoothing", 1 / factors)], "smooth")
     quantised = added("QuantizeLinear", [smooth, scale, zero], "quantised")
     node.replace_input_with(0, added("DequantizeLinear", [quantised, scale, zero], "input"))

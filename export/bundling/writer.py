@@ -36,7 +36,7 @@ from camp_sdk.runtime.engines.openvino_engine import require_bfloat16
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import followed, holds_only, is_empty, write_aside
 from camp_sdk.runtime.golden import GOLDEN_FILE
-from camp_sdk.runtime.lowered import FIRST_PASSES, INT8, PRECISION_FOLDERS, LoweredGraphs
+from camp_sdk.runtime.lowered import COARSE, FIRST_PASSES, PRECISION_FOLDERS, LoweredGraphs
 from camp_sdk.runtime.manifest import (
     MANIFEST_FILE,
     TOKENIZER_FILE,
@@ -62,7 +62,7 @@ def export_bundle(
     Args:
         checkpoint: a file written by training or by the import of a released checkpoint.
         output: the bundle's folder; an older bundle there is replaced once the new one is complete.
-        precisions: the precisions to add to float32: any of "float16", "bfloat16" and "int8".
+        precisions: the precisions to add to float32: any of "float16", "bfloat16", "int8" and "float8".
         network: the network of the checkpoint, as `import_network` takes it. Default: it is one of this package, or was
             added before.
 
@@ -107,7 +107,7 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
     encoders pass the gate.
 
     Args:
-        precision: "float16", "bfloat16" or "int8".
+        precision: "float16", "bfloat16", "int8" or "float8".
         model: the network in float32.
         origin: its tokenizer and examples.
         manifest: the manifest of the bundle so far.
@@ -119,8 +119,8 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
     Raises:
         ExportError: scores are too far from PyTorch's.
     """
-    if precision == INT8:
-        return _add_int8(model, origin, manifest, folder)
+    if precision in COARSE:
+        return _add_coarse(precision, model, origin, manifest, folder)
 
     def check(graphs: Mapping[str, GraphSpec]) -> list[precision_gate.PrecisionCheck]:
         _with_graphs(manifest, precision, graphs, folder)
@@ -150,19 +150,19 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
     return _with_graphs(manifest, precision, graphs, folder, checks, error_of(first))
 
 
-def _add_int8(model: Camp, origin: Origin, manifest: Manifest, folder: Path) -> Manifest:
-    """Write the scorer in int8, for the first pass of rankings; the encoders stay in float32."""
+def _add_coarse(precision: str, model: Camp, origin: Origin, manifest: Manifest, folder: Path) -> Manifest:
+    """Write the scorer in int8 or float8, for the first pass of rankings; the encoders stay in float32."""
     spec = manifest.graphs["scorer"]
-    file = f"{PRECISION_FOLDERS[INT8]}/scorer.onnx"
+    file = f"{PRECISION_FOLDERS[precision]}/scorer.onnx"
     (folder / file).parent.mkdir()
     largest = largest_inputs(folder / spec.file, calibration_feeds(model, origin, Bundle(folder)))
-    inputs, outputs = quantise_graph(folder / spec.file, folder / file, largest)
+    inputs, outputs = quantise_graph(folder / spec.file, folder / file, largest, precision)
     graphs = {"scorer": GraphSpec(file, tuple(inputs), tuple(outputs))}
-    _with_graphs(manifest, INT8, graphs, folder)
-    checks = check_coarse(model, origin, Bundle(folder), INT8)
-    stderr.print(checks_table(f"int8 {coarse_gate.TITLE}", coarse_gate.COLUMNS, checks))
-    require(checks, "int8 is too coarse for this network", WITHOUT)
-    return _with_graphs(manifest, INT8, graphs, folder, checks, error_of(checks))
+    _with_graphs(manifest, precision, graphs, folder)
+    checks = check_coarse(model, origin, Bundle(folder), precision)
+    stderr.print(checks_table(f"{precision} {coarse_gate.TITLE}", coarse_gate.COLUMNS, checks))
+    require(checks, f"{precision} is too coarse for this network", WITHOUT)
+    return _with_graphs(manifest, precision, graphs, folder, checks, error_of(checks))
 
 
 def _with_graphs(

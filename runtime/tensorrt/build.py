@@ -22,6 +22,7 @@ from camp_sdk.runtime.engines.profiles import Limits, Profile, Shape, profile_of
 from camp_sdk.runtime.errors import BackendError, BundleError
 from camp_sdk.runtime.files import cache_folder, write_aside
 from camp_sdk.runtime.graph_file import read_graph
+from camp_sdk.runtime.lowered import COARSE
 from camp_sdk.runtime.manifest import EXPORT_AGAIN
 from camp_sdk.runtime.tensorrt.build_progress import BuildProgress, monitor_of
 from camp_sdk.runtime.tensorrt.library import Library, open_library
@@ -46,7 +47,7 @@ class EngineOrder:
     Args:
         bundle: the bundle that holds the graph.
         graph: the graph's name, "image", "text", "scorer", "explainer" or "vision".
-        precision: "float32", "float16" or "bfloat16"; a graph without a version in that precision is built in float32.
+        precision: a precision of the bundle; a graph without a version in that precision is built in float32.
         here: the library that builds the engine, and the GPU of this machine.
         limits: the largest inputs the engine accepts, and its scratch memory.
     """
@@ -126,13 +127,13 @@ def build_engine(order: EngineOrder, on_progress: Callable[[float], None] = lamb
         The record of the engine.
 
     Raises:
-        BackendError: the graph cannot be built (the message gives the library's own reason), or the graph is of half
-            precision but less than half of it computes in half precision.
+        BackendError: the graph cannot be built (the message gives the library's own reason), or the graph is of a
+            lower precision but too little of it computes in it.
         BundleError: the bundle lacks the graph, or its manifest does not match the graph.
         InputError: the limits do not fit the bundle.
     """
     library, started, folder = open_library(order.here.backend), time.monotonic(), order.folder
-    plan, half_share = _built(library, order, BuildProgress(on_progress))
+    plan, low_share = _built(library, order, BuildProgress(on_progress))
     record = PlanRecord(
         library=order.here.library,
         library_version=order.here.version,
@@ -144,7 +145,7 @@ def build_engine(order: EngineOrder, on_progress: Callable[[float], None] = lamb
         profile=order.profile,
         plan_sha256=hashlib.sha256(plan).hexdigest(),
         plan_bytes=len(plan),
-        half_share=half_share,
+        low_share=low_share,
         build_s=round(time.monotonic() - started, 3),
         built_at=time.time(),
     )
@@ -157,7 +158,7 @@ def build_engine(order: EngineOrder, on_progress: Callable[[float], None] = lamb
 
 
 def _built(library: Library, order: EngineOrder, progress: BuildProgress) -> tuple[bytes, float]:
-    """The plan, and the share of its matrix products and convolutions that compute in half precision."""
+    """The plan, and the share of its matrix products and convolutions that compute in the graph's precision."""
     trt = library.trt
     if order.here.library == "tensorrt" and order.here.compute_capability is None:
         raise BackendError("TensorRT builds engines on the GPU they are for, and no GPU or no driver was found here")
@@ -169,7 +170,7 @@ def _built(library: Library, order: EngineOrder, progress: BuildProgress) -> tup
     # TensorRT 11 types strongly even without the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(library, order, network)
-    share = _half_share(trt, network, order)
+    share = _low_share(trt, network, order)
     config = _configured(library, order, builder)
     monitor = monitor_of(trt, progress)
     timings = _timing_cache(order.here)
@@ -201,35 +202,55 @@ def _parse(library: Library, order: EngineOrder, network: Any) -> None:
         )
 
 
-def _half_share(trt: Any, network: Any, order: EngineOrder) -> float:
-    """The share of matrix products and convolutions that compute in half precision; 0 for a graph without any.
+def _low_share(trt: Any, network: Any, order: EngineOrder) -> float:
+    """The share of matrix products and convolutions that compute in the graph's precision; 0 in float32.
+
+    Products multiply bytes if both factors are dequantised: the library then leaves out the nodes between.
 
     These layers take most of the time, including those inside a recurrence, which is a loop around them. Counting every
     layer would also count reshapes, and the softmax and normalisation that are float32 by design. Each layer is
     weighted by its largest tensor of fixed size, so that a d x d projection counts more than the few numbers of a
     pair's words. Raises BackendError if a graph of half precision has a share below `MIN_HALF_SHARE`, and a product by
-    weights in float32: products of two activations are float32 by design.
+    weights in float32: products of two activations are float32 by design. In int8 and float8, the final MLP is float32
+    as well, so only a graph without any product of bytes is refused.
     """
     kinds, layers = trt.LayerType, [network.get_layer(index) for index in range(network.num_layers)]
     heavy = (kinds.MATRIX_MULTIPLY, kinds.EINSUM, kinds.CONVOLUTION, kinds.DECONVOLUTION)
     products = [layer for layer in layers if layer.type in heavy]
+    coarse = order.own_precision in COARSE
     halves = [layer for layer in products if layer.get_output(0).dtype == trt.DataType.HALF]
-    share = sum(map(_weight, halves)) / max(1, sum(map(_weight, products)))
-    by_weights = len(_by_weights(trt, layers, products)) > len(_by_weights(trt, layers, halves))
-    if order.own_precision != "float32" and share < MIN_HALF_SHARE and by_weights:
-        raise BackendError(f"{_named(order)} is mostly float32: {share:.0%} of it is in half precision; {EXPORT_AGAIN}")
+    low = _of_bytes(trt, layers, products) if coarse else halves
+    share = sum(map(_weight, low)) / max(1, sum(map(_weight, products)))
+    by_weights = len(_by_weights(trt, layers, products)) > len(_by_weights(trt, layers, low))
+    least = 0.0 if coarse else MIN_HALF_SHARE
+    if order.own_precision != "float32" and (not low or share < least) and by_weights:
+        kind = order.own_precision if coarse else "half precision"
+        raise BackendError(f"{_named(order)} is mostly float32: {share:.0%} of it is in {kind}; {EXPORT_AGAIN}")
     return share
+
+
+def _of_bytes(trt: Any, layers: list[Any], products: list[Any]) -> list[Any]:
+    """The products of two dequantised factors."""
+    dequantised = _made_by(trt, layers, trt.LayerType.DEQUANTIZE)
+    return [layer for layer in products if _inputs(layer) <= dequantised]
 
 
 def _by_weights(trt: Any, layers: list[Any], products: list[Any]) -> list[Any]:
     """The products that have a constant factor, and convolutions, whose kernels may be no inputs."""
-    kinds, constants = trt.LayerType, set()
-    for layer in layers:
-        moved = layer.type in (kinds.SHUFFLE, kinds.CAST, kinds.IDENTITY) and layer.get_input(0).name in constants
-        if layer.type == kinds.CONSTANT or moved:
-            constants.add(layer.get_output(0).name)
+    kinds = trt.LayerType
+    constants = _made_by(trt, layers, kinds.CONSTANT)
     convolutions = (kinds.CONVOLUTION, kinds.DECONVOLUTION)
     return [layer for layer in products if layer.type in convolutions or constants & _inputs(layer)]
+
+
+def _made_by(trt: Any, layers: list[Any], kind: Any) -> set[str]:
+    """The tensors that layers of a kind make, also after a change of shape or type."""
+    kinds, made = trt.LayerType, set()
+    for layer in layers:
+        moved = layer.type in (kinds.SHUFFLE, kinds.CAST, kinds.IDENTITY) and layer.get_input(0).name in made
+        if layer.type == kind or moved:
+            made.add(layer.get_output(0).name)
+    return made
 
 
 def _inputs(layer: Any) -> set[str]:

@@ -23,12 +23,14 @@ from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.profiles import AXIS_LIMIT, BYTES_LIMIT, Profile, Shape, fits_contract
 from camp_sdk.runtime.errors import BackendError, BundleError
 from camp_sdk.runtime.files import HeldFile, cache_folder
+from camp_sdk.runtime.lowered import FLOAT8
 
-FORMAT = 1
+FORMAT = 2
 ENGINES = "engines"  # the folder of a bundle that camp build writes to
 PLAN_FILE, RECORD_FILE = "engine.plan", "engine.json"
 RECORD_BYTES_LIMIT = 1 << 20
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # Python module by backend
+FLOAT8_MIN_CAPABILITY = 8.9
 RTX_MIN_CAPABILITY = 8.0  # portable plans of TensorRT-RTX run on compute capability 8.0 and later
 
 
@@ -79,7 +81,8 @@ class PlanRecord:
         profile: the smallest, expected and largest shape of each input.
         plan_sha256: SHA-256 of the plan, in hexadecimal.
         plan_bytes: size of the plan.
-        half_share: the share of matrix products and convolutions that compute in half precision, 0..1.
+        low_share: the share of matrix products and convolutions that compute in the graph's precision, 0..1; 0 in
+            float32.
         build_s: how long the build took, in seconds.
         built_at: when the plan was built, in seconds since 1970.
     """
@@ -94,7 +97,7 @@ class PlanRecord:
     profile: Profile
     plan_sha256: str
     plan_bytes: int
-    half_share: float
+    low_share: float
     build_s: float
     built_at: float
 
@@ -156,7 +159,7 @@ def _parse(raw: Any) -> PlanRecord:
     texts = {name: _text(raw[name]) for name in ("library", "library_version", "graph", "precision")}
     hashes = {name: _hash(raw[name]) for name in ("graph_sha256", "plan_sha256")}
     options = {name: None if raw[name] is None else _text(raw[name]) for name in ("compute_capability", "driver")}
-    numbers = {name: _number(raw[name]) for name in ("half_share", "build_s", "built_at")}
+    numbers = {name: _number(raw[name]) for name in ("low_share", "build_s", "built_at")}
     profile = {_text(name): _parse_shapes(shapes) for name, shapes in raw["profile"].items()}
     fields: dict[str, Any] = {**texts, **hashes, **options, **numbers}
     return PlanRecord(**fields, profile=profile, plan_bytes=_size(raw["plan_bytes"]))
@@ -231,7 +234,7 @@ def graph_of(bundle: Bundle, graph: str, precision: str) -> tuple[GraphSpec, str
     Args:
         bundle: the bundle that holds the graph.
         graph: the graph's name.
-        precision: "float32", "float16" or "bfloat16"; where it has no version of this graph, the float32 one is used.
+        precision: any precision of the bundle; where it has no version of this graph, the float32 one is used.
 
     Raises:
         BundleError: the bundle has no such graph or precision.
@@ -249,7 +252,7 @@ def was_built(bundle: Bundle, graph: str, precision: str, backend: str) -> bool:
     Args:
         bundle: the bundle that holds the engines.
         graph: the graph's name.
-        precision: "float32", "float16" or "bfloat16".
+        precision: "float32", "float16", "bfloat16", "int8" or "float8".
         backend: "tensorrt" or "tensorrt-rtx".
 
     Raises:
@@ -292,7 +295,7 @@ def find_plan(bundle: Bundle, graph: str, precision: str, here: Here) -> tuple[H
     Args:
         bundle: the bundle that holds the engines.
         graph: the graph's name.
-        precision: "float32", "float16" or "bfloat16".
+        precision: "float32", "float16", "bfloat16", "int8" or "float8".
         here: the library and the GPU of this machine.
 
     Returns:
@@ -343,9 +346,12 @@ def misfit(record: PlanRecord, graph_sha256: str, here: Here) -> str | None:
         graph_sha256: SHA-256 of the bundle's graph, in hexadecimal.
         here: the library and the GPU of this machine.
     """
-    if not _runs_on(record, here.compute_capability):
+    mine = here.compute_capability
+    if record.precision == FLOAT8 and mine is not None and float(mine) < FLOAT8_MIN_CAPABILITY:
+        return f"float8 needs a GPU of compute capability {FLOAT8_MIN_CAPABILITY} or later, this machine has {mine}"
+    if not _runs_on(record, mine):
         built_for = record.compute_capability or "8.0 and later"
-        found = here.compute_capability or "none"
+        found = mine or "none"
         return f"it was built for GPUs of compute capability {built_for}, this machine has {found}"
     if record.library_version != here.version:
         return f"it was built by version {record.library_version}, this machine has version {here.version}"

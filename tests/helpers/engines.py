@@ -33,7 +33,7 @@ def plans_in(folder: Path, *built: str) -> PlanHere:
             raise BackendError(f"no {library} engine was built for {graph}")
         spec = bundle.manifest.graphs_in(precision)[graph]
         profile = profile_between(spec, {}, LARGEST)
-        plan = write_plan(folder / f"{graph}.plan", bundle.file(spec.file), profile)
+        plan = write_plan(folder / f"{precision}-{graph}.plan", bundle.file(spec.file), profile)
         return plan, SimpleNamespace(profile=profile)  # type: ignore[return-value]  # enough to run
 
     return plan_here
@@ -60,7 +60,7 @@ def write_engine(bundle: Bundle, here: Here = ORIN, **changes: Any) -> Path:
         profile=PROFILE,
         plan_sha256=hashlib.sha256(PLAN).hexdigest(),
         plan_bytes=len(PLAN),
-        half_share=0.0,
+        low_share=0.0,
         build_s=1.5,
         built_at=1.0,
     )
