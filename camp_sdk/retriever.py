@@ -261,9 +261,9 @@ class Retriever:
             by: "image" ranks the images of an index by their likeness to an image: by the dot product of global
                 vectors, which is then also the score and the logit. The network for pairs is not used. None ranks by
                 the network.
-            precision: Rank in two passes: score every item in this precision, "int8" or "bfloat16", and then rescore
-                those that may be among the best in the retriever's own precision. "auto" takes one that is fast here,
-                if the bundle has it. None makes one pass.
+            precision: Rank in two passes: score every item in this precision, "int8", "float8" or "bfloat16", and then
+                rescore those that may be among the best in the retriever's own precision. "auto" takes one that is fast
+                here, if the bundle has it. None makes one pass.
             rescore: The number of items to rescore, at least the items wanted, or "auto", the default: all that the
                 error of the first pass may have kept from the best.
 

@@ -65,6 +65,7 @@ OPTIONAL = (
     "resample",
     "checks",
     "logit_error",
+    "rest_in_bfloat16",
     "sizes",
     "made_with",
     "training",

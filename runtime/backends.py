@@ -218,7 +218,9 @@ def open_engine(
         plan, record = plan_here(bundle, graph, precision, backend)
         engine = SplittingEngine(TensorRtEngine(plan, backend, cuda_graphs), spec, record.profile)
     elif backend == "openvino":
-        engine = OpenVinoEngine(bundle.file(spec.file), threads, streams)
+        # Intermediates of half the bytes: memory limits what is left of the scorer when its maps multiply bytes.
+        narrow = precision == INT8 and own == precision and bundle.manifest.precisions[INT8].rest_in_bfloat16
+        engine = OpenVinoEngine(bundle.file(spec.file), threads, streams, narrow and is_fast("bfloat16"))
     else:
         engine = _open_graph(bundle, spec, DEVICES[backend], threads, graph == "scorer", streams)
     try:

@@ -25,11 +25,14 @@ class LoweredGraphs:
         checks: figures of the export's precision gate.
         logit_error: the 99.9% quantile of the differences between this precision's logits and those of float32, on
             pairs of the export; None if it was not measured.
+        rest_in_bfloat16: whether the error was measured with the rest of the graph in bfloat16, so that OpenVINO may
+            compute it so.
     """
 
     graphs: dict[str, GraphSpec]
     checks: tuple[dict[str, Any], ...] = ()
     logit_error: float | None = None
+    rest_in_bfloat16: bool = False
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> LoweredGraphs:
@@ -44,11 +47,15 @@ class LoweredGraphs:
         error = raw.get("logit_error")
         if error is not None and (type(error) not in (int, float) or not 0 <= error < ERROR_LIMIT):
             raise ValueError(f"logit_error {brief(error)}: expected a number from 0 to {ERROR_LIMIT:g}, or null")
+        rest = raw.get("rest_in_bfloat16", False)
+        if type(rest) is not bool:
+            raise ValueError(f"rest_in_bfloat16 {brief(rest)}: expected true or false")
         graphs = {str(name): GraphSpec.from_dict(graph) for name, graph in raw["graphs"].items()}
         checks = tuple(dict(check) for check in raw.get("checks") or ())
-        return cls(graphs, checks, None if error is None else float(error))
+        return cls(graphs, checks, None if error is None else float(error), rest)
 
     def as_dict(self) -> dict[str, Any]:
         """The manifest's entry."""
         graphs = {name: graph.as_dict() for name, graph in self.graphs.items()}
-        return {"graphs": graphs, "checks": list(self.checks), "logit_error": self.logit_error}
+        found: dict[str, Any] = {"graphs": graphs, "checks": list(self.checks), "logit_error": self.logit_error}
+        return found | {"rest_in_bfloat16": self.rest_in_bfloat16}

@@ -63,6 +63,7 @@ def test_written_manifests_list_the_files_that_are_there(bundle_copy: Path) -> N
         put(-0.1, "precisions", "int8", "logit_error"),
         put("small", "precisions", "int8", "logit_error"),
         put(True, "precisions", "int8", "logit_error"),
+        put(1, "precisions", "int8", "rest_in_bfloat16"),
         put("fine", "files", "image.onnx", "sha256"),
         put(0, "logit_unit"),
         put(True, "logit_unit"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,22 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from camp_sdk.export.bundling import coarse_gate
+from camp_sdk import Retriever
+from camp_sdk.export.bundling import coarse_gate, writer
 from camp_sdk.export.bundling.coarse_gate import CoarseCheck, held_out
 from camp_sdk.export.bundling.onnx_files import ExportError
 from camp_sdk.export.bundling.quantising import HEADROOM, largest_inputs, quantise_graph
 from camp_sdk.export.bundling.writer import export_bundle
+from camp_sdk.gallery import texts_of
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.base import Engine
 from camp_sdk.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from camp_sdk.runtime.engines.openvino_engine import OpenVinoEngine
 from camp_sdk.runtime.files import HeldFile
+from camp_sdk.runtime.manifest import write_manifest
+from camp_sdk.runtime.scoring import logit_matrix
+from tests.helpers.hardware import needs_bfloat16
+from tests.helpers.tiny import CAPTIONS
 
 K, M = 16, 8
 
@@ -168,6 +176,43 @@ def test_a_variant_without_such_maps_is_refused(checkpoints: Callable[[str, bool
     with pytest.raises(ExportError, match="the scorer of this variant has no product that is worth int8"):
         export_bundle(checkpoints("scalar", False), tmp_path / "bundle", ["int8"])
     assert not list(tmp_path.iterdir())
+
+
+@needs_bfloat16
+def test_openvino_computes_the_rest_in_bfloat16(bundle_copy: Path, features: NDArray[np.float32]) -> None:
+    """Where the error was measured so, and the processor can; else in float32."""
+    manifest = Bundle(bundle_copy).manifest
+    lowered = manifest.precisions["int8"]
+    assert lowered.rest_in_bfloat16
+    assert lowered.logit_error is not None
+    found = {}
+    for rest in (True, False):
+        changed = manifest.precisions | {"int8": replace(lowered, rest_in_bfloat16=rest)}
+        write_manifest(bundle_copy, replace(manifest, precisions=changed))
+        with Retriever(bundle_copy, "openvino") as retriever:
+            images, texts = retriever.encode_images(features), retriever.encode_texts(CAPTIONS)
+            model = retriever.model
+            found[rest] = logit_matrix(model.scorer("int8"), model.images_of(images), texts_of(texts))
+    difference = np.abs(found[True] - found[False]).max()
+    assert 0 < difference < 3 * lowered.logit_error  # other pairs than those of the export
+
+
+@pytest.mark.parametrize("passes", [(True,), (False, True), (False, False)])
+def test_the_rest_stays_in_float32_if_bfloat16_fails_the_gate(
+    checkpoints: Callable[[str, bool], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: tuple[bool, ...]
+) -> None:
+    left, rests = list(passes), []
+
+    def checks(model: Any, origin: Any, bundle: Bundle, precision: str) -> list[CoarseCheck]:
+        rests.append(bundle.manifest.precisions[precision].rest_in_bfloat16)
+        return [a_check() if left.pop(0) else a_check(top10_agreement=0.5)]
+
+    monkeypatch.setattr(writer, "check_coarse", checks)
+    monkeypatch.setattr(writer, "is_fast", lambda precision: True)
+    with nullcontext() if any(passes) else pytest.raises(ExportError, match="int8 is too coarse"):
+        lowered = export_bundle(checkpoints("paper", False), tmp_path / "b", ["int8"]).manifest.precisions["int8"]
+        assert (lowered.rest_in_bfloat16, lowered.logit_error) == (passes[0], 0.1)
+    assert rests == [True, False][: len(passes)]
 
 
 def a_check(**change: Any) -> CoarseCheck:

@@ -706,7 +706,7 @@ def test_auto_takes_openvino_on_x86(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "float8"}, "precision 'float8': expected one of float32, float16, bfloat16"),
+        ({"precision": "float4"}, "precision 'float4': expected one of float32, float16, bfloat16"),
         (
             {"backend": "openvino", "precision": "float16"},
             "openvino does not score in float16: use backend onnxruntime",

@@ -29,6 +29,7 @@ from camp_sdk.export.network.camp import Scorer
 from camp_sdk.export.network.checkpoint import Origin, load_checkpoint
 from camp_sdk.export.network.model import Camp
 from camp_sdk.export.network.networks import import_network, network_named
+from camp_sdk.runtime.backends import is_fast
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.contract import GraphSpec
 from camp_sdk.runtime.engines.onnxruntime_engine import import_onnxruntime
@@ -36,7 +37,7 @@ from camp_sdk.runtime.engines.openvino_engine import require_bfloat16
 from camp_sdk.runtime.errors import BundleError, InputError
 from camp_sdk.runtime.files import followed, holds_only, is_empty, write_aside
 from camp_sdk.runtime.golden import GOLDEN_FILE
-from camp_sdk.runtime.lowered import COARSE, FIRST_PASSES, PRECISION_FOLDERS, LoweredGraphs
+from camp_sdk.runtime.lowered import COARSE, FIRST_PASSES, INT8, PRECISION_FOLDERS, LoweredGraphs
 from camp_sdk.runtime.manifest import (
     MANIFEST_FILE,
     TOKENIZER_FILE,
@@ -158,11 +159,16 @@ def _add_coarse(precision: str, model: Camp, origin: Origin, manifest: Manifest,
     largest = largest_inputs(folder / spec.file, calibration_feeds(model, origin, Bundle(folder)))
     inputs, outputs = quantise_graph(folder / spec.file, folder / file, largest, precision)
     graphs = {"scorer": GraphSpec(file, tuple(inputs), tuple(outputs))}
-    _with_graphs(manifest, precision, graphs, folder)
-    checks = check_coarse(model, origin, Bundle(folder), precision)
-    stderr.print(checks_table(f"{precision} {coarse_gate.TITLE}", coarse_gate.COLUMNS, checks))
+    for rest in (True, False) if precision == INT8 and is_fast("bfloat16") else (False,):
+        _with_graphs(manifest, precision, graphs, folder, rest=rest)
+        checks = check_coarse(model, origin, Bundle(folder), precision)
+        stderr.print(checks_table(f"{precision} {coarse_gate.TITLE}", coarse_gate.COLUMNS, checks))
+        if not any(found.faults() for found in checks):
+            break
+        if rest:
+            stderr.print("the rest of the graph in bfloat16 costs too much accuracy: trying it in float32")
     require(checks, f"{precision} is too coarse for this network", WITHOUT)
-    return _with_graphs(manifest, precision, graphs, folder, checks, error_of(checks))
+    return _with_graphs(manifest, precision, graphs, folder, checks, error_of(checks), rest)
 
 
 def _with_graphs(
@@ -172,10 +178,11 @@ def _with_graphs(
     folder: Path,
     checks: Collection[Any] = (),
     error: float | None = None,
+    rest: bool = False,
 ) -> Manifest:
     """Write the manifest with the graphs of a lower precision, and return it."""
     error = None if error is None else float(f"{error:.3g}")
-    lowered = LoweredGraphs(dict(graphs), tuple(figures_of(check) for check in checks), error)
+    lowered = LoweredGraphs(dict(graphs), tuple(figures_of(check) for check in checks), error, rest)
     changed = replace(manifest, precisions=manifest.precisions | {precision: lowered})
     write_manifest(folder, changed)
     return changed

@@ -38,6 +38,7 @@ class OpenVinoEngine(Engine):
         threads: the number of threads that compute; None uses every core.
         streams: the number of runs computed in parallel, each on its own part of the threads: more pairs per second,
             but each single run takes longer.
+        bfloat16: compute what is float32 in the graph in bfloat16, which processors without it do in float32.
 
     Raises:
         BackendError: a run fails, or is started in a process that inherited the engine by a fork.
@@ -47,10 +48,11 @@ class OpenVinoEngine(Engine):
 
     block_bytes = 16 << 20  # twice the default: OpenVINO reads and writes intermediates less often than ONNX Runtime
 
-    def __init__(self, graph: HeldFile, threads: int | None = None, streams: int = 1) -> None:
+    def __init__(self, graph: HeldFile, threads: int | None = None, streams: int = 1, bfloat16: bool = False) -> None:
         openvino = import_openvino()
         # By default, OpenVINO computes float32 graphs in bfloat16 where that is faster.
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "NUM_STREAMS": streams}
+        kind = openvino.Type.bf16 if bfloat16 else openvino.Type.f32
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": kind, "NUM_STREAMS": streams}
         settings["CPU_RUNTIME_CACHE_CAPACITY"] = CACHED_SHAPES
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
