@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from camp_sdk.runtime.lowered import PRECISION_FOLDERS
+from camp_sdk.runtime.lowered import FROM_SHORT, PRECISION_FOLDERS
 from camp_sdk.terminal import run_command, stderr
 
 
@@ -43,8 +43,7 @@ def command(
     """Export a checkpoint as a bundle, and check its scores against PyTorch."""
     from camp_sdk.export.bundling.writer import export_bundle  # here, so that --help does not wait for torch
 
-    names = {folder: name for name, folder in PRECISION_FOLDERS.items()}
-    export_bundle(checkpoint, output, [names[wanted.value] for wanted in dict.fromkeys(precision or ())], network)
+    export_bundle(checkpoint, output, [FROM_SHORT[wanted.value] for wanted in dict.fromkeys(precision or ())], network)
     stderr.print(f"wrote {output}", highlight=False)
 
 

@@ -100,7 +100,7 @@ def _check_backend(backend: str, precision: str) -> None:
 
 
 def fast_first_pass(bundle: Bundle, backend: str) -> str | None:
-    """The precision in which this machine makes the first pass of a ranking fastest; None if none is known to.
+    """The fastest precision here for the first pass of a ranking; None if none is known to be faster than one pass.
 
     On GPUs there is none: nothing has been measured there.
 

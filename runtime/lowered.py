@@ -12,6 +12,7 @@ from camp_sdk.runtime.messages import brief
 INT8, FLOAT8 = "int8", "float8"
 COARSE = (INT8, FLOAT8)  # too coarse for scores of their own: only a first pass uses them
 PRECISION_FOLDERS = {"float16": "fp16", "bfloat16": "bf16", INT8: "int8", FLOAT8: "fp8"}  # folders of the graphs
+FROM_SHORT = {folder: name for name, folder in PRECISION_FOLDERS.items()}  # commands name precisions as folders do
 FIRST_PASSES = (INT8, FLOAT8, "bfloat16")  # precisions for the first pass of a ranking, the fastest first
 ERROR_LIMIT = 1e30  # of logits
 

@@ -14,13 +14,12 @@ from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.profiles import Limits
 from camp_sdk.runtime.errors import InputError
 from camp_sdk.runtime.files import check_writable
-from camp_sdk.runtime.lowered import COARSE, PRECISION_FOLDERS
+from camp_sdk.runtime.lowered import COARSE, FROM_SHORT
 from camp_sdk.runtime.tensorrt.build import EngineOrder, build_engine, built_engine, prefer, trtexec_command
 from camp_sdk.runtime.tensorrt.library import here_of
 from camp_sdk.runtime.tensorrt.plans import PlanRecord
 
 PRECISIONS = ("float16", "float32", *COARSE)
-SHORT = {folder: precision for precision, folder in PRECISION_FOLDERS.items()}  # as camp export names them
 STEPS = 100  # of a progress bar
 
 
@@ -70,7 +69,7 @@ def _orders(
     bundle: Bundle, backend: str, precision: str | None, graphs: list[str] | None, limits: Limits
 ) -> list[EngineOrder]:
     precision = precision or ("float16" if "float16" in bundle.manifest.precisions else "float32")
-    precision = SHORT.get(precision, precision)
+    precision = FROM_SHORT.get(precision, precision)
     if precision not in PRECISIONS:
         raise InputError(f"--precision {precision}: engines are built in {' or '.join(PRECISIONS)}")
     every = bundle.manifest.graphs_in(precision)

@@ -10,10 +10,10 @@ import typer
 
 from camp_sdk.commands.options import BundleArgument, JsonOption
 from camp_sdk.runtime.bundle import Bundle
-from camp_sdk.runtime.lowered import PRECISION_FOLDERS
+from camp_sdk.runtime.lowered import FROM_SHORT
 from camp_sdk.triton.repository import TritonOptions, export_repository
 
-SHORT = {folder: precision for precision, folder in PRECISION_FOLDERS.items()} | {"fp32": "float32"}
+SHORT = FROM_SHORT | {"fp32": "float32"}
 
 
 def export_triton_command(

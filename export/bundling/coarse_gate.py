@@ -26,10 +26,10 @@ from camp_sdk.runtime.backends import SCORES_IN, open_engine
 from camp_sdk.runtime.bundle import Bundle
 from camp_sdk.runtime.engines.base import Arrays, Engine
 from camp_sdk.runtime.scoring import Logits, feeds_of
+from camp_sdk.runtime.selftest import ON_PROCESSOR
 from camp_sdk.terminal import progress
 
 QUANTILE = 0.999
-ON_PROCESSORS = ("onnxruntime", "openvino")
 IMAGES, TEXTS = 4, 8  # of one block of examples
 TITLE = f"against float32: the error within {MAX_SHARE_OF_RANGE:.0%} of the range, {MIN_AGREEMENT:.0%} of the top {TOP}"
 COLUMNS = ("case", "99.9% error", "of range", f"top {TOP}, two passes", "rescored")
@@ -117,7 +117,7 @@ def check_coarse(model: Camp, origin: Origin, bundle: Bundle, precision: str) ->
     """
     graphs = bundle.manifest.graphs
     names = [name for name in ("vision", "image", "text", "scorer") if name in graphs]
-    backends = [name for name in ON_PROCESSORS if name in SCORES_IN[precision] and importlib.util.find_spec(name)]
+    backends = [name for name in ON_PROCESSOR if name in SCORES_IN[precision] and importlib.util.find_spec(name)]
     checks: list[CoarseCheck] = []
     with ExitStack() as stack:
         exact: dict[str, Engine] = {}

@@ -124,7 +124,7 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
         return _add_coarse(precision, model, origin, manifest, folder)
 
     def check(graphs: Mapping[str, GraphSpec]) -> list[precision_gate.PrecisionCheck]:
-        _with_graphs(manifest, precision, graphs, folder)
+        _with_graphs(manifest, precision, folder, LoweredGraphs(dict(graphs)))
         found = precision_gate.check_precision(model, origin, Bundle(folder), precision)
         stderr.print(checks_table(f"{precision} {precision_gate.TITLE}", precision_gate.COLUMNS, found))
         return found
@@ -144,11 +144,12 @@ def add_precision(precision: str, model: Camp, origin: Origin, manifest: Manifes
             graphs, checks = others, again
     failure = f"the {precision} graphs are too far from PyTorch's scores"
     require(checks, failure, WITHOUT)
-    manifest = _with_graphs(manifest, precision, graphs, folder, checks)
+    lowered = LoweredGraphs(graphs)
+    manifest = _with_graphs(manifest, precision, folder, lowered, checks)
     if precision not in FIRST_PASSES:
         return manifest
     first = check_coarse(model, origin, Bundle(folder), precision)
-    return _with_graphs(manifest, precision, graphs, folder, checks, error_of(first))
+    return _with_graphs(manifest, precision, folder, replace(lowered, logit_error=error_of(first)), checks)
 
 
 def _add_coarse(precision: str, model: Camp, origin: Origin, manifest: Manifest, folder: Path) -> Manifest:
@@ -160,7 +161,8 @@ def _add_coarse(precision: str, model: Camp, origin: Origin, manifest: Manifest,
     inputs, outputs = quantise_graph(folder / spec.file, folder / file, largest, precision)
     graphs = {"scorer": GraphSpec(file, tuple(inputs), tuple(outputs))}
     for rest in (True, False) if precision == INT8 and is_fast("bfloat16") else (False,):
-        _with_graphs(manifest, precision, graphs, folder, rest=rest)
+        lowered = LoweredGraphs(graphs, rest_in_bfloat16=rest)
+        _with_graphs(manifest, precision, folder, lowered)
         checks = check_coarse(model, origin, Bundle(folder), precision)
         stderr.print(checks_table(f"{precision} {coarse_gate.TITLE}", coarse_gate.COLUMNS, checks))
         if not any(found.faults() for found in checks):
@@ -168,21 +170,15 @@ def _add_coarse(precision: str, model: Camp, origin: Origin, manifest: Manifest,
         if rest:
             stderr.print("the rest of the graph in bfloat16 costs too much accuracy: trying it in float32")
     require(checks, f"{precision} is too coarse for this network", WITHOUT)
-    return _with_graphs(manifest, precision, graphs, folder, checks, error_of(checks), rest)
+    return _with_graphs(manifest, precision, folder, replace(lowered, logit_error=error_of(checks)), checks)
 
 
 def _with_graphs(
-    manifest: Manifest,
-    precision: str,
-    graphs: Mapping[str, GraphSpec],
-    folder: Path,
-    checks: Collection[Any] = (),
-    error: float | None = None,
-    rest: bool = False,
+    manifest: Manifest, precision: str, folder: Path, lowered: LoweredGraphs, checks: Collection[Any] = ()
 ) -> Manifest:
-    """Write the manifest with the graphs of a lower precision, and return it."""
-    error = None if error is None else float(f"{error:.3g}")
-    lowered = LoweredGraphs(dict(graphs), tuple(figures_of(check) for check in checks), error, rest)
+    """Write the manifest with the graphs of a lower precision and the figures of its gate, and return it."""
+    error = None if lowered.logit_error is None else float(f"{lowered.logit_error:.3g}")
+    lowered = replace(lowered, logit_error=error, checks=tuple(figures_of(check) for check in checks))
     changed = replace(manifest, precisions=manifest.precisions | {precision: lowered})
     write_manifest(folder, changed)
     return changed
